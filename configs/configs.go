@@ -1,0 +1,438 @@
+// Package configs reads, defaults and validates the environment, and holds what
+// operators deploy: the profiles and the children's configuration.
+//
+// Every setting is one environment variable and one field of [Config], with its
+// default and its meaning in the field's tag; "codexpool config" prints that
+// table. Nothing is read after the start.
+package configs
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/joho/godotenv"
+)
+
+// Echo is the value of CODEX_UPSTREAM for the offline echo model.
+const Echo = "echo"
+
+// DevKey is the API key of the dev profile. It is public, so production refuses it.
+const DevKey = "codexpool-dev"
+
+// Config is the whole configuration, checked. Durations are whole milliseconds
+// in the environment.
+type Config struct {
+	Env         string `env:"PROXY_ENV" mean:"dev, or empty for production, which refuses unsafe settings; picks the model prefix"`
+	Host        string `env:"PROXY_HOST" envDefault:"127.0.0.1" mean:"address of the public listener"`
+	Port        int    `env:"PORT" envDefault:"11435" mean:"port of the public listener; 0 = any free one"`
+	AdminAddr   string `env:"PROXY_ADMIN_ADDR" envDefault:"127.0.0.1:11436" empty:"off" mean:"admin listener with /metrics, never public; empty = off"`
+	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" envDefault:"false" mean:"an admin address beyond loopback is meant"`
+
+	APIKeys       []string `env:"PROXY_API_KEY" secret:"yes" mean:"bearer keys, comma-separated; none only in dev and on loopback"`
+	ProtectModels bool     `env:"PROXY_PROTECT_MODELS" envDefault:"true" dev:"false" mean:"whether /v1/models wants a key"`
+	CORS          bool     `env:"PROXY_ENABLE_CORS" envDefault:"true" mean:"answer cross-origin requests of PROXY_CORS_ALLOWED_ORIGINS"`
+	CORSOrigins   []string `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"exact origins, comma-separated; * = any, never with credentials"`
+
+	DefaultStream     bool          `env:"PROXY_DEFAULT_STREAM" envDefault:"false" mean:"what a request without stream gets"`
+	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" envDefault:"0" mean:"open streams at most; 0 = no limit of its own"`
+	Keepalive         time.Duration `env:"PROXY_SSE_KEEPALIVE_MS" envDefault:"15000" mean:"a comment into a stream after that much silence; 0 = off"`
+	Commit            time.Duration `env:"PROXY_SSE_COMMIT_MS" envDefault:"2000" mean:"a stream's 200 is sent that long after the turn began, if nothing came before"`
+	Timeout           time.Duration `env:"PROXY_TIMEOUT_MS" envDefault:"600000" mean:"a whole request"`
+	IdleTimeout       time.Duration `env:"PROXY_IDLE_TIMEOUT_MS" envDefault:"120000" mean:"silence of the model, for answers in one piece"`
+	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" envDefault:"300000" mean:"silence of the model, for streams"`
+	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" envDefault:"30000" mean:"one write to a client"`
+	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" envDefault:"16777216" mean:"request body at most, bytes"`
+	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" envDefault:"0" mean:"between not ready and refusing, when stopping"`
+	Drain             time.Duration `env:"PROXY_DRAIN_MS" envDefault:"30000" mean:"how long running turns may go on, when stopping"`
+
+	Bin          string        `env:"CODEX_BIN" mean:"the Codex CLI, wrapper or native; empty = the pinned one beside the program, else codex from PATH"`
+	Upstream     string        `env:"CODEX_UPSTREAM" mean:"echo, or the http(s) base URL of a Responses API; empty = echo, in dev only"`
+	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"not used yet: this version has no relay to OpenAI"`
+	Model        string        `env:"CODEX_MODEL" mean:"the model that the aliases mean; empty = the catalog's default"`
+	Sandbox      string        `env:"PROXY_SANDBOX_MODE" envDefault:"read-only" mean:"Codex sandbox; read-only is the only one so far"`
+	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" envDefault:"20" mean:"between the echo model's words"`
+	Workdir      string        `env:"PROXY_CODEX_WORKDIR" mean:"private homes of children; empty = codexpool in the user's cache directory; not below /tmp"`
+	StartTimeout time.Duration `env:"CODEX_START_TIMEOUT_MS" envDefault:"15000" mean:"a child's start and handshake"`
+	StopGrace    time.Duration `env:"CODEX_STOP_GRACE_MS" envDefault:"2000" mean:"each step of stopping a child"`
+
+	PoolSize       int           `env:"POOL_SIZE" envDefault:"4" mean:"children at most"`
+	MinIdle        int           `env:"POOL_MIN_IDLE" envDefault:"4" mean:"children kept warm, POOL_SIZE at most"`
+	MaxWaiting     int           `env:"POOL_MAX_WAITING" envDefault:"64" mean:"requests in line at most"`
+	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" envDefault:"30000" mean:"a request's time in line"`
+	MaxTurns       int           `env:"POOL_MAX_TURNS" envDefault:"500" mean:"turns of a child before it is replaced; 0 = no limit"`
+	MaxAge         time.Duration `env:"POOL_MAX_AGE_MS" envDefault:"3600000" mean:"age of a child before it is replaced; 0 = no limit"`
+	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" envDefault:"60000" mean:"age below which turns do not replace a child"`
+	Jitter         float64       `env:"POOL_JITTER" envDefault:"0.2" mean:"fraction by which both limits vary from child to child"`
+	BackoffMin     time.Duration `env:"POOL_BACKOFF_MIN_MS" envDefault:"500" mean:"pause after a failed start of a child"`
+	BackoffMax     time.Duration `env:"POOL_BACKOFF_MAX_MS" envDefault:"30000" mean:"the same, after many"`
+
+	LogLevel  string `env:"LOG_LEVEL" envDefault:"info" mean:"debug, info, warn or error"`
+	LogFormat string `env:"LOG_FORMAT" mean:"tint or json; empty = tint on a terminal, else json"`
+
+	// Warnings are what the operator should know, for the log.
+	Warnings []string `env:"-"`
+
+	sources map[string]string // variable -> where its value is from
+}
+
+// Dev says that this is not production.
+func (c Config) Dev() bool { return c.Env == "dev" }
+
+// Load reads the env files in their order, then environ (as os.Environ gives
+// it), each over what came before. The error names every problem, a line each.
+func Load(environ, envFiles []string) (Config, error) {
+	values, sources, err := gather(environ, envFiles)
+	if err != nil {
+		return Config{}, err
+	}
+	c := Config{sources: sources}
+	devDefaults(values)
+	var problems []error
+	if err := env.ParseWithOptions(&c, env.Options{
+		Environment: values,
+		FuncMap:     map[reflect.Type]env.ParserFunc{reflect.TypeFor[time.Duration](): milliseconds},
+	}); err != nil {
+		problems = named(err)
+	}
+	problems = append(problems, c.check()...)
+	c.warn(values)
+	return c, errors.Join(problems...)
+}
+
+// gather merges the sources. A variable that is set but empty counts as not
+// set, as Compose and systemd files often have it, but where empty has a meaning.
+func gather(environ, envFiles []string) (values, sources map[string]string, err error) {
+	values, sources = map[string]string{}, map[string]string{}
+	set := func(name, value, source string) {
+		if value == "" && !emptyMeans[name] {
+			return
+		}
+		values[name], sources[name] = value, source
+	}
+	for _, path := range envFiles {
+		file, err := godotenv.Read(path)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--env-file %s: %w", path, err)
+		}
+		for name, value := range file {
+			set(name, value, path)
+		}
+	}
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		set(name, value, "environment")
+	}
+	return values, sources, nil
+}
+
+// devDefaults adds the defaults of dev to values, where nothing else is set.
+func devDefaults(values map[string]string) {
+	if values["PROXY_ENV"] != "dev" {
+		return
+	}
+	for _, f := range fields {
+		if value, ok := f.Tag.Lookup("dev"); ok {
+			if _, set := values[f.Tag.Get("env")]; !set {
+				values[f.Tag.Get("env")] = value
+			}
+		}
+	}
+}
+
+// milliseconds parses a duration.
+func milliseconds(s string) (any, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || n > int64(365*24*time.Hour/time.Millisecond) {
+		return nil, fmt.Errorf("%q is not a number of whole milliseconds", s)
+	}
+	return time.Duration(n) * time.Millisecond, nil
+}
+
+// named says which variable each parse error is about: the decoder names fields.
+func named(err error) []error {
+	aggregate := env.AggregateError{}
+	if !errors.As(err, &aggregate) {
+		return []error{err}
+	}
+	var problems []error
+	for _, e := range aggregate.Errors {
+		parse := env.ParseError{}
+		if f, ok := reflect.TypeFor[Config]().FieldByName(fieldOf(e)); ok && errors.As(e, &parse) {
+			e = fmt.Errorf("%s: %w", f.Tag.Get("env"), plain(parse))
+		}
+		problems = append(problems, e)
+	}
+	return problems
+}
+
+func fieldOf(err error) string {
+	parse := env.ParseError{}
+	errors.As(err, &parse)
+	return parse.Name
+}
+
+// plain takes strconv's own words out of a parse error.
+func plain(parse env.ParseError) error {
+	if number := (*strconv.NumError)(nil); errors.As(parse.Err, &number) {
+		return fmt.Errorf("%q is not a valid %s", number.Num, parse.Type)
+	}
+	return parse.Err
+}
+
+// check returns every problem with the values themselves.
+func (c *Config) check() []error {
+	var problems []error
+	bad := func(when bool, variable, format string, args ...any) {
+		if when {
+			problems = append(problems, fmt.Errorf(variable+": "+format, args...))
+		}
+	}
+	oneOf := func(variable, value string, allowed ...string) {
+		bad(!slices.Contains(allowed, value), variable, "%q is not one of %s", value, strings.Join(allowed, ", "))
+	}
+	atLeast := func(variable string, value, least int64) {
+		bad(value < least, variable, "%d is less than %d", value, least)
+	}
+
+	bad(c.Env != "" && c.Env != "dev", "PROXY_ENV", "%q is neither dev nor empty", c.Env)
+	bad(c.Port < 0 || c.Port > 65535, "PORT", "%d is not a port", c.Port)
+	oneOf("PROXY_SANDBOX_MODE", c.Sandbox, "read-only")
+	oneOf("LOG_LEVEL", c.LogLevel, "debug", "info", "warn", "error")
+	bad(c.LogFormat != "" && c.LogFormat != "tint" && c.LogFormat != "json", "LOG_FORMAT", "%q is not one of tint, json", c.LogFormat)
+
+	atLeast("POOL_SIZE", int64(c.PoolSize), 1)
+	bad(c.PoolSize > 1024, "POOL_SIZE", "%d is more than 1024", c.PoolSize)
+	atLeast("POOL_MIN_IDLE", int64(c.MinIdle), 0)
+	if _, set := c.sources["POOL_MIN_IDLE"]; !set {
+		c.MinIdle = min(c.MinIdle, c.PoolSize)
+	}
+	bad(c.MinIdle > c.PoolSize, "POOL_MIN_IDLE", "%d is more than POOL_SIZE (%d)", c.MinIdle, c.PoolSize)
+	atLeast("POOL_MAX_WAITING", int64(c.MaxWaiting), 0)
+	atLeast("POOL_MAX_TURNS", int64(c.MaxTurns), 0)
+	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
+	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
+	bad(c.Jitter < 0 || c.Jitter >= 1, "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter)
+	bad(c.BackoffMin > c.BackoffMax, "POOL_BACKOFF_MIN_MS", "it is more than POOL_BACKOFF_MAX_MS")
+	for _, d := range []struct {
+		variable string
+		value    time.Duration
+	}{
+		{"PROXY_TIMEOUT_MS", c.Timeout},
+		{"PROXY_IDLE_TIMEOUT_MS", c.IdleTimeout},
+		{"PROXY_STREAM_IDLE_TIMEOUT_MS", c.StreamIdleTimeout},
+		{"PROXY_WRITE_TIMEOUT_MS", c.WriteTimeout},
+		{"CODEX_START_TIMEOUT_MS", c.StartTimeout},
+		{"CODEX_STOP_GRACE_MS", c.StopGrace},
+		{"POOL_ACQUIRE_TIMEOUT_MS", c.AcquireTimeout},
+		{"POOL_BACKOFF_MIN_MS", c.BackoffMin},
+	} {
+		bad(d.value <= 0, d.variable, "it must be more than 0")
+	}
+	for _, problem := range []error{c.checkAccess(), c.checkAdmin(), c.checkUpstream(), c.checkWorkdir()} {
+		if problem != nil {
+			problems = append(problems, problem)
+		}
+	}
+	return problems
+}
+
+func (c *Config) checkAccess() error {
+	for i, key := range c.APIKeys {
+		if c.APIKeys[i] = strings.TrimSpace(key); c.APIKeys[i] == "" {
+			return errors.New("PROXY_API_KEY: one of its keys is empty")
+		}
+	}
+	switch {
+	case len(c.APIKeys) == 0 && !c.Dev():
+		return errors.New("PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)")
+	case len(c.APIKeys) == 0 && !Loopback(c.Host):
+		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
+	case !c.Dev() && slices.Contains(c.APIKeys, DevKey):
+		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs one of its own")
+	}
+	for _, origin := range c.CORSOrigins {
+		u, err := url.Parse(origin)
+		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
+			return fmt.Errorf("PROXY_CORS_ALLOWED_ORIGINS: %q is not an origin such as https://app.example", origin)
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkAdmin() error {
+	if c.AdminAddr == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(c.AdminAddr)
+	if err != nil {
+		return fmt.Errorf("PROXY_ADMIN_ADDR: %q is not HOST:PORT", c.AdminAddr)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("PROXY_ADMIN_ADDR: %q is not a port", port)
+	}
+	if !Loopback(host) && !c.AdminPublic {
+		return fmt.Errorf("PROXY_ADMIN_ADDR: %q is not a loopback address; say PROXY_ADMIN_PUBLIC=true if that is meant", c.AdminAddr)
+	}
+	return nil
+}
+
+func (c *Config) checkUpstream() error {
+	if c.Upstream == Echo {
+		return nil
+	}
+	if c.Upstream == "" {
+		if c.Dev() {
+			c.Upstream = Echo
+			return nil
+		}
+		return errors.New("CODEX_UPSTREAM: production needs it: the http(s) base URL of a Responses API, or echo (this version has no relay to OpenAI)")
+	}
+	u, err := url.Parse(c.Upstream)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
+		// The value is not repeated: a URL may hold a password.
+		return errors.New("CODEX_UPSTREAM: it is neither echo nor the http(s) base URL of a Responses API (openai, chatgpt and direct are not there yet)")
+	}
+	return nil
+}
+
+func (c *Config) checkWorkdir() error {
+	if c.Workdir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return fmt.Errorf("PROXY_CODEX_WORKDIR: it must be set: %w", err)
+		}
+		c.Workdir = filepath.Join(cache, "codexpool")
+	}
+	abs, err := filepath.Abs(c.Workdir)
+	if err != nil {
+		return fmt.Errorf("PROXY_CODEX_WORKDIR: %w", err)
+	}
+	c.Workdir = abs
+	return nil
+}
+
+// Loopback says that host is a loopback address or localhost.
+func Loopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	addr, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil && addr.Unmap().IsLoopback()
+}
+
+// warn notes what is not an error: variables that this version does not know
+// are named, whether they are misspelt, not there yet, or of the older proxy.
+func (c *Config) warn(values map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		if _, known := variables[name]; known {
+			continue
+		}
+		if why, old := gone[name]; old {
+			c.Warnings = append(c.Warnings, name+" has no effect: "+why)
+		} else if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			c.Warnings = append(c.Warnings, name+" has no effect: this version does not know it")
+		}
+	}
+	if c.OpenAIKey != "" {
+		c.Warnings = append(c.Warnings, "OPENAI_API_KEY has no effect: this version has no relay to OpenAI, only the echo model and CODEX_UPSTREAM=URL")
+	}
+}
+
+// prefixes mark the variables that are meant for us.
+var prefixes = []string{"PROXY_", "POOL_", "CODEX_", "WORKER_"}
+
+// gone are settings of the older proxy that mean nothing here.
+var gone = map[string]string{
+	"PROXY_MAX_PROMPT_TOKENS":         "the provider knows the limit and says so",
+	"PROXY_USE_APP_SERVER":            "app-server is the only way",
+	"CODEX_FORCE_PROVIDER":            "see CODEX_UPSTREAM",
+	"PROXY_SUPPRESS_TAIL_AFTER_TOOLS": "tool calls are not text here",
+	"PROXY_OUTPUT_MODE":               "tool calls are not text here",
+	"PROXY_KILL_ON_DISCONNECT":        "a disconnect always cancels",
+	"PROXY_TEST_ENDPOINTS":            "there are none",
+}
+
+// Setting is one row of the reference.
+type Setting struct {
+	Name    string // the variable
+	Value   string // in effect; secrets are masked
+	Default string
+	Source  string // "default", "environment", or the env file
+	Meaning string
+}
+
+// Settings lists every setting with its value in effect.
+func (c Config) Settings() []Setting {
+	value := reflect.ValueOf(c)
+	var settings []Setting
+	for _, f := range fields {
+		name := f.Tag.Get("env")
+		s := Setting{
+			Name:    name,
+			Value:   show(value.FieldByIndex(f.Index).Interface()),
+			Default: f.Tag.Get("envDefault"),
+			Source:  cmp.Or(c.sources[name], "default"),
+			Meaning: f.Tag.Get("mean"),
+		}
+		if f.Tag.Get("secret") != "" && s.Value != "" {
+			s.Value = "(set)"
+		}
+		settings = append(settings, s)
+	}
+	return settings
+}
+
+func show(v any) string {
+	switch v := v.(type) {
+	case time.Duration:
+		return strconv.FormatInt(v.Milliseconds(), 10)
+	case []string:
+		return strings.Join(v, ",")
+	}
+	return fmt.Sprint(v)
+}
+
+// What Config's tags say, read once.
+var (
+	fields     = settingFields()
+	variables  = variableNames()
+	emptyMeans = emptyVariables()
+)
+
+func settingFields() []reflect.StructField {
+	return slices.DeleteFunc(reflect.VisibleFields(reflect.TypeFor[Config]()), func(f reflect.StructField) bool {
+		name := f.Tag.Get("env")
+		return name == "" || name == "-"
+	})
+}
+
+func variableNames() map[string]bool {
+	names := map[string]bool{}
+	for _, f := range fields {
+		names[f.Tag.Get("env")] = true
+	}
+	return names
+}
+
+func emptyVariables() map[string]bool {
+	names := map[string]bool{}
+	for _, f := range fields {
+		if f.Tag.Get("empty") != "" {
+			names[f.Tag.Get("env")] = true
+		}
+	}
+	return names
+}
