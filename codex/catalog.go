@@ -1,0 +1,143 @@
+package codex
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Model is one model of the CLI's catalog.
+type Model struct {
+	ID      string
+	Efforts []string // reasoning efforts that it supports, lowest first
+	Default bool     // what a turn without a model uses
+}
+
+// Version asks the binary at path what it is. The error says so where it is
+// not the Codex CLI.
+func Version(ctx context.Context, path string) (string, error) {
+	out, err := run(ctx, path, "--version")
+	if err != nil {
+		return "", err
+	}
+	version, ok := strings.CutPrefix(strings.TrimSpace(string(out)), "codex-cli ")
+	if !ok {
+		return "", fmt.Errorf("%s is not the Codex CLI: --version does not print codex-cli", path)
+	}
+	return version, nil
+}
+
+// Catalog asks the binary at path for its model catalog and returns an edited
+// copy for model_catalog_json, with the models that it lists. Without the edit
+// newer models bring Codex's own instructions and a 10 KB JavaScript tool into
+// every request, whatever the configuration says. It works offline (0.3 s).
+func Catalog(ctx context.Context, path string) (file []byte, models []Model, err error) {
+	out, err := run(ctx, path, "debug", "models")
+	if err != nil {
+		return nil, nil, err
+	}
+	var catalog map[string]json.RawMessage
+	var entries []map[string]any
+	if err = json.Unmarshal(out, &catalog); err == nil {
+		err = json.Unmarshal(catalog["models"], &entries)
+	}
+	if err != nil || len(entries) == 0 {
+		return nil, nil, fmt.Errorf("%s debug models: no catalog in its output", path)
+	}
+	for _, e := range entries {
+		for key, value := range plainModel {
+			e[key] = value
+		}
+	}
+	if catalog["models"], err = json.Marshal(entries); err != nil {
+		return nil, nil, err
+	}
+	file, err = json.Marshal(catalog)
+	if err != nil {
+		return nil, nil, err
+	}
+	return file, listed(file), nil
+}
+
+// plainModel turns an agent's model into a plain one.
+var plainModel = map[string]any{
+	"apply_patch_tool_type":        nil,
+	"base_instructions":            "",
+	"experimental_supported_tools": []string{},
+	"model_messages":               nil,
+	"multi_agent_version":          nil,
+	"supports_search_tool":         false,
+	"tool_mode":                    nil,
+	"use_responses_lite":           false,
+}
+
+// listed reads the models that the catalog shows, by priority; the first is
+// the default, as in the child's own model/list.
+func listed(file []byte) []Model {
+	var catalog struct {
+		Models []struct {
+			Slug       string
+			Visibility string
+			Priority   int
+			Levels     []struct{ Effort string } `json:"supported_reasoning_levels"`
+		}
+	}
+	json.Unmarshal(file, &catalog) // we have just written it
+	var models []Model
+	priority := map[string]int{}
+	for _, m := range catalog.Models {
+		if m.Visibility != "list" {
+			continue
+		}
+		model := Model{ID: m.Slug}
+		for _, l := range m.Levels {
+			model.Efforts = append(model.Efforts, l.Effort)
+		}
+		priority[model.ID] = m.Priority
+		models = append(models, model)
+	}
+	slices.SortStableFunc(models, func(a, b Model) int { return cmp.Compare(priority[a.ID], priority[b.ID]) })
+	if len(models) > 0 {
+		models[0].Default = true
+	}
+	return models
+}
+
+// run runs the CLI once, in a home of its own that is removed afterwards, with
+// nothing inherited.
+func run(ctx context.Context, path string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, ErrUnresponsive)
+	defer cancel()
+	home, err := os.MkdirTemp("", "codexpool-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(home)
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir = home
+	cmd.Env = []string{"HOME=" + home, "CODEX_HOME=" + home, "PATH=" + os.Getenv("PATH")}
+	cmd.WaitDelay = time.Second
+	var stderr tail
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		return out, nil
+	}
+	what := fmt.Sprintf("%s %s", path, strings.Join(args, " "))
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		if last := stderr.lines(); len(last) > 0 {
+			return nil, fmt.Errorf("%s: %w: %s", what, err, last[len(last)-1])
+		}
+	}
+	return nil, fmt.Errorf("%s: %w", what, err)
+}

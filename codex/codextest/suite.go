@@ -1,0 +1,146 @@
+package codextest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"codexpool/codex"
+)
+
+// UserItem is a user's message as a Responses item.
+func UserItem(text string) json.RawMessage {
+	return raw(map[string]any{"type": "message", "role": "user", "content": []any{map[string]any{"type": "input_text", "text": text}}})
+}
+
+// Ten is ten words: long enough to leave in the middle.
+const Ten = "one two three four five six seven eight nine ten"
+
+// TestTurns is what every child must do, played or real. start gives a child
+// that answers with the words of the last user message, about 20 ms apart.
+func TestTurns(t *testing.T, start func(*testing.T) *codex.Client) {
+	ask := func(t *testing.T, c *codex.Client, text string) string {
+		t.Helper()
+		var answer strings.Builder
+		for e, err := range c.Turn(t.Context(), codex.TurnParams{Items: []json.RawMessage{UserItem(text)}}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d, ok := e.(codex.TextDelta); ok {
+				answer.WriteString(d.Text)
+			}
+		}
+		return answer.String()
+	}
+
+	t.Run("an answer comes in pieces, with usage, then completed", func(t *testing.T) {
+		c := start(t)
+		var deltas []string
+		var usage codex.Usage
+		var last codex.Event
+		for e, err := range c.Turn(t.Context(), codex.TurnParams{Items: []json.RawMessage{UserItem(Ten)}}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch e := e.(type) {
+			case codex.TextDelta:
+				deltas = append(deltas, e.Text)
+			case codex.Usage:
+				usage = e
+			}
+			last = e
+		}
+		if got := strings.Join(deltas, ""); got != Ten || len(deltas) != 10 {
+			t.Errorf("got %d deltas: %q", len(deltas), deltas)
+		}
+		if want := (codex.Usage{Input: 10, Output: 10, Total: 20}); usage != want {
+			t.Errorf("usage %+v, want %+v", usage, want)
+		}
+		if last != (codex.Completed{Finish: codex.FinishStop}) {
+			t.Errorf("the last event is %#v", last)
+		}
+	})
+
+	t.Run("turns follow each other, warmed or not, without memory of the last", func(t *testing.T) {
+		c := start(t)
+		for _, text := range []string{"first turn", "second turn"} {
+			if got := ask(t, c, text); got != text {
+				t.Errorf("got %q, want %q", got, text)
+			}
+		}
+		if err := c.Warm(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := ask(t, c, "third turn"); got != "third turn" {
+			t.Errorf("got %q", got)
+		}
+	})
+
+	t.Run("leaving a turn interrupts it, and the child is as good as new", func(t *testing.T) {
+		c := start(t)
+		for e, err := range c.Turn(t.Context(), codex.TurnParams{Items: []json.RawMessage{UserItem(Ten)}}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := e.(codex.TextDelta); ok {
+				break
+			}
+		}
+		if !c.Reusable() {
+			t.Fatalf("not reusable: %v", c.Err())
+		}
+		if got := ask(t, c, "and again"); got != "and again" {
+			t.Errorf("got %q", got)
+		}
+	})
+
+	t.Run("a caller who leaves before the first word gets his own reason", func(t *testing.T) {
+		c := start(t)
+		gone := errors.New("client gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		var got error
+		for e, err := range c.Turn(ctx, codex.TurnParams{Items: []json.RawMessage{UserItem(Ten)}}) {
+			if err != nil {
+				got = err
+			} else if _, ok := e.(codex.Tick); ok {
+				cancel(gone)
+			}
+		}
+		if !errors.Is(got, gone) {
+			t.Errorf("got %v", got)
+		}
+		if !c.Reusable() {
+			t.Errorf("not reusable: %v", c.Err())
+		}
+	})
+
+	t.Run("a ping is answered between turns", func(t *testing.T) {
+		c := start(t)
+		if _, err := c.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := ask(t, c, "after a ping"); got != "after a ping" {
+			t.Errorf("got %q", got)
+		}
+	})
+
+	t.Run("close ends the child", func(t *testing.T) {
+		c := start(t)
+		c.Close()
+		select {
+		case <-c.Done():
+		case <-time.After(10 * time.Second):
+			t.Fatal("it is still there")
+		}
+		if c.Reusable() {
+			t.Error("reusable after its end")
+		}
+		if exit := (*codex.ExitError)(nil); !errors.As(c.Err(), &exit) {
+			t.Errorf("Err is %v", c.Err())
+		}
+	})
+}

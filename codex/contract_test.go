@@ -1,0 +1,257 @@
+package codex_test
+
+import (
+	"encoding/json"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+	"codexpool/upstream"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What these tests hold is the real CLI's side of the contract: drift shows
+// here on the day that the pin moves.
+
+func message(role, kind, text string) json.RawMessage {
+	b, _ := json.Marshal(map[string]any{"type": "message", "role": role, "content": []any{map[string]any{"type": kind, "text": text}}})
+	return b
+}
+
+func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	odd := "tabs\tand\nnewlines \u2028 \"quotes\" <b>&amp; \U0001F9EA \u0001"
+	conversation := []json.RawMessage{
+		message("developer", "input_text", "system first"),
+		message("developer", "input_text", "then developer"),
+		message("user", "input_text", "one"),
+		message("assistant", "output_text", "two"),
+		message("user", "input_text", odd),
+	}
+	for _, items := range [][]json.RawMessage{{codextest.UserItem("hello")}, conversation} {
+		if _, err := run(t, c, codex.TurnParams{Items: items}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	bodies := up.Bodies()
+	if len(bodies) != 2 {
+		t.Fatalf("%d requests for 2 turns", len(bodies))
+	}
+	if len(bodies[0]) >= 2500 {
+		t.Errorf("hello takes %d bytes upstream:\n%s", len(bodies[0]), bodies[0])
+	}
+	for i, items := range [][]json.RawMessage{{codextest.UserItem("hello")}, conversation} {
+		var body struct {
+			Instructions string
+			Tools        []any
+			Input        []map[string]any
+		}
+		if err := json.Unmarshal(bodies[i], &body); err != nil {
+			t.Fatal(err)
+		}
+		if body.Instructions != "" || len(body.Tools) != 0 {
+			t.Errorf("instructions %q, tools %v", body.Instructions, body.Tools)
+		}
+		for _, item := range body.Input {
+			delete(item, "id") // Codex's own
+		}
+		var want []map[string]any
+		for _, item := range items {
+			var w map[string]any
+			json.Unmarshal(item, &w)
+			want = append(want, w)
+		}
+		if diff := cmp.Diff(want, body.Input); diff != "" {
+			t.Errorf("(-sent +arrived)\n%s", diff)
+		}
+	}
+}
+
+func TestTheKeyOfATurnComesOutUpstream(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	p := hello()
+	p.Meta = map[string]string{"codexpool_key": "k-1234"}
+	if _, err := run(t, c, p); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(up.Bodies()[0]), `\"codexpool_key\":\"k-1234\"`) {
+		t.Errorf("not in %s", up.Bodies()[0])
+	}
+}
+
+func TestTheCatalogListsWhatAChildLists(t *testing.T) {
+	server := httptest.NewServer(upstream.Echo(0))
+	defer server.Close()
+	cmd := codextest.Real(t, server.URL+"/v1")
+	_, want, err := codex.Catalog(t.Context(), cmd.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := start(t, cmd).Models(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(got, want); diff != "" || len(want) == 0 {
+		t.Errorf("(-child +catalog)\n%s", diff)
+	}
+}
+
+func TestTheModelAndEffortOfATurnReachTheUpstream(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	cmd := codextest.Real(t, up.URL+"/v1")
+	_, models, err := codex.Catalog(t.Context(), cmd.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, cmd)
+	last := models[len(models)-1]
+	p := hello()
+	p.Model, p.Effort = last.ID, last.Efforts[len(last.Efforts)-1]
+	if _, err := run(t, c, p); err != nil {
+		t.Fatal(err)
+	}
+	var body struct {
+		Model     string
+		Reasoning struct{ Effort string }
+	}
+	if err := json.Unmarshal(up.Bodies()[0], &body); err != nil {
+		t.Fatal(err)
+	}
+	if body.Model != p.Model || body.Reasoning.Effort != p.Effort {
+		t.Errorf("sent %s %s, arrived %+v", p.Model, p.Effort, body)
+	}
+}
+
+func TestVersionNamesWhatIsNotCodex(t *testing.T) {
+	if v, err := codex.Version(t.Context(), codextest.Binary(t)); err != nil || v != codex.Pinned {
+		t.Errorf("%q, %v", v, err)
+	}
+	if _, err := codex.Version(t.Context(), "/bin/echo"); err == nil || !strings.Contains(err.Error(), "not the Codex CLI") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestThePinIsTheSameEverywhere(t *testing.T) {
+	for _, file := range []string{"package.json", "package-lock.json"} {
+		data, err := os.ReadFile(filepath.Join("..", "configs", "codex", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(data), `"@openai/codex": "`+codex.Pinned+`"`) {
+			t.Errorf("%s does not pin %s", file, codex.Pinned)
+		}
+		if strings.Contains(string(data), `"resolved"`) {
+			t.Errorf("%s holds download addresses", file)
+		}
+	}
+}
+
+// schema is the part of a JSON schema that the contract test reads.
+type schema struct {
+	Properties map[string]schema
+	Required   []string
+	Enum       []string
+	OneOf      []schema
+	Ref        string `json:"$ref"`
+}
+
+func TestWhatWeSayAndHearIsInTheSchemasOfTheCLI(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command(codextest.Binary(t), "app-server", "generate-json-schema", "--experimental", "--out", dir)
+	cmd.Env = []string{"HOME=" + dir, "CODEX_HOME=" + dir}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+
+	requests := readSchema(t, filepath.Join(dir, "ClientRequest.json"))
+	definitions := readDefinitions(t, filepath.Join(dir, "ClientRequest.json"))
+	for method, params := range codex.Spoken {
+		i := slices.IndexFunc(requests.OneOf, func(s schema) bool { return slices.Contains(s.Properties["method"].Enum, method) })
+		if i < 0 {
+			t.Errorf("the CLI has no method %s", method)
+			continue
+		}
+		known := definitions[strings.TrimPrefix(requests.OneOf[i].Properties["params"].Ref, "#/definitions/")]
+		for _, field := range fieldNames(t, params) {
+			if _, ok := known.Properties[field]; !ok {
+				t.Errorf("%s has no param %s", method, field)
+			}
+		}
+		for _, field := range known.Required {
+			if !slices.Contains(fieldNames(t, params), field) {
+				t.Errorf("%s wants the param %s", method, field)
+			}
+		}
+	}
+	holds(t, filepath.Join(dir, "ServerNotification.json"), append(codex.Heard, codex.Unread...))
+	holds(t, filepath.Join(dir, "ServerRequest.json"), codex.Answered)
+}
+
+// holds asserts that the schema's union has each method.
+func holds(t *testing.T, path string, methods []string) {
+	t.Helper()
+	union := readSchema(t, path)
+	for _, method := range methods {
+		if !slices.ContainsFunc(union.OneOf, func(s schema) bool { return slices.Contains(s.Properties["method"].Enum, method) }) {
+			t.Errorf("%s has no %s", filepath.Base(path), method)
+		}
+	}
+}
+
+func readSchema(t *testing.T, path string) (s schema) {
+	t.Helper()
+	readJSON(t, path, &s)
+	return s
+}
+
+func readDefinitions(t *testing.T, path string) map[string]schema {
+	t.Helper()
+	var s struct{ Definitions map[string]json.RawMessage }
+	readJSON(t, path, &s)
+	definitions := map[string]schema{}
+	for name, data := range s.Definitions {
+		var d schema
+		if json.Unmarshal(data, &d) == nil { // some use forms that we have no need to read
+			definitions[name] = d
+		}
+	}
+	return definitions
+}
+
+func readJSON(t *testing.T, path string, to any) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, to); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+func fieldNames(t *testing.T, params any) []string {
+	t.Helper()
+	data, err := json.Marshal(params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(data, &fields); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name := range fields {
+		names = append(names, name)
+	}
+	return names
+}

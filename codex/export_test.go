@@ -1,0 +1,29 @@
+package codex
+
+// Spoken is everything that we send, for the contract test: method -> params,
+// with every field set that is left out when empty.
+var Spoken = map[string]any{
+	"initialize":          initializeParams{Capabilities: capabilities{OptOutNotificationMethods: unread}},
+	"thread/start":        threadStartParams{Sandbox: "read-only", ApprovalPolicy: "never", Environments: []string{}},
+	"thread/unsubscribe":  threadParams{},
+	"thread/inject_items": injectItemsParams{},
+	"turn/start":          turnStartParams{Input: []string{}, Model: "m", Effort: "low", ClientMetadata: map[string]string{"k": "v"}},
+	"turn/interrupt":      turnInterruptParams{},
+	"model/list":          modelListParams{Cursor: new(string)},
+	"server/diagnostics":  struct{}{},
+}
+
+// Heard are the notifications that a turn reads; Unread those that we opt out of.
+var (
+	Heard = []string{
+		"configWarning", "error", "item/agentMessage/delta", "item/completed", "item/reasoning/summaryTextDelta",
+		"item/started", "thread/tokenUsage/updated", "turn/completed",
+	}
+	Unread = unread
+)
+
+// Answered are the requests of the child that we have an answer for.
+var Answered = []string{
+	"item/commandExecution/requestApproval", "item/fileChange/requestApproval",
+	"execCommandApproval", "applyPatchApproval", "mcpServer/elicitation/request",
+}

@@ -1,0 +1,307 @@
+package codex_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+)
+
+// children are what this test binary plays when it is run again.
+var children = map[string]func(){
+	"serve": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: wordDelay})})
+	},
+	"never-initializes": func() { codextest.Play(codextest.Script{codextest.Hang()}) },
+	"exits-in-handshake": func() {
+		fmt.Fprintln(os.Stderr, "config.toml: no such key")
+		codextest.Play(codextest.Script{codextest.Expect("initialize"), codextest.Exit(7)})
+	},
+	"exits-mid-turn": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("half"),
+			codextest.Do(func() { fmt.Fprintln(os.Stderr, "out of memory") }), codextest.Exit(3)})
+	},
+	"ignores-stdin-close": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
+		select {}
+	},
+	"ignores-sigterm": func() {
+		signal.Ignore(syscall.SIGTERM)
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
+		select {}
+	},
+	"grandchild-holds-stdout": func() { withGrandchild(os.Stdout, os.Stderr) },
+	"grandchild-outlives":     func() { withGrandchild(nil, nil) },
+	"closes-stdout": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Do(func() { os.Stdout.Close() }), codextest.Hang()})
+		select {}
+	},
+	"prints-garbage": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Raw("thread 'main' panicked at"), codextest.Hang()})
+	},
+	"prints-20MB-line": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Raw(strings.Repeat("x", 20<<20)), codextest.Hang()})
+	},
+	"floods-stderr": func() {
+		for i := range 100_000 {
+			fmt.Fprintf(os.Stderr, "line %d %s\n", i, strings.Repeat("y", 100))
+		}
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Expect("thread/start"), codextest.Exit(1)})
+	},
+	"stops-reading": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Do(func() { select {} })})
+	},
+	"tells-environment": func() {
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Expect("thread/start"),
+			codextest.Do(func() { tellEnvironment(os.Stderr) }), codextest.Exit(0)})
+	},
+}
+
+func withGrandchild(stdout, stderr *os.File) {
+	cmd := exec.Command("/bin/sleep", "300")
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
+}
+
+func tellEnvironment(w io.Writer) {
+	dir, _ := os.Getwd()
+	fmt.Fprintln(w, "cwd", dir)
+	for _, entry := range os.Environ() {
+		fmt.Fprintln(w, "env", entry)
+	}
+	for _, path := range []string{os.Getenv("HOME"), os.Getenv("CODEX_HOME"), dir} {
+		info, err := os.Stat(path)
+		if err != nil {
+			fmt.Fprintln(w, err)
+			continue
+		}
+		fmt.Fprintln(w, "mode", info.Mode().Perm())
+	}
+}
+
+func TestAChildHasItsOwnPrivateWorld(t *testing.T) {
+	t.Setenv("SECRET_OF_THE_DAEMON", "x")
+	cmd := codextest.Command(t, "tells-environment")
+	c := start(t, cmd)
+	exit := exitOf(t, c)
+	told := strings.Join(exit.Stderr, "\n")
+	for _, want := range []string{
+		"cwd " + filepath.Join(cmd.Home, "work"),
+		"env HOME=" + cmd.Home,
+		"env CODEX_HOME=" + filepath.Join(cmd.Home, "codex"),
+		"env CODEX_SQLITE_HOME=" + filepath.Join(cmd.Home, "codex"),
+		"mode -rwx------\nmode -rwx------\nmode -rwx------",
+	} {
+		if !strings.Contains(told, want) {
+			t.Errorf("no %q in\n%s", want, told)
+		}
+	}
+	if strings.Contains(told, "SECRET_OF_THE_DAEMON") {
+		t.Error("the daemon's environment was inherited")
+	}
+}
+
+// exitOf runs one turn on a child that leaves during it.
+func exitOf(t *testing.T, c *codex.Client) *codex.ExitError {
+	t.Helper()
+	_, err := run(t, c, hello())
+	exit := (*codex.ExitError)(nil)
+	if !errors.As(err, &exit) {
+		t.Fatalf("got %v, want an ExitError", err)
+	}
+	if c.Reusable() {
+		t.Error("reusable after its end")
+	}
+	return exit
+}
+
+func TestStartFailsWhenTheChildNeverInitializes(t *testing.T) {
+	cmd := codextest.Command(t, "never-initializes")
+	cause := errors.New("too slow")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, cause)
+	defer cancel()
+	// The call outlives ctx by its grace of 2 s: this is the one slow test here.
+	if _, err := codex.Start(ctx, cmd); !errors.Is(err, codex.ErrUnresponsive) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(cmd.Home); !os.IsNotExist(err) {
+		t.Errorf("its home is still there: %v", err)
+	}
+}
+
+func TestStartTellsTheLastWordsOfAChildThatExits(t *testing.T) {
+	exited := 0
+	cmd := codextest.Command(t, "exits-in-handshake")
+	cmd.Exited = func() { exited++ }
+	_, err := codex.Start(t.Context(), cmd)
+	exit := (*codex.ExitError)(nil)
+	if !errors.As(err, &exit) || exit.Status != "exit status 7" || len(exit.Stderr) != 1 || exit.Stderr[0] != "config.toml: no such key" {
+		t.Errorf("got %v", err)
+	}
+	if exited != 1 {
+		t.Errorf("Exited was called %d times", exited)
+	}
+}
+
+func TestStartCleansUpWhenTheBinaryIsMissing(t *testing.T) {
+	exited := 0
+	cmd := codex.Command{Path: filepath.Join(t.TempDir(), "missing"), Home: codextest.Home(t), Exited: func() { exited++ }, Log: codextest.Log(t)}
+	_, err := codex.Start(t.Context(), cmd)
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(cmd.Home); !os.IsNotExist(err) || exited != 1 {
+		t.Errorf("home: %v, Exited called %d times", err, exited)
+	}
+}
+
+func TestAnExitInMidTurnIsTheTurnsError(t *testing.T) {
+	c := start(t, codextest.Command(t, "exits-mid-turn"))
+	events, err := run(t, c, hello())
+	exit := (*codex.ExitError)(nil)
+	if !errors.As(err, &exit) || exit.Status != "exit status 3" || strings.Join(exit.Stderr, "") != "out of memory" {
+		t.Errorf("got %v", err)
+	}
+	if len(events) != 1 {
+		t.Errorf("what came before is lost: %v", events)
+	}
+}
+
+func TestCloseEndsEveryKindOfChild(t *testing.T) {
+	for child, want := range map[string]string{
+		"serve":                   "exit status 0",
+		"ignores-stdin-close":     "signal: terminated",
+		"ignores-sigterm":         "signal: killed",
+		"grandchild-holds-stdout": "exit status 0",
+		"grandchild-outlives":     "exit status 0",
+		"closes-stdout":           "signal: terminated",
+	} {
+		t.Run(child, func(t *testing.T) {
+			t.Parallel()
+			c := start(t, codextest.Command(t, child))
+			pid := c.Pid()
+			c.Close()
+			exit := (*codex.ExitError)(nil)
+			if !errors.As(c.Err(), &exit) || exit.Status != want {
+				t.Errorf("it ended with %v, want %s", c.Err(), want)
+			}
+			if left := livingGroup(t, pid); len(left) > 0 {
+				t.Errorf("of its process group are left: %q", left)
+			}
+		})
+	}
+}
+
+// livingGroup lists the members of a process group, without the dead that
+// nobody has reaped yet: an orphan's reaper is init.
+func livingGroup(t *testing.T, group int) []string {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil || len(stats) == 0 {
+		t.Fatal("no /proc here", err)
+	}
+	var living []string
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just gone
+		}
+		// pid (comm) state ppid pgrp …
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if fields[0] != "Z" && fields[2] == strconv.Itoa(group) {
+			living = append(living, string(stat))
+		}
+	}
+	return living
+}
+
+func TestAKilledChildIsNoticedWhileNobodyUsesIt(t *testing.T) {
+	c := start(t, codextest.Command(t, "serve"))
+	syscall.Kill(c.Pid(), syscall.SIGKILL)
+	<-c.Done()
+	if got := fmt.Sprint(c.Err()); got != "child is gone: signal: killed" {
+		t.Errorf("Err is %q", got)
+	}
+}
+
+func TestGarbageEndsTheTurnAndTheChild(t *testing.T) {
+	for _, child := range []string{"prints-garbage", "prints-20MB-line"} {
+		t.Run(child, func(t *testing.T) {
+			c := start(t, codextest.Command(t, child))
+			_, err := run(t, c, hello())
+			if protocol := (*codex.ProtocolError)(nil); !errors.As(err, &protocol) {
+				t.Errorf("got %v", err)
+			}
+			if c.Reusable() {
+				t.Error("reusable after garbage")
+			}
+		})
+	}
+}
+
+func TestAFloodOnStderrIsBounded(t *testing.T) {
+	exit := exitOf(t, start(t, codextest.Command(t, "floods-stderr")))
+	if len(exit.Stderr) != 20 || !strings.HasPrefix(exit.Stderr[19], "line 99999 ") {
+		t.Errorf("%d lines are kept, the last is %.20q", len(exit.Stderr), exit.Stderr[len(exit.Stderr)-1])
+	}
+}
+
+func TestAWriteToAChildThatStoppedReadingIsGivenUp(t *testing.T) {
+	c := start(t, codextest.Command(t, "stops-reading"))
+	if err := c.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p := hello()
+	p.Items[0] = codextest.UserItem(strings.Repeat("a pipe holds 64 KB ", 10_000))
+	for _, err := range c.Turn(ctx, p) {
+		if !errors.Is(err, codex.ErrUnresponsive) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if c.Reusable() {
+		t.Error("reusable with half a line in its input")
+	}
+}
+
+func TestARealChildLeavesNoTrace(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("hi"))
+	cmd := codextest.Real(t, up.URL+"/v1")
+	c := start(t, cmd)
+	if c.Version() != codex.Pinned {
+		t.Errorf("version %q", c.Version())
+	}
+	for _, w := range c.Warnings() {
+		if !strings.Contains(w, "bubblewrap") {
+			t.Errorf("config warning: %s", w)
+		}
+	}
+	if _, err := run(t, c, hello()); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	exit := (*codex.ExitError)(nil)
+	if !errors.As(c.Err(), &exit) || exit.Status != "exit status 0" {
+		t.Errorf("it ended with %v", c.Err())
+	}
+	if _, err := os.Stat("/proc/" + strconv.Itoa(c.Pid())); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}

@@ -1,0 +1,176 @@
+package codex
+
+import "encoding/json"
+
+// What is here is what we say and read, and only that. The contract test holds
+// it against the schemas that the CLI generates of itself.
+
+// unread are the notifications that nobody reads: the child need not send them.
+var unread = []string{
+	"account/rateLimits/updated",
+	"mcpServer/startupStatus/updated",
+	"remoteControl/status/changed",
+	"thread/closed",
+	"thread/started",
+	"thread/status/changed",
+	"turn/started",
+}
+
+type initializeParams struct {
+	ClientInfo   clientInfo   `json:"clientInfo"`
+	Capabilities capabilities `json:"capabilities"`
+}
+
+type clientInfo struct {
+	Name    string `json:"name"`
+	Title   string `json:"title"`
+	Version string `json:"version"`
+}
+
+type capabilities struct {
+	ExperimentalAPI           bool     `json:"experimentalApi"` // for environments, responsesapiClientMetadata, server/diagnostics
+	OptOutNotificationMethods []string `json:"optOutNotificationMethods"`
+}
+
+type initializeResult struct {
+	UserAgent string `json:"userAgent"`
+}
+
+type threadStartParams struct {
+	Ephemeral        bool     `json:"ephemeral"`
+	BaseInstructions string   `json:"baseInstructions"` // "" and not absent: absent means Codex's own
+	Sandbox          string   `json:"sandbox"`
+	ApprovalPolicy   string   `json:"approvalPolicy"`
+	Environments     []string `json:"environments"` // [] and not absent: no shell, no files
+}
+
+type threadStartResult struct {
+	Thread struct {
+		ID string `json:"id"`
+	} `json:"thread"`
+}
+
+type threadParams struct {
+	ThreadID string `json:"threadId"`
+}
+
+type injectItemsParams struct {
+	ThreadID string            `json:"threadId"`
+	Items    []json.RawMessage `json:"items"`
+}
+
+type turnStartParams struct {
+	ThreadID       string            `json:"threadId"`
+	Input          []string          `json:"input"` // always empty: the history was injected
+	Model          string            `json:"model,omitempty"`
+	Effort         string            `json:"effort,omitempty"`
+	ClientMetadata map[string]string `json:"responsesapiClientMetadata,omitempty"`
+}
+
+type turnStartResult struct {
+	Turn struct {
+		ID string `json:"id"`
+	} `json:"turn"`
+}
+
+type turnInterruptParams struct {
+	ThreadID string `json:"threadId"`
+	TurnID   string `json:"turnId"`
+}
+
+type diagnosticsResult struct {
+	Process struct {
+		ResidentMemoryBytes int64 `json:"residentMemoryBytes"`
+	} `json:"process"`
+	Gauges []struct {
+		Name  string `json:"name"`
+		Value int64  `json:"value"`
+	} `json:"gauges"`
+}
+
+type modelListParams struct {
+	Cursor *string `json:"cursor,omitempty"`
+}
+
+type modelListResult struct {
+	Data       []listedModel `json:"data"`
+	NextCursor *string       `json:"nextCursor"`
+}
+
+type listedModel struct {
+	ID      string `json:"id"`
+	Default bool   `json:"isDefault"`
+	Efforts []struct {
+		Effort string `json:"reasoningEffort"`
+	} `json:"supportedReasoningEfforts"`
+}
+
+func (l listedModel) model() Model {
+	m := Model{ID: l.ID, Default: l.Default}
+	for _, e := range l.Efforts {
+		m.Efforts = append(m.Efforts, e.Effort)
+	}
+	return m
+}
+
+// notification is the union of the params that a turn reads; which fields are
+// set depends on the method.
+type notification struct {
+	ThreadID string `json:"threadId"`
+
+	// item/agentMessage/delta, item/reasoning/summaryTextDelta
+	ItemID string `json:"itemId"`
+	Delta  string `json:"delta"`
+
+	// item/started, item/completed
+	Item struct {
+		ID    string  `json:"id"`
+		Type  string  `json:"type"`
+		Text  string  `json:"text"`
+		Phase *string `json:"phase"`
+	} `json:"item"`
+
+	// thread/tokenUsage/updated
+	TokenUsage struct {
+		Total struct {
+			Input     int64 `json:"inputTokens"`
+			Cached    int64 `json:"cachedInputTokens"`
+			Output    int64 `json:"outputTokens"`
+			Reasoning int64 `json:"reasoningOutputTokens"`
+			Total     int64 `json:"totalTokens"`
+		} `json:"total"`
+	} `json:"tokenUsage"`
+
+	// turn/completed
+	Turn struct {
+		Status string      `json:"status"`
+		Error  *turnFailed `json:"error"`
+	} `json:"turn"`
+
+	// error
+	Error     *turnFailed `json:"error"`
+	WillRetry bool        `json:"willRetry"`
+}
+
+type turnFailed struct {
+	Message string          `json:"message"`
+	Info    json.RawMessage `json:"codexErrorInfo"` // a string, or an object of one key
+}
+
+func (f *turnFailed) turnError() *TurnError {
+	e := &TurnError{Info: "other", Message: f.Message}
+	var name string
+	if json.Unmarshal(f.Info, &name) == nil && name != "" {
+		e.Info = name
+		return e
+	}
+	var object map[string]struct {
+		HTTPStatusCode int `json:"httpStatusCode"`
+	}
+	if json.Unmarshal(f.Info, &object) == nil {
+		for name, detail := range object {
+			e.Info, e.HTTPStatus = name, detail.HTTPStatusCode
+		}
+	}
+	return e
+}

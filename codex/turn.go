@@ -1,0 +1,294 @@
+package codex
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+)
+
+// TurnParams is one completion. It holds what a caller wrote: never log it.
+type TurnParams struct {
+	Model  string            // catalog id; "" = the catalog's default
+	Effort string            // reasoning effort; "" = the model's default
+	Items  []json.RawMessage // the whole history, as Responses items; a message of role "system" is dropped by Codex
+	Meta   map[string]string // comes out upstream in the header x-codex-turn-metadata
+	Tick   time.Duration     // how often a Tick is yielded; 0 means 1 s
+}
+
+// Event is one of [Tick], [TextDelta], [ReasoningDelta], [Usage], [Completed].
+type Event interface{ event() }
+
+// Tick says that the turn is running. The first comes as soon as the turn was
+// sent, then one every TurnParams.Tick, so that its reader can act on silence
+// without a goroutine of its own.
+type Tick struct {
+	Silent time.Duration // since the child last said anything about this turn
+}
+
+// TextDelta is the next piece of the answer.
+type TextDelta struct{ Text string }
+
+// ReasoningDelta is the next piece of the reasoning summary, or of a message
+// that the model marks as commentary.
+type ReasoningDelta struct{ Text string }
+
+// Usage is what the upstream counted, in tokens, for the whole turn.
+type Usage struct {
+	Input, Cached     int64 // Cached is part of Input
+	Output, Reasoning int64 // Reasoning is part of Output
+	Total             int64
+}
+
+// Completed is the last event of a turn that did not fail.
+type Completed struct{ Finish Finish }
+
+// Finish says why the model stopped.
+type Finish string
+
+// The ends of an answer.
+const (
+	FinishStop          Finish = "stop"
+	FinishLength        Finish = "length"
+	FinishContentFilter Finish = "content_filter"
+)
+
+func (Tick) event()           {}
+func (TextDelta) event()      {}
+func (ReasoningDelta) event() {}
+func (Usage) event()          {}
+func (Completed) event()      {}
+
+var (
+	errTick    = errors.New("tick")
+	errStopped = errors.New("reader left the turn")
+)
+
+// Turn runs one turn on a thread of its own. The last pair is Completed or an
+// error: a *TurnError (the child is well), an *ExitError, a *ProtocolError,
+// ErrUnresponsive, an *RPCError, or the cause of ctx's end. Leaving the loop
+// early, in whatever way, interrupts the turn and waits for its end.
+func (c *Client) Turn(ctx context.Context, p TurnParams) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		err := c.turn(ctx, p, func(e Event) bool { return yield(e, nil) })
+		if err != nil && err != errStopped {
+			yield(nil, err)
+		}
+	}
+}
+
+func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool) error {
+	defer c.enter()()
+	if err := c.warm(ctx); err != nil {
+		return err
+	}
+	t := &turn{c: c, thread: c.ready, commentary: map[string]bool{}, streamed: map[string]bool{}}
+	c.ready, c.left = "", c.ready
+	if err := c.call(ctx, "thread/inject_items", injectItemsParams{ThreadID: t.thread, Items: p.Items}, nil); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := t.start(ctx, p); err != nil {
+		return err
+	}
+	defer t.end(ctx)
+	return t.events(ctx, p.Tick, yield)
+}
+
+// turn is the state of one running turn.
+type turn struct {
+	c          *Client
+	thread     string
+	request    int64  // id of our turn/start
+	id         string // the turn's, once turn/start is answered
+	over       bool   // turn/completed has come, or turn/start was refused
+	spoke      bool   // text has been passed on
+	heard      time.Time
+	commentary map[string]bool // items of phase commentary
+	streamed   map[string]bool // items whose text came in deltas
+}
+
+func (t *turn) start(ctx context.Context, p TurnParams) error {
+	ctx, cancel := callContext(ctx)
+	defer cancel()
+	id, err := t.c.send(ctx, "turn/start", turnStartParams{
+		ThreadID:       t.thread,
+		Input:          []string{},
+		Model:          p.Model,
+		Effort:         p.Effort,
+		ClientMetadata: p.Meta,
+	})
+	t.request, t.heard = id, time.Now()
+	return err
+}
+
+// events yields the turn's events until its end. The answer to turn/start is
+// one message among them, so that nothing that overtakes it is lost.
+func (t *turn) events(ctx context.Context, every time.Duration, yield func(Event) bool) error {
+	if every <= 0 {
+		every = time.Second
+	}
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	if !yield(Tick{}) {
+		return errStopped
+	}
+	for {
+		m, err := t.c.inbox.next(ctx, ticker.C)
+		if err == errTick {
+			silent := time.Since(t.heard)
+			if t.id == "" && silent > callTimeout {
+				t.c.spoil(ErrUnresponsive)
+				return fmt.Errorf("turn/start: %w", ErrUnresponsive)
+			}
+			if !yield(Tick{Silent: silent}) {
+				return errStopped
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		e, err := t.handle(ctx, m)
+		if err != nil {
+			return err
+		}
+		if e != nil && !yield(e) {
+			return errStopped
+		}
+		if t.over {
+			return nil
+		}
+	}
+}
+
+// handle takes one message; the event is nil where nobody need know.
+func (t *turn) handle(ctx context.Context, m message) (Event, error) {
+	switch {
+	case m.isRequest():
+		t.heard = time.Now()
+		ctx, cancel := callContext(ctx)
+		defer cancel()
+		t.c.answer(ctx, m)
+		return nil, nil
+	case m.answers(t.request) && m.Error != nil:
+		t.over = true
+		return nil, fmt.Errorf("turn/start: %w", m.Error)
+	case m.answers(t.request):
+		var r turnStartResult
+		if err := json.Unmarshal(m.Result, &r); err != nil || r.Turn.ID == "" {
+			err := &ProtocolError{Problem: "turn/start was answered without a turn id"}
+			t.c.spoil(err)
+			return nil, err
+		}
+		t.id, t.heard = r.Turn.ID, time.Now()
+		return nil, nil
+	case !m.isNotification():
+		return nil, nil // the answer to an interrupt, for end
+	}
+	var n notification
+	if err := json.Unmarshal(m.Params, &n); err != nil {
+		err := &ProtocolError{Problem: "params of " + m.Method + " cannot be read"}
+		t.c.spoil(err)
+		return nil, err
+	}
+	if n.ThreadID != t.thread {
+		return nil, nil
+	}
+	t.heard = time.Now()
+	return t.notified(m.Method, &n)
+}
+
+// notified is the one place that knows what the notifications of a turn mean.
+func (t *turn) notified(method string, n *notification) (Event, error) {
+	switch method {
+	case "item/started":
+		if n.Item.Type == "contextCompaction" {
+			// Codex is about to ask the model, at full price, for a summary of a
+			// history that is too long, and would answer to that instead.
+			return nil, &TurnError{Info: InfoContextWindow, Message: "the conversation is longer than the model's context window"}
+		}
+		t.commentary[n.Item.ID] = n.Item.Phase != nil && *n.Item.Phase == "commentary"
+	case "item/agentMessage/delta":
+		t.streamed[n.ItemID] = true
+		return t.text(n.ItemID, n.Delta), nil
+	case "item/completed":
+		if n.Item.Type == "agentMessage" && !t.streamed[n.Item.ID] {
+			return t.text(n.Item.ID, n.Item.Text), nil // an upstream that sends no deltas
+		}
+	case "item/reasoning/summaryTextDelta":
+		return ReasoningDelta{Text: n.Delta}, nil
+	case "thread/tokenUsage/updated":
+		u := n.TokenUsage.Total
+		return Usage{Input: u.Input, Cached: u.Cached, Output: u.Output, Reasoning: u.Reasoning, Total: u.Total}, nil
+	case "error":
+		if n.WillRetry && n.Error != nil && t.spoke {
+			// The answer would start again from its beginning.
+			return nil, n.Error.turnError()
+		}
+	case "turn/completed":
+		t.over = true
+		return t.completed(n)
+	}
+	return nil, nil
+}
+
+func (t *turn) text(item, text string) Event {
+	if text == "" {
+		return nil
+	}
+	if t.commentary[item] {
+		return ReasoningDelta{Text: text}
+	}
+	t.spoke = true
+	return TextDelta{Text: text}
+}
+
+// completed reads the end of the turn. Codex reports an answer that the
+// upstream cut as a failure, with its reason in a sentence.
+func (t *turn) completed(n *notification) (Event, error) {
+	switch {
+	case n.Turn.Status == "completed":
+		return Completed{Finish: FinishStop}, nil
+	case n.Turn.Error == nil:
+		return nil, &TurnError{Info: n.Turn.Status, Message: "the turn ended as " + n.Turn.Status}
+	case strings.HasSuffix(n.Turn.Error.Message, "reason: max_output_tokens"):
+		return Completed{Finish: FinishLength}, nil
+	case strings.HasSuffix(n.Turn.Error.Message, "reason: content_filter"):
+		return Completed{Finish: FinishContentFilter}, nil
+	}
+	return nil, n.Turn.Error.turnError()
+}
+
+// end makes sure that the turn is over: a second turn/start on a busy thread
+// would steer the old turn, and an abandoned one costs the caller money. It
+// interrupts, then waits for both the answer and turn/completed.
+func (t *turn) end(ctx context.Context) {
+	if t.over || t.c.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), endTimeout, ErrUnresponsive)
+	defer cancel()
+	var interrupt int64
+	for answered := false; !t.over || (interrupt != 0 && !answered); {
+		if interrupt == 0 && t.id != "" {
+			id, err := t.c.send(ctx, "turn/interrupt", turnInterruptParams{ThreadID: t.thread, TurnID: t.id})
+			if err != nil {
+				return // send has spoiled the child
+			}
+			interrupt = id
+		}
+		m, err := t.c.inbox.next(ctx, nil)
+		if err != nil {
+			t.c.spoil(err)
+			return
+		}
+		answered = answered || (interrupt != 0 && m.answers(interrupt))
+		t.handle(ctx, m) // what the turn still says does not matter
+	}
+}

@@ -1,0 +1,222 @@
+package codex_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+)
+
+// TestTranscripts plays what a child writes during one turn ("<"), asks ("?")
+// and must then read (">"), and compares what the turn yields.
+func TestTranscripts(t *testing.T) {
+	paths, err := filepath.Glob("testdata/turns/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatal("no transcripts", err)
+	}
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			archive, err := txtar.ParseFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := transcribe(t, archive.Files[0].Data)
+			if *update {
+				archive.Files[1].Data = []byte(got)
+				if err := os.WriteFile(path, txtar.Format(archive), 0o666); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(string(archive.Files[1].Data), got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func transcribe(t *testing.T, wire []byte) string {
+	t.Helper()
+	steps := []codextest.Step{codextest.Handshake(), codextest.Thread(), codextest.Turn()}
+	for _, line := range strings.Split(strings.TrimSpace(string(wire)), "\n") {
+		steps = append(steps, step(t, line))
+	}
+	c := connect(t, steps...)
+	events, err := run(t, c, hello())
+	if err != nil {
+		events = append(events, "error: "+err.Error())
+	}
+	return strings.Join(append(events, fmt.Sprintf("reusable: %v", c.Reusable())), "\n") + "\n"
+}
+
+func step(t *testing.T, line string) codextest.Step {
+	t.Helper()
+	kind, rest, _ := strings.Cut(line, " ")
+	method, params, _ := strings.Cut(rest, " ")
+	switch kind {
+	case "<":
+		return codextest.Notify(method, json.RawMessage(params))
+	case "?":
+		params, want, _ := strings.Cut(params, " => ")
+		return codextest.Ask(method, json.RawMessage(params), func(answer json.RawMessage) error {
+			if !bytes.Equal(answer, []byte(want)) {
+				return fmt.Errorf("answered %s, want %s", answer, want)
+			}
+			return nil
+		})
+	case ">":
+		if method == "turn/interrupt" {
+			return codextest.Interrupted()
+		}
+	}
+	t.Fatalf("not a line of a transcript: %q", line)
+	return codextest.Step{}
+}
+
+func TestTheHistoryArrivesAsItWasGiven(t *testing.T) {
+	var got, started string
+	c := connect(t, codextest.Handshake(), codextest.Thread(),
+		codextest.Expect("thread/inject_items", keep(&got)), codextest.Reply(struct{}{}),
+		codextest.Expect("turn/start", keep(&started)), codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
+		codextest.Complete(1, 1))
+	_, err := run(t, c, codex.TurnParams{
+		Model: "m", Effort: "high", Meta: map[string]string{"key": "k"},
+		Items: []json.RawMessage{codextest.UserItem("a"), codextest.UserItem("b")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantItems := fmt.Sprintf(`{"threadId":"thread-1","items":[%s,%s]}`, codextest.UserItem("a"), codextest.UserItem("b"))
+	wantStart := `{"threadId":"thread-1","input":[],"model":"m","effort":"high","responsesapiClientMetadata":{"key":"k"}}`
+	if got != wantItems || started != wantStart {
+		t.Errorf("got\n%s\n%s\nwant\n%s\n%s", got, started, wantItems, wantStart)
+	}
+}
+
+func keep(to *string) func(json.RawMessage) error {
+	return func(params json.RawMessage) error {
+		*to = string(params)
+		return nil
+	}
+}
+
+func TestNothingIsLostWhenDeltasOvertakeTheAnswerToTurnStart(t *testing.T) {
+	c := connect(t, codextest.Handshake(), codextest.Thread(),
+		codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
+		codextest.Expect("turn/start"), codextest.Delta("early"), codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
+		codextest.Complete(1, 1))
+	events, err := run(t, c, hello())
+	if err != nil || len(events) == 0 || events[0] != "codex.TextDelta{Text:early}" {
+		t.Errorf("got %v, %v", events, err)
+	}
+}
+
+func TestARefusedTurnLeavesTheChildReusable(t *testing.T) {
+	c := connect(t, codextest.Handshake(), codextest.Thread(),
+		codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
+		codextest.Expect("turn/start"), codextest.Refuse(-32602, "bad params"))
+	_, err := run(t, c, hello())
+	if refused := (*codex.RPCError)(nil); !errors.As(err, &refused) || refused.Code != -32602 {
+		t.Errorf("got %v", err)
+	}
+	if !c.Reusable() {
+		t.Errorf("not reusable: %v", c.Err())
+	}
+}
+
+func TestAnUnexpectedAnswerBetweenTurnsSpoilsTheChild(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := connect(t, codextest.Handshake(), codextest.Notify("skills/changed", struct{}{}), codextest.Raw(`{"id":99,"result":{}}`))
+		synctest.Wait()
+		if c.Reusable() {
+			t.Error("reusable")
+		}
+		c.Close()
+	})
+}
+
+func TestATurnThatDoesNotEndAfterItsInterruptSpoilsTheChild(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := connect(t, codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("a"), codextest.Hang())
+		began := time.Now()
+		for e := range c.Turn(t.Context(), hello()) {
+			if _, ok := e.(codex.TextDelta); ok {
+				break
+			}
+		}
+		if c.Reusable() || !errors.Is(c.Err(), codex.ErrUnresponsive) {
+			t.Errorf("Err is %v", c.Err())
+		}
+		if took := time.Since(began); took != 2*time.Second {
+			t.Errorf("it was waited for %v", took)
+		}
+		c.Close()
+	})
+}
+
+func TestTicksTellHowLongTheChildWasSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := connect(t, codextest.Handshake(), codextest.Thread(), codextest.Turn(),
+			codextest.Do(func() { time.Sleep(2500 * time.Millisecond) }), codextest.Delta("a"),
+			codextest.Do(func() { time.Sleep(1200 * time.Millisecond) }), codextest.Complete(1, 1))
+		var got []string
+		for e, err := range c.Turn(t.Context(), hello()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch e := e.(type) {
+			case codex.Tick:
+				got = append(got, e.Silent.String())
+			case codex.TextDelta:
+				got = append(got, e.Text)
+			}
+		}
+		if want := "0s 1s 2s a 500ms"; strings.Join(got, " ") != want {
+			t.Errorf("got %v, want %s", got, want)
+		}
+		c.Close()
+	})
+}
+
+func TestAWedgedChildIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := connect(t, codextest.Handshake(), codextest.Hang())
+		if err := c.Warm(t.Context()); !errors.Is(err, codex.ErrUnresponsive) {
+			t.Errorf("got %v", err)
+		}
+		if c.Reusable() {
+			t.Error("reusable")
+		}
+		c.Close()
+	})
+}
+
+func TestACallerWhoLeavesDuringACallDoesNotCostTheChild(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		c := connect(t, codextest.Handshake(), codextest.Thread(),
+			codextest.Expect("thread/inject_items"), codextest.Do(cancel),
+			codextest.Do(func() { time.Sleep(time.Second) }), codextest.Reply(struct{}{}))
+		for _, err := range c.Turn(ctx, hello()) {
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if !c.Reusable() {
+			t.Errorf("not reusable: %v", c.Err())
+		}
+		c.Close()
+	})
+}
