@@ -339,16 +339,15 @@ func (c *Client) write(ctx context.Context, v any) error {
 	}
 	stop := context.AfterFunc(ctx, func() { c.stream.Close() })
 	_, err = c.stream.Write(append(line, '\n'))
-	if !stop() {
+	switch {
+	case !stop():
 		err = context.Cause(ctx)
-	}
-	if err == nil {
+	case err == nil:
 		return nil
-	}
-	c.spoil(fmt.Errorf("write: %w", err))
-	if c.inbox.waitEnd(ctx) {
+	case c.inbox.waitEnd(ctx):
 		return c.inbox.fault() // the child is gone, which explains more than "broken pipe"
 	}
+	c.spoil(fmt.Errorf("write: %w", err))
 	return err
 }
 

@@ -1,0 +1,66 @@
+package pool
+
+import (
+	"context"
+	"sync"
+)
+
+// line knows everybody who waits for a child, to tell them when waiting has
+// become pointless. Their order is puddle's: first come, first served.
+type line struct {
+	mu      sync.Mutex
+	members map[*member]struct{} // guarded by mu
+	closed  error                // why nobody may join any more; guarded by mu
+}
+
+type member struct{ dismiss context.CancelCauseFunc }
+
+type memberKey struct{}
+
+// join puts the caller in line. The context ends when the caller's does, or
+// when the line has something to tell; its cause is what.
+func (l *line) join(ctx context.Context) (_ context.Context, leave func()) {
+	ctx, dismiss := context.WithCancelCause(ctx)
+	m := &member{dismiss: dismiss}
+	ctx = context.WithValue(ctx, memberKey{}, m) // reaches construct through puddle
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed != nil {
+		dismiss(l.closed)
+	} else {
+		if l.members == nil {
+			l.members = map[*member]struct{}{}
+		}
+		l.members[m] = struct{}{}
+	}
+	return ctx, func() {
+		l.mu.Lock()
+		delete(l.members, m)
+		l.mu.Unlock()
+		dismiss(nil)
+	}
+}
+
+// tell sends everybody away with err.
+func (l *line) tell(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for m := range l.members {
+		m.dismiss(err)
+	}
+}
+
+// refuse sends everybody away and lets nobody join.
+func (l *line) refuse(err error) {
+	l.mu.Lock()
+	l.closed = err
+	l.mu.Unlock()
+	l.tell(err)
+}
+
+// dismiss sends away the member for whom ctx was made, if any.
+func dismiss(ctx context.Context, err error) {
+	if m, ok := ctx.Value(memberKey{}).(*member); ok {
+		m.dismiss(err)
+	}
+}

@@ -1,0 +1,572 @@
+package pool_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+	"codexpool/pool"
+)
+
+// nursery spawns children in memory and counts what the pool reports.
+type nursery struct {
+	t *testing.T
+
+	mu      sync.Mutex
+	broken  error         // what Spawn returns, if anything
+	slow    time.Duration // how long Spawn takes
+	pipes   []io.Closer   // the children's ends, oldest first
+	spawned int
+	failed  int
+	atOnce  int // starts under way
+	most    int // the most of them
+	retired map[pool.Reason]int
+	script  func() codextest.Script
+}
+
+func newNursery(t *testing.T) *nursery {
+	return &nursery{t: t, retired: map[pool.Reason]int{}, script: func() codextest.Script {
+		return codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Second})}
+	}}
+}
+
+func (n *nursery) spawn(ctx context.Context) (*codex.Client, error) {
+	n.mu.Lock()
+	n.atOnce++
+	n.most = max(n.most, n.atOnce)
+	broken, slow, script := n.broken, n.slow, n.script()
+	n.mu.Unlock()
+	time.Sleep(slow) // in a bubble: no time at all
+	n.mu.Lock()
+	n.atOnce--
+	n.mu.Unlock()
+	if broken != nil {
+		return nil, broken
+	}
+	pipe := codextest.Pipe(n.t, script)
+	n.mu.Lock()
+	n.pipes = append(n.pipes, pipe)
+	n.mu.Unlock()
+	return codex.Connect(ctx, pipe, codextest.Log(n.t))
+}
+
+func (n *nursery) hooks() pool.Hooks {
+	return pool.Hooks{
+		Spawned: func(_ time.Duration, err error) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			if err != nil {
+				n.failed++
+			} else {
+				n.spawned++
+			}
+		},
+		Retired: func(why pool.Reason) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.retired[why]++
+		},
+	}
+}
+
+func (n *nursery) set(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
+}
+
+// kill ends the i-th child that was spawned.
+func (n *nursery) kill(i int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pipes[i].Close()
+}
+
+func (n *nursery) counts() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return fmt.Sprintf("spawned %d failed %d retired %v", n.spawned, n.failed, n.retired)
+}
+
+func (n *nursery) start(cfg pool.Config) *pool.Pool {
+	n.t.Helper()
+	cfg.Spawn, cfg.Hooks, cfg.Log = n.spawn, n.hooks(), codextest.Log(n.t)
+	p, err := pool.New(cfg)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(p.Close)
+	return p
+}
+
+func acquire(t *testing.T, p *pool.Pool) *pool.Lease {
+	t.Helper()
+	l, err := p.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// complete runs a whole turn and returns its text.
+func complete(ctx context.Context, l *pool.Lease, text string) (string, error) {
+	var answer strings.Builder
+	for e, err := range l.Turn(ctx, codex.TurnParams{Items: []json.RawMessage{codextest.UserItem(text)}}) {
+		if err != nil {
+			return answer.String(), err
+		}
+		if d, ok := e.(codex.TextDelta); ok {
+			answer.WriteString(d.Text)
+		}
+	}
+	return answer.String(), nil
+}
+
+// shape is Stat without what a test does not compare.
+func shape(p *pool.Pool) string {
+	s := p.Stat()
+	return fmt.Sprintf("starting %d idle %d leased %d waiting %d", s.Starting, s.Idle, s.Leased, s.Waiting)
+}
+
+func expect(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+// bubble runs f where time is free and a leaked goroutine is a failure.
+func bubble(t *testing.T, f func(t *testing.T, n *nursery)) {
+	synctest.Test(t, func(t *testing.T) { f(t, newNursery(t)) })
+}
+
+func TestThePoolWarmsUpAFewChildrenAtATime(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.slow = time.Second
+		p := n.start(pool.Config{Size: 8, MinIdle: 8})
+		synctest.Wait()
+		expect(t, "at first", shape(p), "starting 8 idle 0 leased 0 waiting 0")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		expect(t, "warm", shape(p), "starting 0 idle 8 leased 0 waiting 0")
+		if n.most != 2 {
+			t.Errorf("%d starts at once", n.most)
+		}
+	})
+}
+
+func TestAChildServesOneLeaseAfterAnother(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1})
+		for i := range 5 {
+			l := acquire(t, p)
+			text := fmt.Sprintf("turn %d", i)
+			if got, err := complete(t.Context(), l, text); err != nil || got != text {
+				t.Errorf("got %q, %v", got, err)
+			}
+			l.Release()
+			l.Release() // the second does nothing
+		}
+		synctest.Wait()
+		expect(t, "afterwards", shape(p), "starting 0 idle 1 leased 0 waiting 0")
+		expect(t, "counts", n.counts(), "spawned 1 failed 0 retired map[]")
+	})
+}
+
+func TestReleaseReturnsAtOnceAndTheNextThreadIsWarmBeforeTheNextLease(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		child := &codextest.Child{}
+		n.script = func() codextest.Script { return codextest.Script{codextest.Handshake(), codextest.Serve(child)} }
+		p := n.start(pool.Config{Size: 1, MinIdle: 1})
+		l := acquire(t, p)
+		if _, err := complete(t.Context(), l, "a"); err != nil {
+			t.Fatal(err)
+		}
+		l.Release()
+		l = acquire(t, p)
+		if got := child.Calls("thread/start"); got != 2 {
+			t.Errorf("%d threads were started before the second turn", got)
+		}
+		l.Release()
+	})
+}
+
+func TestReleaseRetiresAChildThatDiedInItsTurn(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 2})
+		time.Sleep(time.Minute) // one that dies at once counts as a failed start
+		l := acquire(t, p)
+		time.AfterFunc(1500*time.Millisecond, func() { n.kill(0); n.kill(1) })
+		_, err := complete(t.Context(), l, "one two three")
+		if exit := (*codex.ExitError)(nil); !errors.As(err, &exit) {
+			t.Errorf("got %v", err)
+		}
+		l.Release()
+		synctest.Wait()
+		expect(t, "replaced at once", shape(p), "starting 0 idle 2 leased 0 waiting 0")
+		expect(t, "counts", n.counts(), "spawned 4 failed 0 retired map[exited:2]")
+	})
+}
+
+func TestReleaseRetiresAChildWhoseTurnDoesNotEnd(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.script = func() codextest.Script {
+			return codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("a"), codextest.Hang()}
+		}
+		p := n.start(pool.Config{Size: 1, MinIdle: 1})
+		l := acquire(t, p)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		complete(ctx, l, "a")
+		l.Release()
+		time.Sleep(time.Second)
+		expect(t, "counts", n.counts(), "spawned 2 failed 0 retired map[unresponsive:1]")
+	})
+}
+
+func TestReleaseRetiresAChildThatBreaksTheProtocol(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.script = func() codextest.Script {
+			return codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Raw("oops")}
+		}
+		p := n.start(pool.Config{Size: 1, MinIdle: 1})
+		l := acquire(t, p)
+		if _, err := complete(t.Context(), l, "a"); err == nil {
+			t.Error("no error")
+		}
+		l.Release()
+		time.Sleep(time.Second)
+		expect(t, "counts", n.counts(), "spawned 2 failed 0 retired map[protocol:1]")
+	})
+}
+
+func TestADeadIdleChildIsReplacedAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 2, UpkeepEvery: time.Hour})
+		time.Sleep(time.Minute) // one that dies at once counts as a failed start
+		n.kill(0)
+		synctest.Wait()
+		expect(t, "without time passing", shape(p), "starting 0 idle 2 leased 0 waiting 0")
+		expect(t, "counts", n.counts(), "spawned 3 failed 0 retired map[exited:1]")
+	})
+}
+
+func TestChildrenThatDieBeforeAnyTurnAreStartedEverLess(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.script = func() codextest.Script {
+			return codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Exit(1)}
+		}
+		n.start(pool.Config{Size: 1, MinIdle: 1, BackoffMin: time.Second})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.spawned > 130 {
+			t.Errorf("%d starts in a minute", n.spawned)
+		}
+	})
+}
+
+func TestTheLineIsFirstComeFirstServed(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 10})
+		l := acquire(t, p)
+		served := make(chan int, 10)
+		for i := range 10 {
+			go func() {
+				l := acquire(t, p)
+				served <- i
+				complete(t.Context(), l, "x")
+				l.Release()
+			}()
+			synctest.Wait()
+		}
+		expect(t, "in line", shape(p), "starting 0 idle 0 leased 1 waiting 10")
+		l.Release()
+		for i := range 10 {
+			if got := <-served; got != i {
+				t.Errorf("%d was served when it was the turn of %d", got, i)
+			}
+		}
+	})
+}
+
+func TestAcquireFailsAtOnceWhenTheLineIsFull(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
+		l := acquire(t, p)
+		go func() { acquire(t, p).Release() }()
+		synctest.Wait()
+		if _, err := p.Acquire(t.Context()); !errors.Is(err, pool.ErrFull) {
+			t.Errorf("got %v", err)
+		}
+		l.Release()
+		synctest.Wait()
+		acquire(t, p).Release()
+	})
+}
+
+func TestACallerWhoLeavesTheLineGetsHisOwnReasonAndHisPlaceIsFree(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
+		l := acquire(t, p)
+		cause := errors.New("waited too long")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, cause)
+		defer cancel()
+		if _, err := p.Acquire(ctx); !errors.Is(err, cause) {
+			t.Errorf("got %v", err)
+		}
+		expect(t, "afterwards", shape(p), "starting 0 idle 0 leased 1 waiting 0")
+		l.Release()
+	})
+}
+
+func TestWhenNoChildCanBeStartedCallersAreToldAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.broken = errors.New("no such binary")
+		p := n.start(pool.Config{Size: 2, MinIdle: 2, BackoffMin: time.Second, BackoffMax: time.Minute})
+		synctest.Wait()
+		began := time.Now()
+		_, err := p.Acquire(t.Context())
+		if !errors.Is(err, pool.ErrUnavailable) || !errors.Is(err, n.broken) || time.Since(began) != 0 {
+			t.Errorf("got %v after %v", err, time.Since(began))
+		}
+		time.Sleep(10 * time.Minute)
+		n.mu.Lock()
+		if n.failed < 10 || n.failed > 60 {
+			t.Errorf("%d failed starts in ten minutes", n.failed)
+		}
+		n.broken = nil
+		n.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		expect(t, "it recovers by itself", shape(p), "starting 0 idle 2 leased 0 waiting 0")
+		acquire(t, p).Release()
+	})
+}
+
+func TestThoseInLineAreToldWhenTheLastHopeFails(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.broken, n.slow = errors.New("no such binary"), time.Second
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 5})
+		failures := make(chan error, 3)
+		for range 3 {
+			go func() {
+				_, err := p.Acquire(t.Context())
+				failures <- err
+			}()
+		}
+		for range 3 {
+			if err := <-failures; !errors.Is(err, pool.ErrUnavailable) {
+				t.Errorf("got %v", err)
+			}
+		}
+	})
+}
+
+func TestWhileAChildLivesAFailingStartHurtsNobody(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 1, MaxWaiting: 5, BackoffMin: time.Minute})
+		l := acquire(t, p)
+		n.set(func() { n.broken = errors.New("disk full") })
+		time.AfterFunc(10*time.Second, l.Release)
+		// The second slot is empty, its start fails, and stays empty for a minute.
+		second := acquire(t, p)
+		if got, err := complete(t.Context(), second, "served"); err != nil || got != "served" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		second.Release()
+	})
+}
+
+func TestAChildIsReplacedAfterItsTurns(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 3})
+		for range 7 {
+			l := acquire(t, p)
+			complete(t.Context(), l, "x")
+			l.Release()
+		}
+		synctest.Wait()
+		expect(t, "counts", n.counts(), "spawned 3 failed 0 retired map[turns:2]")
+	})
+}
+
+func TestTurnsDoNotReplaceAChildThatIsTooYoung(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 1, MinLife: 10 * time.Second})
+		for range 9 { // a second each
+			l := acquire(t, p)
+			complete(t.Context(), l, "x")
+			l.Release()
+		}
+		synctest.Wait()
+		expect(t, "counts", n.counts(), "spawned 1 failed 0 retired map[]")
+	})
+}
+
+func TestAnOldIdleChildIsReplacedOneAtATime(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 4, MinIdle: 4, MaxAge: time.Hour, Jitter: 0.2})
+		for range 3 * 60 * 60 {
+			time.Sleep(time.Second)
+			if s := p.Stat(); s.Idle < 3 {
+				t.Fatalf("only %d idle", s.Idle)
+			}
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if got := n.retired[pool.Age]; got < 8 || got > 16 || len(n.retired) != 1 {
+			t.Errorf("retired %v in three hours", n.retired)
+		}
+	})
+}
+
+func TestDrainRefusesThoseInLineAndLetsTheLeasesFinish(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
+		l := acquire(t, p)
+		waited := make(chan error, 1)
+		go func() {
+			_, err := p.Acquire(t.Context())
+			waited <- err
+		}()
+		synctest.Wait()
+		p.Drain()
+		if err := <-waited; !errors.Is(err, pool.ErrDraining) {
+			t.Errorf("in line: %v", err)
+		}
+		if _, err := p.Acquire(t.Context()); !errors.Is(err, pool.ErrDraining) {
+			t.Errorf("new: %v", err)
+		}
+		if got, err := complete(t.Context(), l, "still served"); err != nil || got != "still served" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		l.Release()
+	})
+}
+
+func TestCloseWaitsForLeasesAndStopsEveryChild(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 3, MinIdle: 3})
+		synctest.Wait()
+		l := acquire(t, p)
+		time.AfterFunc(5*time.Second, l.Release)
+		began := time.Now()
+		p.Close()
+		if time.Since(began) != 5*time.Second {
+			t.Errorf("closed after %v", time.Since(began))
+		}
+		if _, err := p.Acquire(t.Context()); !errors.Is(err, pool.ErrClosed) {
+			t.Errorf("got %v", err)
+		}
+		expect(t, "counts", n.counts(), "spawned 3 failed 0 retired map[shutdown:3]")
+	})
+}
+
+func TestCloseDoesNotWaitForAFailingStart(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.broken = errors.New("no")
+		p := n.start(pool.Config{Size: 2, MinIdle: 2, BackoffMin: time.Hour, BackoffMax: time.Hour})
+		synctest.Wait()
+		began := time.Now()
+		p.Close()
+		if time.Since(began) != 0 {
+			t.Errorf("closed after %v", time.Since(began))
+		}
+	})
+}
+
+func TestNewRefusesWhatCannotWork(t *testing.T) {
+	for _, cfg := range []pool.Config{{}, {Size: 1, MinIdle: 2}, {Size: 1, MinIdle: -1}, {Size: 1, Jitter: 1}} {
+		if _, err := pool.New(cfg); err == nil {
+			t.Errorf("%+v was accepted", cfg)
+		}
+	}
+}
+
+// TestStress does everything at once, in real time, from a printed seed, and
+// then wants the pool as it was: no lease, nobody in line, every death counted.
+func TestStress(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	n := newNursery(t)
+	n.script = func() codextest.Script {
+		return codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: 100 * time.Microsecond})}
+	}
+	p := n.start(pool.Config{Size: 4, MinIdle: 2, MaxWaiting: 100, MaxTurns: 20, Jitter: 0.5,
+		BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, UpkeepEvery: time.Millisecond})
+	var callers sync.WaitGroup
+	outcomes := make(chan string, 8*200)
+	for i := range 8 {
+		random := rand.New(rand.NewPCG(seed, uint64(i)))
+		callers.Go(func() {
+			for j := range 200 {
+				outcomes <- visit(t, n, p, random, fmt.Sprintf("canary %d %d one two three", i, j))
+			}
+		})
+	}
+	callers.Wait()
+	close(outcomes)
+	tally := map[string]int{}
+	for o := range outcomes {
+		tally[o]++
+	}
+	p.Close()
+	t.Logf("%v, %s", tally, n.counts())
+	if tally["answered"] < 800 {
+		t.Errorf("only %d answers", tally["answered"])
+	}
+	expect(t, "closed", shape(p), "starting 0 idle 0 leased 0 waiting 0")
+	deaths := 0
+	for c := range maps.Values(n.retired) {
+		deaths += c
+	}
+	if deaths != n.spawned {
+		t.Errorf("%d children were started, %d deaths counted", n.spawned, deaths)
+	}
+}
+
+// visit is one caller: an ordinary one, one who leaves, or a murderer.
+func visit(t *testing.T, n *nursery, p *pool.Pool, random *rand.Rand, canary string) string {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	switch random.IntN(10) {
+	case 0:
+		time.AfterFunc(time.Duration(random.IntN(1000))*time.Microsecond, cancel)
+	case 1:
+		if random.IntN(3) == 0 {
+			n.mu.Lock()
+			n.pipes[random.IntN(len(n.pipes))].Close()
+			n.mu.Unlock()
+		}
+	}
+	l, err := p.Acquire(ctx)
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, pool.ErrUnavailable) {
+			t.Errorf("acquire: %v", err)
+		}
+		return "no lease"
+	}
+	defer l.Release()
+	got, err := complete(ctx, l, canary)
+	switch {
+	case err != nil && !strings.HasPrefix(canary, got):
+		t.Errorf("half an answer %q to %q", got, canary)
+	case err != nil:
+		return "failed"
+	case got != canary:
+		t.Errorf("answer %q to %q", got, canary)
+	}
+	return "answered"
+}
