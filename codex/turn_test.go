@@ -1,7 +1,6 @@
 package codex_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,40 +48,13 @@ func TestTranscripts(t *testing.T) {
 
 func transcribe(t *testing.T, wire []byte) string {
 	t.Helper()
-	steps := []codextest.Step{codextest.Handshake(), codextest.Thread(), codextest.Turn()}
-	for _, line := range strings.Split(strings.TrimSpace(string(wire)), "\n") {
-		steps = append(steps, step(t, line))
-	}
+	steps := append([]codextest.Step{codextest.Handshake(), codextest.Thread(), codextest.Turn()}, codextest.Wire(t, wire)...)
 	c := connect(t, steps...)
 	events, err := run(t, c, hello())
 	if err != nil {
 		events = append(events, "error: "+err.Error())
 	}
 	return strings.Join(append(events, fmt.Sprintf("reusable: %v", c.Reusable())), "\n") + "\n"
-}
-
-func step(t *testing.T, line string) codextest.Step {
-	t.Helper()
-	kind, rest, _ := strings.Cut(line, " ")
-	method, params, _ := strings.Cut(rest, " ")
-	switch kind {
-	case "<":
-		return codextest.Notify(method, json.RawMessage(params))
-	case "?":
-		params, want, _ := strings.Cut(params, " => ")
-		return codextest.Ask(method, json.RawMessage(params), func(answer json.RawMessage) error {
-			if !bytes.Equal(answer, []byte(want)) {
-				return fmt.Errorf("answered %s, want %s", answer, want)
-			}
-			return nil
-		})
-	case ">":
-		if method == "turn/interrupt" {
-			return codextest.Interrupted()
-		}
-	}
-	t.Fatalf("not a line of a transcript: %q", line)
-	return codextest.Step{}
 }
 
 func TestTheHistoryArrivesAsItWasGiven(t *testing.T) {

@@ -1,0 +1,212 @@
+// Package api turns OpenAI requests into turns, and their events into OpenAI
+// responses.
+//
+// It starts no goroutine: a handler runs on the one that net/http gives it,
+// holds its lease while it ranges over the turn's events, and owns the
+// ResponseWriter alone. Handlers return errors; errors.go maps them.
+package api
+
+import (
+	"log/slog"
+	"net/http"
+	"net/http/pprof"
+	"sync/atomic"
+	"time"
+
+	"codexpool/pool"
+
+	"github.com/julienschmidt/httprouter"
+)
+
+// Config says how the API behaves. It is complete: there are no defaults here.
+type Config struct {
+	Keys          []string // bearer keys; none = no key is asked for, but only loopback may call
+	ProtectModels bool     // whether the model routes want a key
+	CORS          bool     // answer cross-origin requests of Origins
+	Origins       []string // exact, or "*"
+	Models        Models
+	Sandbox       string // for /healthz
+
+	DefaultStream bool  // for requests without stream
+	MaxStreams    int   // open streams at most; 0 = no limit
+	MaxBody       int64 // bytes
+
+	Keepalive         time.Duration // a comment into a stream after that much silence; 0 = none
+	Commit            time.Duration // a stream's 200 at the latest, counted from the turn's start
+	Timeout           time.Duration // a whole request
+	IdleTimeout       time.Duration // silence of the model, for answers in one piece
+	StreamIdleTimeout time.Duration // the same, for streams
+	WriteTimeout      time.Duration // one write to the client
+	AcquireTimeout    time.Duration // in line for a child
+}
+
+// Result is one finished request, for whoever counts.
+type Result struct {
+	Route      string        // a name of the route table, or "unmatched"
+	Status     int           // as sent; 499 where the client left before any
+	Code       string        // error code, "" where there was none; set too when a stream broke after its 200
+	Took       time.Duration // the whole request
+	FirstToken time.Duration // until the first text; 0 where there was none
+}
+
+// Stat is a snapshot.
+type Stat struct{ Streams int } // open SSE streams
+
+// Server is the public API. It is an http.Handler.
+type Server struct {
+	cfg     Config
+	pool    *pool.Pool
+	log     *slog.Logger
+	observe func(Result)
+	auth    auth
+	chain   http.Handler
+	began   time.Time
+
+	streams  atomic.Int64
+	unready  atomic.Bool // /readyz says no
+	draining atomic.Bool // completions are refused
+}
+
+// New builds the routes. observe is called once a request; it must not block.
+func New(cfg Config, p *pool.Pool, log *slog.Logger, observe func(Result)) *Server {
+	s := &Server{cfg: cfg, pool: p, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
+
+	router := httprouter.New()
+	router.RedirectTrailingSlash, router.RedirectFixedPath = false, false
+	router.HandleOPTIONS = false // answered by the chain, on every path
+	router.NotFound = s.handle(route{name: "unmatched"}, notFound)
+	router.MethodNotAllowed = s.handle(route{name: "unmatched"}, methodNotAllowed)
+	for _, r := range []struct {
+		method, path string
+		route
+		handler
+	}{
+		{"POST", "/v1/chat/completions", route{name: "chat", key: true, completion: true}, s.chatCompletions},
+		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels}, s.listModels},
+		{"GET", "/v1/models/:id", route{name: "model", key: cfg.ProtectModels}, s.getModel},
+		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
+		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
+		{"GET", "/readyz", route{name: "readyz", quiet: true}, s.readyz},
+	} {
+		router.Handler(r.method, r.path, s.handle(r.route, r.handler))
+		head := r.handler
+		if r.completion {
+			head = headOnly
+		}
+		router.Handler("HEAD", r.path, s.handle(r.route, head))
+	}
+	s.chain = requestID(plainPath(s.cors(router)))
+	return s
+}
+
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.chain.ServeHTTP(w, r) }
+
+// Stat reads the server's figures.
+func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
+
+// Unready makes /readyz say that the server is draining, so that load balancers
+// look elsewhere, while it still serves.
+func (s *Server) Unready() { s.unready.Store(true) }
+
+// Drain refuses new completions with 503. Those that run are not touched.
+func (s *Server) Drain() {
+	s.Unready()
+	s.draining.Store(true)
+}
+
+// Admin is the handler of the admin listener, which is never public.
+func (s *Server) Admin(metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	for path, h := range map[string]handler{"/healthz": s.healthz, "/livez": s.livez, "/readyz": s.readyz} {
+		mux.Handle("GET "+path, s.handle(route{name: "admin", quiet: true}, h))
+	}
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.Handle("/", s.handle(route{name: "admin", quiet: true}, notFound))
+	return mux
+}
+
+// route is what the adapter needs to know of a route.
+type route struct {
+	name       string
+	key        bool // wants a bearer key
+	completion bool // is refused while draining
+	quiet      bool // is logged at debug only
+}
+
+// handler is one route. An error that it returns has not been written yet.
+type handler func(*response, *http.Request) error
+
+// handle adapts a handler to net/http. It is the only place that looks at a
+// handler's error, writes it, logs it, and reports the request.
+func (s *Server) handle(rt route, h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		res := newResponse(w, s.cfg.WriteTimeout)
+		err := s.guarded(rt, h, res, r)
+		var e *Error
+		if err != nil {
+			e = describe(r.Context(), err)
+		}
+		abort := res.finish(e)
+		s.report(rt, res, r, e)
+		if abort {
+			panic(http.ErrAbortHandler) // a cut answer must not look finished
+		}
+	})
+}
+
+// guarded runs the checks of a route and its handler; a panic is an error.
+func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicked(p)
+		}
+	}()
+	if rt.completion && s.draining.Load() {
+		return pool.ErrDraining
+	}
+	if rt.key {
+		if err := s.auth.check(r); err != nil {
+			return err
+		}
+	}
+	return h(res, r)
+}
+
+// report writes the one line of a request and hands its figures on.
+func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
+	result := Result{Route: rt.name, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken}
+	level := slog.LevelInfo
+	attrs := []slog.Attr{
+		slog.String("req", res.Header().Get("X-Request-Id")),
+		slog.String("route", rt.name),
+		slog.String("method", r.Method),
+		slog.Int("status", res.status),
+		slog.Duration("took", result.Took),
+	}
+	if res.firstToken > 0 {
+		attrs = append(attrs, slog.Duration("first_token", res.firstToken))
+	}
+	if res.child != 0 {
+		attrs = append(attrs, slog.Int("child", res.child))
+	}
+	if e != nil {
+		result.Code = e.logCode()
+		attrs = append(attrs, slog.String("code", result.Code))
+		if e.cause != nil {
+			attrs = append(attrs, slog.Any("err", e.cause))
+		}
+		if e.Status >= 500 {
+			level = slog.LevelError
+		}
+	}
+	if rt.quiet && e == nil {
+		level = slog.LevelDebug
+	}
+	s.log.LogAttrs(r.Context(), level, "request", attrs...)
+	s.observe(result)
+}

@@ -1,0 +1,695 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/api"
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+	"codexpool/pool"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden parts of testdata")
+
+const key = "k-test"
+
+// house is a server over a pool of played children.
+type house struct {
+	*api.Server
+	pool *pool.Pool
+
+	mu      sync.Mutex
+	results []api.Result
+	log     bytes.Buffer
+}
+
+func config() api.Config {
+	return api.Config{
+		Keys: []string{key, "another"},
+		Models: api.Models{Prefix: "codex-5", Default: "gpt-a", Catalog: []codex.Model{
+			{ID: "gpt-a", Efforts: []string{"low", "high", "ultra"}, Default: true},
+			{ID: "gpt-b-mini", Efforts: []string{"low"}},
+		}},
+		ProtectModels: true, Sandbox: "read-only",
+		MaxBody: 1 << 20, Keepalive: 15 * time.Second, Commit: 2 * time.Second,
+		Timeout: 10 * time.Minute, IdleTimeout: 2 * time.Minute, StreamIdleTimeout: 5 * time.Minute,
+		WriteTimeout: 30 * time.Second, AcquireTimeout: 30 * time.Second,
+	}
+}
+
+// open builds a house whose children play the scripts in turn; those that come
+// after are healthy. Call it in a bubble.
+func open(t *testing.T, cfg api.Config, size int, scripts ...codextest.Script) *house {
+	t.Helper()
+	var mu sync.Mutex
+	spawn := func(ctx context.Context) (*codex.Client, error) {
+		mu.Lock()
+		script := healthy()
+		if len(scripts) > 0 {
+			script, scripts = scripts[0], scripts[1:]
+		}
+		mu.Unlock()
+		return codex.Connect(ctx, codextest.Pipe(t, script), codextest.Log(t))
+	}
+	p, err := pool.New(pool.Config{Size: size, MinIdle: size, MaxWaiting: 2, Spawn: spawn, Log: codextest.Log(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{pool: p}
+	h.Server = api.New(cfg, p, codextest.Log(t), func(r api.Result) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.results = append(h.results, r)
+	})
+	t.Cleanup(p.Close)
+	synctest.Wait() // the children are warm
+	return h
+}
+
+func (h *house) last() api.Result {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.results) == 0 {
+		return api.Result{}
+	}
+	return h.results[len(h.results)-1]
+}
+
+// healthy is a child that answers with the words of the user.
+func healthy() codextest.Script {
+	return codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Second})}
+}
+
+// answer is what a client got.
+type answer struct {
+	*httptest.ResponseRecorder
+	cut bool // the connection was aborted
+}
+
+// do sends one request. On every error it holds the envelope to its shape.
+func (h *house) do(t *testing.T, r *http.Request) answer {
+	t.Helper()
+	a := answer{ResponseRecorder: httptest.NewRecorder()}
+	func() {
+		defer func() {
+			if p := recover(); p == http.ErrAbortHandler {
+				a.cut = true
+			} else if p != nil {
+				panic(p)
+			}
+		}()
+		h.ServeHTTP(a, r)
+	}()
+	if !a.cut && a.Code >= 400 && r.URL.Path != "/readyz" {
+		checkEnvelope(t, a.ResponseRecorder)
+	}
+	if a.Header().Get("X-Request-Id") == "" {
+		t.Error("no X-Request-Id")
+	}
+	return a
+}
+
+func checkEnvelope(t *testing.T, w *httptest.ResponseRecorder) {
+	t.Helper()
+	if got := w.Header().Get("Content-Type"); got != "application/json" {
+		t.Errorf("an error of type %q", got)
+	}
+	var body map[string]map[string]any
+	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || len(body) != 1 {
+		t.Fatalf("not an envelope: %s", w.Body)
+	}
+	e := body["error"]
+	for _, field := range []string{"message", "type", "param", "code"} {
+		if _, ok := e[field]; !ok {
+			t.Errorf("no %s in %s", field, w.Body)
+		}
+	}
+	if e["message"] == "" || e["type"] == "" || len(e) != 4 {
+		t.Errorf("envelope %s", w.Body)
+	}
+}
+
+// request is an authorized request.
+func request(method, path, body string) *http.Request {
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+key)
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	return r
+}
+
+func chat(body string) *http.Request { return request("POST", "/v1/chat/completions", body) }
+
+const hello = `{"messages":[{"role":"user","content":"hi"}]}`
+
+func TestChatTranscripts(t *testing.T) {
+	paths, err := filepath.Glob("testdata/chat/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatal("no transcripts", err)
+	}
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			archive, err := txtar.ParseFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got string
+			synctest.Test(t, func(t *testing.T) {
+				wire := codextest.Wire(t, archive.Files[1].Data)
+				first := append(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn()}, wire...)
+				h := open(t, config(), 1, append(first, codextest.Serve(&codextest.Child{})))
+				got = show(h.do(t, chat(string(archive.Files[0].Data))), h.last())
+			})
+			if *update {
+				archive.Files[2].Data = []byte(got)
+				if err := os.WriteFile(path, txtar.Format(archive), 0o666); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if diff := cmp.Diff(string(archive.Files[2].Data), got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+var (
+	randomID = regexp.MustCompile(`chatcmpl-[A-Z0-9]{26}`)
+	retry    = regexp.MustCompile(`Retry-After: [123]\n`)
+)
+
+// show writes an answer down, without what is random.
+func show(a answer, result api.Result) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d\n", a.Code)
+	for _, name := range slices.Sorted(keys(a.Header())) {
+		if name != "X-Request-Id" && name != "Content-Length" {
+			fmt.Fprintf(&b, "%s: %s\n", name, strings.Join(a.Header()[name], ", "))
+		}
+	}
+	fmt.Fprintf(&b, "\n%s", a.Body)
+	if a.cut {
+		b.WriteString("(cut)\n")
+	}
+	if result.Code != "" {
+		fmt.Fprintf(&b, "(counted as %d %s)\n", result.Status, result.Code)
+	}
+	s := randomID.ReplaceAllString(b.String(), "chatcmpl-ID")
+	return retry.ReplaceAllString(s, "Retry-After: (1 to 3)\n")
+}
+
+func keys(h http.Header) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for name := range h {
+			if !yield(name) {
+				return
+			}
+		}
+	}
+}
+
+func TestBadRequestsAreRefusedWithTheirOwnStatus(t *testing.T) {
+	msg := func(fields string) string { return `{"messages":[{"role":"user","content":"hi"}],` + fields + `}` }
+	authorized := func(body string) *http.Request { return chat(body) }
+	tests := []struct {
+		name    string
+		request *http.Request
+		want    string // status type code param
+	}{
+		{"no key", httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello)), "401 authentication_error invalid_api_key <nil>"},
+		{"wrong key", withHeader(authorized(hello), "Authorization", "Bearer nope"), "401 authentication_error invalid_api_key <nil>"},
+		{"a part of the key", withHeader(authorized(hello), "Authorization", "Bearer k-tes"), "401 authentication_error invalid_api_key <nil>"},
+		{"another scheme", withHeader(authorized(hello), "Authorization", "Basic "+key), "401 authentication_error invalid_api_key <nil>"},
+		{"unknown path", request("POST", "/v1/embeddings", hello), "404 invalid_request_error not_found <nil>"},
+		{"path above", request("GET", "/v1", ""), "404 invalid_request_error not_found <nil>"},
+		{"wrong method", request("GET", "/v1/chat/completions", ""), "405 invalid_request_error method_not_allowed <nil>"},
+		{"wrong type", withHeader(authorized(hello), "Content-Type", "text/plain"), "415 invalid_request_error unsupported_media_type <nil>"},
+		{"a form", withHeader(authorized(hello), "Content-Type", "application/x-www-form-urlencoded"), "415 invalid_request_error unsupported_media_type <nil>"},
+		{"too large", authorized(msg(`"user":"` + strings.Repeat("x", 1<<20) + `"`)), "413 invalid_request_error request_too_large <nil>"},
+		{"empty body", authorized(""), "400 invalid_request_error invalid_json <nil>"},
+		{"bad JSON", authorized(`{"messages":[}`), "400 invalid_request_error invalid_json <nil>"},
+		{"two objects", authorized(hello + hello), "400 invalid_request_error invalid_json <nil>"},
+		{"an array", authorized(`[]`), "400 invalid_request_error invalid_json <nil>"},
+		{"null", authorized(`null`), "400 invalid_request_error invalid_json <nil>"},
+		{"no messages", authorized(`{"model":"codex-5"}`), "400 invalid_request_error <nil> messages"},
+		{"empty messages", authorized(`{"messages":[]}`), "400 invalid_request_error <nil> messages"},
+		{"messages of a wrong type", authorized(`{"messages":"hi"}`), "400 invalid_request_error <nil> messages"},
+		{"a message of a wrong type", authorized(`{"messages":["hi"]}`), "400 invalid_request_error <nil> messages"},
+		{"no role", authorized(`{"messages":[{"content":"hi"}]}`), "400 invalid_request_error <nil> messages[0].role"},
+		{"unknown role", authorized(`{"messages":[{"role":"king","content":"hi"}]}`), "400 invalid_request_error <nil> messages[0].role"},
+		{"no content", authorized(`{"messages":[{"role":"user"}]}`), "400 invalid_request_error <nil> messages[0].content"},
+		{"content of a wrong type", authorized(`{"messages":[{"role":"user","content":7}]}`), "400 invalid_request_error <nil> messages[0].content"},
+		{"a part without text", authorized(`{"messages":[{"role":"user","content":[{"type":"text"}]}]}`), "400 invalid_request_error <nil> messages[0].content[0]"},
+		{"an unknown part", authorized(`{"messages":[{"role":"user","content":[{"type":"smell"}]}]}`), "400 invalid_request_error <nil> messages[0].content[0].type"},
+		{"an image", authorized(`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:"}}]}]}`), "400 invalid_request_error unsupported_parameter messages[0].content[0]"},
+		{"a tool's message", authorized(`{"messages":[{"role":"tool","tool_call_id":"1","content":"x"}]}`), "400 invalid_request_error unsupported_parameter messages[0].role"},
+		{"tool calls", authorized(`{"messages":[{"role":"assistant","content":"x","tool_calls":[{}]}]}`), "400 invalid_request_error unsupported_parameter messages[0].tool_calls"},
+		{"stream of a wrong type", authorized(msg(`"stream":"yes"`)), "400 invalid_request_error <nil> stream"},
+		{"stream options of a wrong type", authorized(msg(`"stream_options":{"include_usage":1}`)), "400 invalid_request_error <nil> stream_options.include_usage"},
+		{"unknown model", authorized(msg(`"model":"gpt-c"`)), "404 invalid_request_error model_not_found model"},
+		{"unknown effort as a suffix", authorized(msg(`"model":"codex-5-huge"`)), "404 invalid_request_error model_not_found model"},
+		{"model of a wrong type", authorized(msg(`"model":5`)), "400 invalid_request_error <nil> model"},
+		{"unknown effort", authorized(msg(`"reasoning_effort":"huge"`)), "400 invalid_request_error <nil> reasoning_effort"},
+		{"too hot", authorized(msg(`"temperature":3`)), "400 invalid_request_error <nil> temperature"},
+		{"metadata of a wrong type", authorized(msg(`"metadata":{"a":1}`)), "400 invalid_request_error <nil> metadata"},
+		{"n", authorized(msg(`"n":2`)), "400 invalid_request_error unsupported_parameter n"},
+		{"tools", authorized(msg(`"tools":[{"type":"function"}]`)), "400 invalid_request_error unsupported_parameter tools"},
+		{"stop", authorized(msg(`"stop":"x"`)), "400 invalid_request_error unsupported_parameter stop"},
+		{"max_tokens", authorized(msg(`"max_tokens":5`)), "400 invalid_request_error unsupported_parameter max_tokens"},
+		{"logprobs", authorized(msg(`"logprobs":true`)), "400 invalid_request_error unsupported_parameter logprobs"},
+		{"json", authorized(msg(`"response_format":{"type":"json_object"}`)), "400 invalid_request_error unsupported_parameter response_format"},
+		{"audio", authorized(msg(`"modalities":["text","audio"]`)), "400 invalid_request_error unsupported_parameter modalities"},
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for _, tt := range tests {
+			a := h.do(t, tt.request)
+			var body struct {
+				Error map[string]any
+			}
+			json.Unmarshal(a.Body.Bytes(), &body)
+			got := fmt.Sprint(a.Code, " ", body.Error["type"], " ", body.Error["code"], " ", body.Error["param"])
+			if got != tt.want {
+				t.Errorf("%s: got %s, want %s (%s)", tt.name, got, tt.want, body.Error["message"])
+			}
+			if (a.Code == 401) != (a.Header().Get("WWW-Authenticate") == `Bearer realm="api"`) {
+				t.Errorf("%s: WWW-Authenticate is %q", tt.name, a.Header().Get("WWW-Authenticate"))
+			}
+			if a.Code == 405 && a.Header().Get("Allow") == "" {
+				t.Errorf("%s: no Allow", tt.name)
+			}
+		}
+		if got := h.do(t, chat(hello)).Code; got != 200 {
+			t.Errorf("after all that an ordinary request gets %d", got)
+		}
+	})
+}
+
+func withHeader(r *http.Request, name, value string) *http.Request {
+	r.Header.Set(name, value)
+	return r
+}
+
+func TestEveryMessageKeepsItsPlaceRoleAndText(t *testing.T) {
+	var items []struct {
+		Role    string
+		Content []struct{ Type, Text string }
+	}
+	synctest.Test(t, func(t *testing.T) {
+		script := codextest.Script{codextest.Handshake(), codextest.Thread(),
+			codextest.Expect("thread/inject_items", func(params json.RawMessage) error {
+				var p struct{ Items json.RawMessage }
+				json.Unmarshal(params, &p)
+				return json.Unmarshal(p.Items, &items)
+			}), codextest.Reply(struct{}{}),
+			codextest.Expect("turn/start"), codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
+			codextest.Complete(1, 1), codextest.Serve(&codextest.Child{})}
+		h := open(t, config(), 1, script)
+		a := h.do(t, chat(`{"messages":[
+			{"role":"system","content":"s"},
+			{"role":"user","content":[{"type":"text","text":"u1 \u2028 <b>"},{"type":"text","text":"u2"}]},
+			{"role":"assistant","content":null,"refusal":"no","tool_calls":null},
+			{"role":"developer","content":"d"},
+			{"role":"assistant","content":"a"},
+			{"role":"user","content":""}]}`))
+		if a.Code != 200 {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+	})
+	want := "[{developer [{input_text s}]} {user [{input_text u1 \u2028 <b>} {input_text u2}]} {assistant [{output_text no}]} " +
+		"{developer [{input_text d}]} {assistant [{output_text a}]} {user [{input_text }]}]"
+	if got := fmt.Sprint(items); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestTheModelAndItsEffortReachTheTurn(t *testing.T) {
+	for body, want := range map[string]string{
+		`{%s}`:                          "gpt-a ",
+		`{"model":null,%s}`:             "gpt-a ",
+		`{"model":"codex-5",%s}`:        "gpt-a ",
+		`{"model":"CODEV-5-Ultra",%s}`:  "gpt-a ultra",
+		`{"model":"gpt-b-mini",%s}`:     "gpt-b-mini ",
+		`{"model":"GPT-B-mini-low",%s}`: "gpt-b-mini low",
+		`{"model":"codex-5-low","reasoning_effort":"high",%s}`: "gpt-a high",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var got struct{ Model, Effort string }
+			h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Thread(),
+				codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
+				codextest.Expect("turn/start", func(params json.RawMessage) error { return json.Unmarshal(params, &got) }),
+				codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
+				codextest.Complete(1, 1), codextest.Serve(&codextest.Child{})})
+			h.do(t, chat(fmt.Sprintf(body, `"messages":[{"role":"user","content":"hi"}]`)))
+			if got := got.Model + " " + got.Effort; got != want {
+				t.Errorf("%s: got %q, want %q", body, got, want)
+			}
+		})
+	}
+}
+
+// seen is a ResponseWriter that notes when each write came.
+type seen struct {
+	http.ResponseWriter
+	began  time.Time
+	events []string
+}
+
+func (s *seen) Write(b []byte) (int, error) {
+	s.events = append(s.events, fmt.Sprintf("%v %d", time.Since(s.began), bytes.Count(b, []byte("data: "))))
+	return s.ResponseWriter.Write(b)
+}
+
+func TestEventsArriveBeforeTheTurnEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		w := &seen{ResponseWriter: httptest.NewRecorder(), began: time.Now()}
+		h.ServeHTTP(w, chat(`{"stream":true,"messages":[{"role":"user","content":"one two three"}]}`))
+		want := []string{"1s 2", "2s 1", "3s 1", "3s 2"} // role with the first word, finish with [DONE]
+		if !slices.Equal(w.events, want) {
+			t.Errorf("got %v, want %v", w.events, want)
+		}
+		if got := h.last().FirstToken; got != time.Second {
+			t.Errorf("first token after %v", got)
+		}
+	})
+}
+
+func TestAClientThatLeavesInterruptsTheTurn(t *testing.T) {
+	for name, body := range map[string]string{
+		"stream": `{"stream":true,"messages":[{"role":"user","content":"one two three"}]}`,
+		"whole":  `{"messages":[{"role":"user","content":"one two three"}]}`,
+	} {
+		for _, after := range []time.Duration{500 * time.Millisecond, 1500 * time.Millisecond} {
+			t.Run(fmt.Sprint(name, " after ", after), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					child := &codextest.Child{Delay: time.Second}
+					h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Serve(child)})
+					ctx, cancel := context.WithCancel(t.Context())
+					time.AfterFunc(after, cancel)
+					began := time.Now()
+					a := h.do(t, chat(body).WithContext(ctx))
+					if time.Since(began) != after || child.Calls("turn/interrupt") != 1 {
+						t.Errorf("after %v, %d interrupts", time.Since(began), child.Calls("turn/interrupt"))
+					}
+					if got := h.last(); got.Code != "client_gone" || strings.Contains(a.Body.String(), "[DONE]") {
+						t.Errorf("counted as %+v: %s", got, a.Body)
+					}
+					synctest.Wait()
+					if s := h.pool.Stat(); s.Idle != 1 || h.Stat().Streams != 0 {
+						t.Errorf("afterwards: %+v, %+v", s, h.Stat())
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestAFullPoolAnswers503(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		busy := make(chan answer, 3)
+		for range 3 { // one served, two in line; an hour each
+			go func() {
+				busy <- h.do(t, chat(`{"messages":[{"role":"user","content":"a b c d e f g h i j k l m n o p q r s t u v w x y z 1 2 3 4 5 6"}]}`))
+			}()
+		}
+		synctest.Wait()
+		a := h.do(t, chat(hello))
+		if got := h.last(); a.Code != 503 || got.Code != "pool_saturated" || a.Header().Get("Retry-After") == "" || got.Took != 0 {
+			t.Errorf("the line is full: %d %+v", a.Code, got)
+		}
+		codes := map[int]int{}
+		for range 3 {
+			codes[(<-busy).Code]++
+		}
+		if codes[200] != 1 || codes[503] != 2 { // 32 s of work, 30 s of patience
+			t.Errorf("%v", codes)
+		}
+	})
+}
+
+func TestStreamsAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.MaxStreams = 1
+		h := open(t, cfg, 3)
+		streaming := `{"stream":true,"messages":[{"role":"user","content":"one two"}]}`
+		first := make(chan answer)
+		go func() { first <- h.do(t, chat(streaming)) }()
+		synctest.Wait()
+		if h.Stat().Streams != 1 {
+			t.Errorf("%+v", h.Stat())
+		}
+		a := h.do(t, chat(streaming))
+		if a.Code != 429 || h.last().Code != "concurrency_exceeded" || a.Header().Get("Retry-After") == "" {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		if a := h.do(t, chat(hello)); a.Code != 200 {
+			t.Errorf("an answer in one piece is no stream: %d", a.Code)
+		}
+		<-first
+		if a := h.do(t, chat(streaming)); a.Code != 200 {
+			t.Errorf("after the first: %d", a.Code)
+		}
+	})
+}
+
+func TestTheWholeRequestHasADeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.Timeout = 2500 * time.Millisecond
+		h := open(t, cfg, 1)
+		if a := h.do(t, chat(`{"messages":[{"role":"user","content":"one two three four"}]}`)); a.Code != 504 || h.last().Code != "request_timeout" {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+	})
+}
+
+func TestKeepalivesAreLeftOutForClientsThatChokeOnThem(t *testing.T) {
+	slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Minute})}
+	body := `{"stream":true,"messages":[{"role":"user","content":"hi"}]}`
+	for name, tt := range map[string]struct {
+		request func() *http.Request
+		want    int
+	}{
+		"everybody else":  {func() *http.Request { return chat(body) }, 3},
+		"Obsidian":        {func() *http.Request { return withHeader(chat(body), "User-Agent", "Mozilla/5.0 Obsidian/1.8") }, 0},
+		"Electron":        {func() *http.Request { return withHeader(chat(body), "User-Agent", "Mozilla/5.0 Electron/30") }, 0},
+		"by header":       {func() *http.Request { return withHeader(chat(body), "X-No-Keepalive", "1") }, 0},
+		"by query string": {func() *http.Request { return request("POST", "/v1/chat/completions?no_keepalive=1", body) }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := open(t, config(), 1, slow)
+				if got := strings.Count(h.do(t, tt.request()).Body.String(), ": keepalive\n\n"); got != tt.want {
+					t.Errorf("%d comments in a minute, want %d", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestWhileDrainingOnlyHealthIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		running := make(chan answer)
+		go func() { running <- h.do(t, chat(`{"stream":true,"messages":[{"role":"user","content":"one two"}]}`)) }()
+		synctest.Wait()
+		h.Unready()
+		if a := h.do(t, request("GET", "/readyz", "")); a.Code != 503 || !strings.Contains(a.Body.String(), `"reason":"draining"`) {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		if a := h.do(t, chat(hello)); a.Code != 200 {
+			t.Errorf("not ready yet serving: %d", a.Code)
+		}
+		h.Drain()
+		h.pool.Drain()
+		a := h.do(t, httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello)))
+		if a.Code != 503 || h.last().Code != "shutting_down" || a.Header().Get("Retry-After") == "" || a.Header().Get("Connection") != "close" {
+			t.Errorf("%d %v %s", a.Code, a.Header(), a.Body)
+		}
+		if a := h.do(t, request("GET", "/livez", "")); a.Code != 200 {
+			t.Errorf("livez: %d", a.Code)
+		}
+		if a := <-running; !strings.HasSuffix(a.Body.String(), "data: [DONE]\n\n") {
+			t.Errorf("the running stream: %s", a.Body)
+		}
+	})
+}
+
+func TestReadyFollowsTheChildren(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		spawned := make(chan error)
+		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(ctx context.Context) (*codex.Client, error) {
+			if err := <-spawned; err != nil {
+				return nil, err
+			}
+			return codex.Connect(ctx, codextest.Pipe(t, healthy()), codextest.Log(t))
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		h := &house{Server: api.New(config(), p, codextest.Log(t), func(api.Result) {}), pool: p}
+		ready := func() string {
+			synctest.Wait()
+			a := httptest.NewRecorder()
+			h.ServeHTTP(a, httptest.NewRequest("GET", "/readyz", nil))
+			return fmt.Sprint(a.Code, " ", strings.TrimSpace(a.Body.String()))
+		}
+		for _, step := range []struct {
+			spawn func()
+			want  string
+		}{
+			{func() {}, `503 {"ready":false,"reason":"starting"}`},
+			{func() { spawned <- fmt.Errorf("no such file") }, `503 {"ready":false,"reason":"backend_unavailable"}`},
+			{func() { spawned <- nil }, `200 {"ready":true}`},
+		} {
+			step.spawn()
+			if got := ready(); got != step.want {
+				t.Errorf("got %s, want %s", got, step.want)
+			}
+		}
+	})
+}
+
+func TestRoutesThatNeedNoModel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for _, tt := range []struct {
+			request *http.Request
+			code    int
+			body    string
+		}{
+			{httptest.NewRequest("GET", "/healthz", nil), 200, `{"ok":true,"sandbox_mode":"read-only"}`},
+			{httptest.NewRequest("GET", "/healthz/", nil), 200, `{"ok":true,"sandbox_mode":"read-only"}`},
+			{httptest.NewRequest("GET", "/livez", nil), 200, `{"ok":true}`},
+			{httptest.NewRequest("GET", "/readyz", nil), 200, `{"ready":true}`},
+			{request("GET", "/v1/models", ""), 200, `{"id":"codex-5","object":"model","created":946684800,"owned_by":"codexpool"},{"id":"codex-5-low"`},
+			{request("GET", "/v1/models/", ""), 200, `"codex-5-ultra"`},
+			{request("GET", "/v1/models/gpt-b-mini", ""), 200, `{"id":"gpt-b-mini","object":"model"`},
+			{request("GET", "/v1/models/gpt-c", ""), 404, `model_not_found`},
+			{httptest.NewRequest("GET", "/v1/models", nil), 401, `invalid_api_key`},
+			{request("HEAD", "/v1/chat/completions", ""), 200, ``},
+			{httptest.NewRequest("HEAD", "/v1/chat/completions", nil), 401, ``},
+			{httptest.NewRequest("OPTIONS", "/nowhere", nil), 204, ``},
+			{request("POST", "/v1/chat/completions/", hello), 200, `"content":"hi"`},
+		} {
+			a := h.do(t, tt.request)
+			if a.Code != tt.code || !strings.Contains(a.Body.String(), tt.body) {
+				t.Errorf("%s %s: %d %s", tt.request.Method, tt.request.URL, a.Code, a.Body)
+			}
+		}
+	})
+}
+
+func TestTheRequestIDIsTheClientsOwnWhereItIsSafe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for given, kept := range map[string]bool{"abc-1._X": true, "": false, "a b": false, "a\u00e9": false, strings.Repeat("a", 129): false} {
+			got := h.do(t, withHeader(request("GET", "/livez", ""), "X-Request-Id", given)).Header().Get("X-Request-Id")
+			if (got == given) != kept {
+				t.Errorf("%q became %q", given, got)
+			}
+		}
+	})
+}
+
+func TestCrossOriginRequests(t *testing.T) {
+	preflight := func(origin string) *http.Request {
+		r := httptest.NewRequest("OPTIONS", "/v1/chat/completions", nil)
+		r.Header.Set("Origin", origin)
+		r.Header.Set("Access-Control-Request-Method", "POST")
+		r.Header.Set("Access-Control-Request-Headers", "authorization,content-type")
+		return r
+	}
+	for _, tt := range []struct {
+		origins                   []string
+		origin                    string
+		wantAllow, wantCredential string
+	}{
+		{[]string{"*"}, "https://a.example", "*", ""},
+		{[]string{"https://a.example"}, "https://a.example", "https://a.example", "true"},
+		{[]string{"https://a.example"}, "https://b.example", "", ""},
+		{nil, "https://a.example", "", ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			cfg := config()
+			cfg.CORS, cfg.Origins = true, tt.origins
+			h := open(t, cfg, 1)
+			a := h.do(t, preflight(tt.origin))
+			if a.Code != 204 || a.Header().Get("Access-Control-Allow-Origin") != tt.wantAllow || a.Header().Get("Access-Control-Allow-Credentials") != tt.wantCredential {
+				t.Errorf("%v %s: %d %v", tt.origins, tt.origin, a.Code, a.Header())
+			}
+			a = h.do(t, withHeader(chat(hello), "Origin", tt.origin))
+			if a.Code != 200 || a.Header().Get("Access-Control-Allow-Origin") != tt.wantAllow {
+				t.Errorf("%v %s: %d %v", tt.origins, tt.origin, a.Code, a.Header())
+			}
+		})
+	}
+}
+
+func TestWithoutAKeyOnlyLoopbackMayCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.Keys = nil
+		h := open(t, cfg, 1)
+		for _, tt := range []struct {
+			host, origin string
+			want         int
+		}{
+			{"localhost:11435", "", 200},
+			{"127.0.0.1:11435", "http://localhost:3000", 200},
+			{"[::1]:11435", "", 200},
+			{"evil.example:11435", "", 403}, // a name that an attacker points at 127.0.0.1
+			{"localhost:11435", "https://evil.example", 403},
+			{"localhost:11435", "null", 403},
+		} {
+			r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello))
+			r.Host = tt.host
+			if tt.origin != "" {
+				r.Header.Set("Origin", tt.origin)
+			}
+			if got := h.do(t, r).Code; got != tt.want {
+				t.Errorf("%s from %q: %d, want %d", tt.host, tt.origin, got, tt.want)
+			}
+		}
+	})
+}
+
+// TestAPanicIsAnEnvelopeToo needs a body that panics when it is read.
+func TestAPanicIsAnEnvelopeToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		r := chat(hello)
+		r.Body = io.NopCloser(panicReader{})
+		if a := h.do(t, r); a.Code != 500 || !strings.Contains(a.Body.String(), `"message":"internal error"`) || strings.Contains(a.Body.String(), "secret") {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+	})
+}
+
+type panicReader struct{}
+
+func (panicReader) Read([]byte) (int, error) { panic("secret") }

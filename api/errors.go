@@ -1,0 +1,206 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+
+	"codexpool/codex"
+	"codexpool/pool"
+)
+
+// statusClientGone is nginx's number for a client that left. It is never sent.
+const statusClientGone = 499
+
+// Error is what a client is told, in OpenAI's envelope. Its message never
+// carries a path, a stack, a prompt or a key; the cause is for the log.
+type Error struct {
+	Status  int
+	Type    string
+	Code    string // "" = null
+	Param   string // "" = null
+	Message string
+	Retry   bool // send Retry-After
+	Close   bool // ask the client to connect anew
+	cause   error
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// logCode is Code, or a word that says as much.
+func (e *Error) logCode() string {
+	if e.Code != "" {
+		return e.Code
+	}
+	return e.Type
+}
+
+type errorBody struct {
+	Error struct {
+		Message string  `json:"message"`
+		Type    string  `json:"type"`
+		Param   *string `json:"param"`
+		Code    *string `json:"code"`
+	} `json:"error"`
+}
+
+func (e *Error) body() errorBody {
+	var b errorBody
+	b.Error.Message, b.Error.Type = e.Message, e.Type
+	if e.Param != "" {
+		b.Error.Param = &e.Param
+	}
+	if e.Code != "" {
+		b.Error.Code = &e.Code
+	}
+	return b
+}
+
+// header sets the headers that belong to the error.
+func (e *Error) header(h http.Header) {
+	if e.Retry {
+		// Seconds, and not the same for all, so that they do not come back together.
+		h.Set("Retry-After", strconv.Itoa(1+rand.IntN(3)))
+	}
+	if e.Close {
+		h.Set("Connection", "close")
+	}
+	if e.Status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", `Bearer realm="api"`)
+	}
+}
+
+// The types of OpenAI's errors.
+const (
+	invalidRequest = "invalid_request_error"
+	authentication = "authentication_error"
+	permission     = "permission_error"
+	rateLimit      = "rate_limit_error"
+	serverError    = "server_error"
+	timeoutError   = "timeout_error"
+)
+
+// badRequest says which parameter is wrong and how.
+func badRequest(param, format string, args ...any) *Error {
+	return &Error{Status: http.StatusBadRequest, Type: invalidRequest, Param: param, Message: fmt.Sprintf(format, args...)}
+}
+
+// unsupported names a parameter that this version does not honour.
+func unsupported(param string) *Error {
+	e := badRequest(param, "'%s' is not supported by this server.", param)
+	e.Code = "unsupported_parameter"
+	return e
+}
+
+var (
+	errAcquireTimeout = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy; the request waited too long in line.", Retry: true}
+	errIdle           = &Error{Status: 504, Type: timeoutError, Code: "idle_timeout", Message: "The model was silent for too long."}
+	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long."}
+	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
+	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
+	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
+	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The content type must be application/json."}
+	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
+	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
+	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "Without an API key this server answers loopback hosts and origins only."}
+	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
+	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not take this method."}
+)
+
+func modelNotFound(name string) *Error {
+	return &Error{Status: 404, Type: invalidRequest, Code: "model_not_found", Param: "model", Message: fmt.Sprintf("The model %.100q does not exist.", name)}
+}
+
+func notFound(*response, *http.Request) error         { return errNotFound }
+func methodNotAllowed(*response, *http.Request) error { return errMethod }
+
+// goneError is a write that failed: the client left, or stopped reading.
+type goneError struct{ err error }
+
+func (e *goneError) Error() string { return "client: " + e.err.Error() }
+func (e *goneError) Unwrap() error { return e.err }
+
+// panicError is a panic of a handler.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
+
+func panicked(value any) error { return &panicError{value, debug.Stack()} }
+
+// describe is the table: every error becomes what the client is told. ctx is
+// the request's.
+func describe(ctx context.Context, err error) *Error {
+	var told *Error
+	var turn *codex.TurnError
+	var exit *codex.ExitError
+	var protocol *codex.ProtocolError
+	var gone *goneError
+	switch {
+	case errors.As(err, &told):
+		return told
+	case errors.Is(err, pool.ErrFull):
+		return &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy and the line is full.", Retry: true}
+	case errors.Is(err, pool.ErrDraining), errors.Is(err, pool.ErrClosed):
+		return &Error{Status: 503, Type: serverError, Code: "shutting_down", Message: "The server is shutting down.", Retry: true, Close: true}
+	case errors.Is(err, pool.ErrUnavailable):
+		return &Error{Status: 503, Type: serverError, Code: "backend_unavailable", Message: "No child can be started at the moment.", Retry: true, cause: err}
+	case errors.As(err, &turn):
+		return turnFailed(turn)
+	case errors.As(err, &gone), ctx.Err() != nil:
+		return &Error{Status: statusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client left."}
+	case errors.As(err, &exit), errors.As(err, &protocol), errors.Is(err, codex.ErrUnresponsive):
+		return &Error{Status: 502, Type: serverError, Code: "child_exited", Message: "The child that served this request failed.", cause: err}
+	}
+	return &Error{Status: 500, Type: serverError, Code: "internal_error", Message: "internal error", cause: err}
+}
+
+// turnFailed maps what the upstream did, as far as Codex tells it. Its messages
+// are not passed on, but for the upstream's own words in a refusal.
+func turnFailed(turn *codex.TurnError) *Error {
+	switch {
+	case turn.Info == codex.InfoContextWindow:
+		return &Error{Status: 400, Type: invalidRequest, Code: "context_length_exceeded", Param: "messages", Message: "The messages are longer than the model's context window."}
+	case turn.Info == "modelNotFound":
+		return &Error{Status: 404, Type: invalidRequest, Code: "model_not_found", Param: "model", Message: "The model does not exist upstream."}
+	case turn.Info == "usageLimitExceeded":
+		return &Error{Status: 429, Type: rateLimit, Code: "usage_limit_reached", Message: "The upstream's usage limit is reached.", Retry: true}
+	case turn.Info == "rateLimitExceeded", turn.HTTPStatus == http.StatusTooManyRequests:
+		return &Error{Status: 429, Type: rateLimit, Code: "upstream_rate_limited", Message: "The upstream limits the rate of requests.", Retry: true}
+	case turn.Info == "serverOverloaded", turn.HTTPStatus == http.StatusServiceUnavailable:
+		return &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: "The upstream is overloaded.", Retry: true}
+	case turn.Info == "unauthorized", turn.HTTPStatus == http.StatusUnauthorized, turn.HTTPStatus == http.StatusForbidden:
+		return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream refused this server's credentials.", cause: turn}
+	}
+	if refusal := refused(turn.Message); refusal != nil {
+		return refusal
+	}
+	return &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: turn}
+}
+
+// refused reads the raw body of an upstream's 400, which Codex passes on as the
+// message.
+func refused(message string) *Error {
+	var body errorBody
+	if json.Unmarshal([]byte(message), &body) != nil || body.Error.Message == "" {
+		return nil
+	}
+	e := &Error{Status: 400, Type: invalidRequest, Message: body.Error.Message}
+	if body.Error.Type != "" {
+		e.Type = body.Error.Type
+	}
+	if body.Error.Param != nil {
+		e.Param = *body.Error.Param
+	}
+	if body.Error.Code != nil {
+		e.Code = *body.Error.Code
+	}
+	return e
+}

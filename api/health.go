@@ -1,0 +1,37 @@
+package api
+
+import "net/http"
+
+// healthz answers while the process serves.
+func (s *Server) healthz(res *response, _ *http.Request) error {
+	return res.json(http.StatusOK, map[string]any{"ok": true, "sandbox_mode": s.cfg.Sandbox})
+}
+
+// livez never asks a child: restarting the daemon cures no child.
+func (s *Server) livez(res *response, _ *http.Request) error {
+	return res.json(http.StatusOK, map[string]any{"ok": true})
+}
+
+// readyz says whether a completion sent now has a child to go to.
+func (s *Server) readyz(res *response, _ *http.Request) error {
+	stat := s.pool.Stat()
+	reason := ""
+	switch {
+	case s.unready.Load():
+		reason = "draining"
+	case stat.Alive > 0:
+		return res.json(http.StatusOK, map[string]any{"ready": true})
+	case stat.Failure != nil:
+		reason = "backend_unavailable"
+	default:
+		reason = "starting"
+	}
+	return res.json(http.StatusServiceUnavailable, map[string]any{"ready": false, "reason": reason})
+}
+
+// headOnly answers HEAD on a route whose POST would run the model.
+func headOnly(res *response, _ *http.Request) error {
+	res.Header().Set("Content-Type", "application/json")
+	res.WriteHeader(http.StatusOK)
+	return nil
+}

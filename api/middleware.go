@@ -1,0 +1,64 @@
+package api
+
+import (
+	"crypto/rand"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/rs/cors"
+)
+
+var clientID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// requestID gives every response an X-Request-Id: the client's own, or ours.
+func requestID(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get("X-Request-Id")
+		if !clientID.MatchString(id) {
+			id = "req_" + rand.Text()
+		}
+		w.Header().Set("X-Request-Id", id)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// plainPath makes a path with a trailing slash the same route: a redirect would
+// lose the body of a POST. Any OPTIONS is answered here, but for preflights,
+// which carry CORS headers.
+func plainPath(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if path := r.URL.Path; len(path) > 1 && strings.HasSuffix(path, "/") {
+			u := *r.URL
+			u.Path, u.RawPath = strings.TrimRight(path, "/"), ""
+			r2 := *r
+			r2.URL = &u
+			r = &r2
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// cors answers cross-origin requests, and every OPTIONS.
+func (s *Server) cors(next http.Handler) http.Handler {
+	options := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodOptions {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	if !s.cfg.CORS || len(s.cfg.Origins) == 0 {
+		return options
+	}
+	return cors.New(cors.Options{
+		AllowedOrigins: s.cfg.Origins,
+		AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
+		AllowedHeaders: []string{"*"},
+		ExposedHeaders: []string{"X-Request-Id", "Retry-After", "X-Codexpool-Ignored"},
+		// A key is sent by hand, not by the browser: credentials are only for exact origins.
+		AllowCredentials: !slices.Contains(s.cfg.Origins, "*"),
+		MaxAge:           600,
+	}).Handler(options)
+}

@@ -1,0 +1,426 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// bodyTimeout is how long a body may take to arrive.
+const bodyTimeout = time.Minute
+
+// chatRequest is a checked request. It holds what a caller wrote: never log it.
+type chatRequest struct {
+	Name         string // the model as the caller wrote it
+	Model        string // its catalog id
+	Effort       string // "" = the model's default
+	Messages     []chatMessage
+	Stream       bool
+	IncludeUsage bool
+	Ignored      []string // fields that were accepted and have no effect
+}
+
+// chatMessage is one message; its text comes in one or several parts.
+type chatMessage struct {
+	Role  string // developer, user or assistant
+	Parts []string
+}
+
+// decodeChat reads the request and names what it ignores in the response.
+func (s *Server) decodeChat(res *response, r *http.Request) (chatRequest, error) {
+	body, err := s.readBody(res, r)
+	if err != nil {
+		return chatRequest{}, err
+	}
+	req := chatRequest{Stream: s.cfg.DefaultStream}
+	if err := req.decode(body, s.cfg.Models); err != nil {
+		return chatRequest{}, err
+	}
+	if len(req.Ignored) > 0 {
+		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
+	}
+	return req, nil
+}
+
+// readBody reads a JSON body within its limits of type, size and time.
+func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
+	if given := r.Header.Get("Content-Type"); given != "" {
+		kind, _, err := mime.ParseMediaType(given)
+		if err != nil || (kind != "application/json" && !strings.HasSuffix(kind, "+json")) {
+			return nil, errMediaType
+		}
+	}
+	_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a recorder in a test has none
+	body, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
+	if err == nil && int64(len(body)) > s.cfg.MaxBody {
+		// Read on a little: a client that is still writing would not see the answer.
+		_, _ = io.CopyN(io.Discard, r.Body, s.cfg.MaxBody)
+		return nil, errTooLarge
+	}
+	_ = res.control.SetReadDeadline(time.Time{})
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, errSlowBody
+	case err != nil:
+		return nil, &goneError{err}
+	}
+	return body, nil
+}
+
+// decode reads the fields one by one, so that each error names its own.
+func (req *chatRequest) decode(body []byte, models Models) error {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
+		e := badRequest("", "The body is not a JSON object.")
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			e.Message = fmt.Sprintf("The body is not valid JSON: %v (at byte %d).", syntax, syntax.Offset)
+		}
+		e.Code = "invalid_json"
+		return e
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		value := fields[name]
+		if isNull(value) {
+			continue // as if it were not there
+		}
+		read, known := chatFields[name]
+		if !known {
+			req.Ignored = append(req.Ignored, name)
+		} else if err := read(req, name, value); err != nil {
+			return err
+		}
+	}
+	if req.Messages == nil {
+		return badRequest("messages", "'messages' is missing.")
+	}
+	if req.Name == "" {
+		req.Name = models.Default
+	}
+	id, effort, ok := models.resolve(req.Name)
+	if !ok {
+		return modelNotFound(req.Name)
+	}
+	req.Model = id
+	if req.Effort == "" {
+		req.Effort = effort
+	}
+	if !models.effort(req.Effort) && req.Effort != "" {
+		return badRequest("reasoning_effort", "'reasoning_effort' is not one of %s.", strings.Join(efforts, ", "))
+	}
+	return nil
+}
+
+// fieldReader checks one field and takes what it says.
+type fieldReader func(req *chatRequest, name string, value json.RawMessage) error
+
+// chatFields are the fields of a chat completion that have a meaning. Those
+// that would change the answer and cannot be honoured yet are refused, those
+// that only tune it are checked, ignored and named. All others are unknown:
+// ignored and named too.
+var chatFields = map[string]fieldReader{
+	"model":            func(req *chatRequest, n string, v json.RawMessage) error { return into(&req.Name, n, v, "a string") },
+	"messages":         readMessages,
+	"stream":           func(req *chatRequest, n string, v json.RawMessage) error { return into(&req.Stream, n, v, "a boolean") },
+	"stream_options":   readStreamOptions,
+	"reasoning_effort": func(req *chatRequest, n string, v json.RawMessage) error { return into(&req.Effort, n, v, "a string") },
+	"n":                only("1"),
+	"response_format":  readResponseFormat,
+	"modalities":       only(`["text"]`),
+	"logprobs":         only("false"),
+	"top_logprobs":     only("0"),
+	"tools":            only("[]"),
+	"functions":        only("[]"),
+	"tool_choice":      only(`"none"`, `"auto"`),
+	"function_call":    only(`"none"`, `"auto"`),
+	"stop":             only("[]"),
+
+	"max_tokens":            refuse,
+	"max_completion_tokens": refuse,
+	"audio":                 refuse,
+	"prediction":            refuse,
+	"web_search_options":    refuse,
+
+	"temperature":         number(0, 2),
+	"top_p":               number(0, 1),
+	"presence_penalty":    number(-2, 2),
+	"frequency_penalty":   number(-2, 2),
+	"parallel_tool_calls": ignored[bool]("a boolean"),
+	"seed":                ignored[int64]("an integer"),
+	"user":                ignored[string]("a string"),
+	"service_tier":        ignored[string]("a string"),
+	"verbosity":           ignored[string]("a string"),
+	"prompt_cache_key":    ignored[string]("a string"),
+	"metadata":            ignored[map[string]string]("an object of strings"),
+	"logit_bias":          ignored[map[string]float64]("an object of numbers"),
+}
+
+// into decodes a field, or says what it must be.
+func into[T any](to *T, name string, value json.RawMessage, what string) error {
+	if err := json.Unmarshal(value, to); err != nil {
+		return badRequest(name, "'%s' must be %s.", name, what)
+	}
+	return nil
+}
+
+func refuse(_ *chatRequest, name string, _ json.RawMessage) error { return unsupported(name) }
+
+// only takes the values that ask for nothing special.
+func only(values ...string) fieldReader {
+	return func(_ *chatRequest, name string, value json.RawMessage) error {
+		var compact bytes.Buffer
+		if json.Compact(&compact, value) == nil && slices.Contains(values, compact.String()) {
+			return nil
+		}
+		return unsupported(name)
+	}
+}
+
+func ignored[T any](what string) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		req.Ignored = append(req.Ignored, name)
+		return into(new(T), name, value, what)
+	}
+}
+
+func number(least, most float64) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		var f float64
+		if err := into(&f, name, value, "a number"); err != nil {
+			return err
+		}
+		if f < least || f > most {
+			return badRequest(name, "'%s' must be between %v and %v.", name, least, most)
+		}
+		req.Ignored = append(req.Ignored, name)
+		return nil
+	}
+}
+
+func readStreamOptions(req *chatRequest, name string, value json.RawMessage) error {
+	var options map[string]json.RawMessage
+	if err := into(&options, name, value, "an object"); err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(options)) {
+		if key != "include_usage" {
+			req.Ignored = append(req.Ignored, name+"."+key)
+		} else if err := into(&req.IncludeUsage, name+"."+key, options[key], "a boolean"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readResponseFormat(_ *chatRequest, name string, value json.RawMessage) error {
+	var format struct{ Type string }
+	if err := into(&format, name, value, "an object"); err != nil {
+		return err
+	}
+	if format.Type != "text" {
+		return unsupported(name)
+	}
+	return nil
+}
+
+func readMessages(req *chatRequest, name string, value json.RawMessage) error {
+	var messages []map[string]json.RawMessage
+	if err := into(&messages, name, value, "an array of objects"); err != nil {
+		return err
+	}
+	if len(messages) == 0 {
+		return badRequest(name, "'messages' must not be empty.")
+	}
+	for i, fields := range messages {
+		m, ignored, err := readMessage(fmt.Sprintf("messages[%d]", i), fields)
+		if err != nil {
+			return err
+		}
+		req.Messages = append(req.Messages, m)
+		req.Ignored = append(req.Ignored, ignored...)
+	}
+	return nil
+}
+
+// readMessage reads one message; at is where it stands, for errors.
+func readMessage(at string, fields map[string]json.RawMessage) (m chatMessage, ignored []string, err error) {
+	if err := into(&m.Role, at+".role", fields["role"], "a string"); err != nil {
+		return m, nil, err
+	}
+	switch m.Role {
+	case "system":
+		m.Role = "developer" // what newer models call it; Codex drops a message of role system
+	case "developer", "user", "assistant":
+	case "tool", "function":
+		return m, nil, unsupported(at + ".role")
+	default:
+		return m, nil, badRequest(at+".role", "'%s.role' must be one of system, developer, user, assistant.", at)
+	}
+	for _, key := range slices.Sorted(maps.Keys(fields)) {
+		value := fields[key]
+		switch {
+		case key == "role", key == "content", key == "refusal", isNull(value), string(value) == "[]":
+		case key == "tool_calls", key == "function_call", key == "tool_call_id", key == "audio":
+			return m, nil, unsupported(at + "." + key)
+		default:
+			ignored = append(ignored, "messages."+key)
+		}
+	}
+	content, part := fields["content"], "content"
+	if isNull(content) && m.Role == "assistant" && !isNull(fields["refusal"]) {
+		content, part = fields["refusal"], "refusal" // an earlier refusal is what the assistant said
+	}
+	m.Parts, err = readContent(at+"."+part, m.Role, content)
+	return m, ignored, err
+}
+
+// readContent reads a string, or an array of text parts.
+func readContent(at, role string, value json.RawMessage) ([]string, error) {
+	if isNull(value) {
+		return nil, badRequest(at, "'%s' is missing.", at)
+	}
+	var text string
+	if json.Unmarshal(value, &text) == nil {
+		return []string{text}, nil
+	}
+	var parts []struct {
+		Type    string
+		Text    *string
+		Refusal *string
+	}
+	if err := into(&parts, at, value, "a string or an array of parts"); err != nil {
+		return nil, err
+	}
+	if len(parts) == 0 {
+		return nil, badRequest(at, "'%s' must not be empty.", at)
+	}
+	var texts []string
+	for i, p := range parts {
+		at := fmt.Sprintf("%s[%d]", at, i)
+		switch {
+		case p.Type == "text" && p.Text != nil:
+			texts = append(texts, *p.Text)
+		case p.Type == "refusal" && p.Refusal != nil && role == "assistant":
+			texts = append(texts, *p.Refusal)
+		case p.Type == "text", p.Type == "refusal":
+			return nil, badRequest(at, "'%s' is not a valid part of type %s.", at, p.Type)
+		case p.Type == "image_url", p.Type == "input_audio", p.Type == "file":
+			return nil, unsupported(at)
+		default:
+			return nil, badRequest(at+".type", "'%s.type' must be text.", at)
+		}
+	}
+	return texts, nil
+}
+
+func isNull(v json.RawMessage) bool { return len(v) == 0 || string(v) == "null" }
+
+var notHeaderSafe = regexp.MustCompile(`[^A-Za-z0-9_.\-\[\]]`)
+
+// headerList joins names, each once, for a header of at most 1 KB. Names come
+// from the client, so only plain characters survive.
+func headerList(names []string) string {
+	slices.Sort(names)
+	list := ""
+	for _, n := range slices.Compact(names) {
+		n = notHeaderSafe.ReplaceAllString(n, "?")
+		if len(list)+len(n)+2 > 1000 {
+			return list + ", ..."
+		}
+		if list != "" {
+			list += ", "
+		}
+		list += n
+	}
+	return list
+}
+
+// The response shapes. Keys that OpenAI always sends are always sent.
+type (
+	usageBody struct {
+		Prompt        int64 `json:"prompt_tokens"`
+		Completion    int64 `json:"completion_tokens"`
+		Total         int64 `json:"total_tokens"`
+		PromptDetails struct {
+			Cached int64 `json:"cached_tokens"`
+		} `json:"prompt_tokens_details"`
+		CompletionDetails struct {
+			Reasoning int64 `json:"reasoning_tokens"`
+		} `json:"completion_tokens_details"`
+	}
+
+	completionBody struct {
+		ID                string             `json:"id"`
+		Object            string             `json:"object"`
+		Created           int64              `json:"created"`
+		Model             string             `json:"model"`
+		Choices           []completionChoice `json:"choices"`
+		Usage             *usageBody         `json:"usage"`
+		SystemFingerprint *string            `json:"system_fingerprint"`
+	}
+
+	completionChoice struct {
+		Index        int            `json:"index"`
+		Message      messageBody    `json:"message"`
+		Logprobs     *struct{}      `json:"logprobs"`
+		FinishReason finishedReason `json:"finish_reason"`
+	}
+
+	messageBody struct {
+		Role    string  `json:"role"`
+		Content string  `json:"content"`
+		Refusal *string `json:"refusal"`
+	}
+
+	chunkBody struct {
+		ID                string        `json:"id"`
+		Object            string        `json:"object"`
+		Created           int64         `json:"created"`
+		Model             string        `json:"model"`
+		SystemFingerprint *string       `json:"system_fingerprint"`
+		Choices           []chunkChoice `json:"choices"`
+		Usage             usageField    `json:"usage,omitzero"`
+	}
+
+	chunkChoice struct {
+		Index        int            `json:"index"`
+		Delta        deltaBody      `json:"delta"`
+		Logprobs     *struct{}      `json:"logprobs"`
+		FinishReason finishedReason `json:"finish_reason"`
+	}
+
+	deltaBody struct {
+		Role    string  `json:"role,omitempty"`
+		Content *string `json:"content,omitempty"`
+	}
+)
+
+// finishedReason is a word, or null while there is none.
+type finishedReason string
+
+func (f finishedReason) MarshalJSON() ([]byte, error) {
+	if f == "" {
+		return []byte("null"), nil
+	}
+	return json.Marshal(string(f))
+}
+
+// usageField is the usage of a chunk: left out, null, or there.
+type usageField struct {
+	present bool
+	usage   *usageBody
+}
+
+func (u usageField) IsZero() bool { return !u.present }
+
+func (u usageField) MarshalJSON() ([]byte, error) { return json.Marshal(u.usage) }

@@ -1,0 +1,126 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// response is the ResponseWriter of one request, with what is to be said of it
+// afterwards. Only the handler's goroutine uses it.
+type response struct {
+	http.ResponseWriter
+	control      *http.ResponseController
+	writeTimeout time.Duration
+
+	began      time.Time
+	status     int  // 0 until the header was sent
+	stream     bool // the header said text/event-stream
+	firstToken time.Duration
+	child      int // pid of the child that served it
+}
+
+func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {
+	return &response{ResponseWriter: w, control: http.NewResponseController(w), writeTimeout: writeTimeout, began: time.Now()}
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (res *response) Unwrap() http.ResponseWriter { return res.ResponseWriter }
+
+func (res *response) WriteHeader(status int) {
+	if res.status == 0 {
+		res.status = status
+	}
+	res.ResponseWriter.WriteHeader(status)
+}
+
+// send writes and flushes within the write timeout: a client that stops reading
+// loses its answer, it does not keep a child.
+func (res *response) send(b []byte) error {
+	// A recorder in a test has no deadlines and may have no Flush.
+	if err := res.control.SetWriteDeadline(time.Now().Add(res.writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return &goneError{err}
+	}
+	if res.status == 0 {
+		res.WriteHeader(http.StatusOK)
+	}
+	if _, err := res.Write(b); err != nil {
+		return &goneError{err}
+	}
+	if err := res.control.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return &goneError{err}
+	}
+	return nil
+}
+
+// json writes a whole JSON response.
+func (res *response) json(status int, v any) error {
+	body, err := encode(v)
+	if err != nil {
+		return err
+	}
+	res.Header().Set("Content-Type", "application/json")
+	res.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	res.WriteHeader(status)
+	return res.send(body)
+}
+
+// sse sends the header of a stream.
+func (res *response) sse() {
+	h := res.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-cache, no-transform")
+	h.Set("X-Accel-Buffering", "no")
+	res.stream = true
+	res.WriteHeader(http.StatusOK)
+}
+
+// token notes that the first text is here.
+func (res *response) token() {
+	if res.firstToken == 0 {
+		res.firstToken = time.Since(res.began)
+	}
+}
+
+// finish writes the error of a request, if it has one, in the way that is still
+// possible, and says whether the connection must be cut.
+func (res *response) finish(e *Error) (abort bool) {
+	switch {
+	case e == nil:
+		return false
+	case e.Status == statusClientGone:
+		if res.status == 0 {
+			res.status = statusClientGone
+		}
+		return true
+	case res.status == 0:
+		e.header(res.Header())
+		res.json(e.Status, e.body()) // a client that cannot read its error has gone
+		return false
+	case res.stream:
+		if body, err := encode(e.body()); err == nil {
+			res.send(frame(nil, body))
+		}
+	}
+	return true
+}
+
+// encode is json.Marshal without the escapes that are for HTML, and with a
+// newline at the end.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return b.Bytes(), err
+}
+
+// frame appends one SSE event to b. JSON that ends with a newline holds no other.
+func frame(b, jsonLine []byte) []byte {
+	b = append(b, "data: "...)
+	b = append(b, jsonLine...)
+	return append(b, '\n')
+}
