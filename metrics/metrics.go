@@ -1,0 +1,191 @@
+// Package metrics counts what pool and api report, for Prometheus.
+//
+// It owns its registry: nothing is global, so two daemons can live in one test.
+// What has a state (the pool's children, the open streams) is read when it is
+// scraped, what happens is counted as it happens.
+package metrics
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"codexpool/api"
+	"codexpool/pool"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Metrics is every series of the daemon.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	acquireWait *prometheus.HistogramVec
+	starts      *prometheus.CounterVec
+	startTime   prometheus.Histogram
+	deaths      *prometheus.CounterVec
+	requests    *prometheus.CounterVec
+	errors      *prometheus.CounterVec
+	duration    *prometheus.HistogramVec
+	firstToken  *prometheus.HistogramVec
+}
+
+// From a warm child on an idle machine to a queue of minutes, in seconds.
+var (
+	waitBuckets    = []float64{.001, .005, .01, .05, .1, .5, 1, 5, 10, 30, 60}
+	tokenBuckets   = []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120}
+	requestBuckets = []float64{.01, .05, .1, .5, 1, 5, 10, 30, 60, 120, 300, 600}
+)
+
+// New makes a registry with the series of the process and of ours. version is
+// the daemon's, cli that of the Codex CLI it runs.
+func New(version, cli string) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		acquireWait: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "codexpool_pool_acquire_wait_seconds", Buckets: waitBuckets,
+			Help: "Time that requests stood in line for a child, by how that ended.",
+		}, []string{"outcome"}),
+		starts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "codexpool_child_starts_total", Help: "Starts of children, by how they ended.",
+		}, []string{"outcome"}),
+		startTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "codexpool_child_start_seconds", Buckets: waitBuckets,
+			Help: "Time from the start of a child until it was warm.",
+		}),
+		deaths: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "codexpool_child_deaths_total", Help: "Children that are gone, by reason.",
+		}, []string{"reason"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "codexpool_http_requests_total", Help: "Requests, by route and status; 499 where the client left first.",
+		}, []string{"route", "code"}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "codexpool_http_errors_total", Help: "Requests that failed, by route and error code; also those that failed after their 200.",
+		}, []string{"route", "error"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "codexpool_http_request_duration_seconds", Buckets: requestBuckets,
+			Help: "Time that requests took, by route.",
+		}, []string{"route"}),
+		firstToken: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "codexpool_time_to_first_token_seconds", Buckets: tokenBuckets,
+			Help: "Time from a request to the first text of its answer, by route.",
+		}, []string{"route"}),
+	}
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "codexpool_build_info", Help: "Always 1; the versions are in the labels.",
+	}, []string{"version", "codex_version"})
+	info.WithLabelValues(version, cli).Set(1)
+	m.registry.MustRegister(
+		m.acquireWait, m.starts, m.startTime, m.deaths, m.requests, m.errors, m.duration, m.firstToken, info,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	// Series of a closed list exist from the start: a rate over one that appears
+	// with its first event misses that event.
+	for _, r := range pool.Reasons {
+		m.deaths.WithLabelValues(string(r))
+	}
+	for _, outcome := range []string{"ok", "error"} {
+		m.starts.WithLabelValues(outcome)
+	}
+	for _, outcome := range outcomes {
+		m.acquireWait.WithLabelValues(outcome)
+	}
+	return m
+}
+
+// Handler serves the metrics page.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+}
+
+// Registry is for tests that read it.
+func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
+
+// PoolHooks counts what happens in a pool.
+func (m *Metrics) PoolHooks() pool.Hooks {
+	return pool.Hooks{
+		Spawned: func(took time.Duration, err error) {
+			if err != nil {
+				m.starts.WithLabelValues("error").Inc()
+				return
+			}
+			m.starts.WithLabelValues("ok").Inc()
+			m.startTime.Observe(took.Seconds())
+		},
+		Acquired: func(waited time.Duration, err error) {
+			m.acquireWait.WithLabelValues(outcome(err)).Observe(waited.Seconds())
+		},
+		Retired: func(why pool.Reason) { m.deaths.WithLabelValues(string(why)).Inc() },
+	}
+}
+
+// outcomes are the ends of standing in line.
+var outcomes = []string{"leased", "full", "timeout", "left", "unavailable", "closing"}
+
+func outcome(err error) string {
+	switch {
+	case err == nil:
+		return "leased"
+	case errors.Is(err, pool.ErrFull):
+		return "full"
+	case errors.Is(err, pool.ErrUnavailable):
+		return "unavailable"
+	case errors.Is(err, pool.ErrDraining), errors.Is(err, pool.ErrClosed):
+		return "closing"
+	case errors.Is(err, context.Canceled):
+		return "left"
+	}
+	return "timeout"
+}
+
+// ObserveRequest counts one request.
+func (m *Metrics) ObserveRequest(r api.Result) {
+	m.requests.WithLabelValues(r.Route, strconv.Itoa(r.Status)).Inc()
+	m.duration.WithLabelValues(r.Route).Observe(r.Took.Seconds())
+	if r.Code != "" {
+		m.errors.WithLabelValues(r.Route, r.Code).Inc()
+	}
+	if r.FirstToken > 0 {
+		m.firstToken.WithLabelValues(r.Route).Observe(r.FirstToken.Seconds())
+	}
+}
+
+// WatchPool reads stat at each scrape.
+func (m *Metrics) WatchPool(stat func() pool.Stat) { m.registry.MustRegister(poolCollector{stat}) }
+
+var (
+	childrenDesc = prometheus.NewDesc("codexpool_pool_children", "Children of the pool, by state.", []string{"state"}, nil)
+	sizeDesc     = prometheus.NewDesc("codexpool_pool_size", "Children at most.", nil, nil)
+	waitingDesc  = prometheus.NewDesc("codexpool_pool_waiting", "Requests in line for a child.", nil, nil)
+)
+
+type poolCollector struct{ stat func() pool.Stat }
+
+func (c poolCollector) Describe(descs chan<- *prometheus.Desc) {
+	descs <- childrenDesc
+	descs <- sizeDesc
+	descs <- waitingDesc
+}
+
+func (c poolCollector) Collect(metrics chan<- prometheus.Metric) {
+	s := c.stat()
+	gauge := func(desc *prometheus.Desc, n int, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
+	}
+	gauge(childrenDesc, s.Starting, "starting")
+	gauge(childrenDesc, s.Idle, "idle")
+	gauge(childrenDesc, s.Leased, "leased")
+	gauge(sizeDesc, s.Size)
+	gauge(waitingDesc, s.Waiting)
+}
+
+// WatchAPI reads stat at each scrape.
+func (m *Metrics) WatchAPI(stat func() api.Stat) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "codexpool_sse_streams", Help: "Open SSE streams.",
+	}, func() float64 { return float64(stat().Streams) }))
+}
