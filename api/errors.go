@@ -25,15 +25,19 @@ type Error struct {
 	Code    string // "" = null
 	Param   string // "" = null
 	Message string
-	Retry   bool // send Retry-After
-	Close   bool // ask the client to connect anew
+	Retry   bool   // send Retry-After
+	Close   bool   // ask the client to connect anew
+	counted string // what metrics call it where Code is not of our own closed list
 	cause   error
 }
 
 func (e *Error) Error() string { return e.Message }
 
-// logCode is Code, or a word that says as much.
+// logCode is Code, or a word that says as much, of a closed list: it is a label.
 func (e *Error) logCode() string {
+	if e.counted != "" {
+		return e.counted
+	}
 	if e.Code != "" {
 		return e.Code
 	}
@@ -192,7 +196,7 @@ func refused(message string) *Error {
 	if json.Unmarshal([]byte(message), &body) != nil || body.Error.Message == "" {
 		return nil
 	}
-	e := &Error{Status: 400, Type: invalidRequest, Message: body.Error.Message}
+	e := &Error{Status: 400, Type: invalidRequest, Message: body.Error.Message, counted: "upstream_refused"}
 	if body.Error.Type != "" {
 		e.Type = body.Error.Type
 	}

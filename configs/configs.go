@@ -74,7 +74,7 @@ type Config struct {
 	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" envDefault:"30000" mean:"a request's time in line"`
 	MaxTurns       int           `env:"POOL_MAX_TURNS" envDefault:"500" mean:"turns of a child before it is replaced; 0 = no limit"`
 	MaxAge         time.Duration `env:"POOL_MAX_AGE_MS" envDefault:"3600000" mean:"age of a child before it is replaced; 0 = no limit"`
-	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" envDefault:"60000" mean:"age below which turns do not replace a child"`
+	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" envDefault:"60000" mean:"age below which neither turns nor age replace a child"`
 	Jitter         float64       `env:"POOL_JITTER" envDefault:"0.2" mean:"fraction by which both limits vary from child to child"`
 	BackoffMin     time.Duration `env:"POOL_BACKOFF_MIN_MS" envDefault:"500" mean:"pause after a failed start of a child"`
 	BackoffMax     time.Duration `env:"POOL_BACKOFF_MAX_MS" envDefault:"30000" mean:"the same, after many"`

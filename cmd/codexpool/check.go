@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/configs"
+)
+
+// check starts one child, talks to it, and says what was found.
+func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.Logger) int {
+	for _, w := range cfg.Warnings {
+		fmt.Fprintln(stdout, "warning:   ", w)
+	}
+	c, err := findCLI(ctx, cfg, log)
+	if err != nil {
+		fmt.Fprintln(stdout, "failed:    ", err)
+		return exitFailed
+	}
+	fmt.Fprintln(stdout, "binary:    ", c.path)
+	fmt.Fprintln(stdout, "version:   ", c.version)
+	fmt.Fprintln(stdout, "model:     ", c.model(cfg.Model))
+	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
+	p, err := newProvider(cfg)
+	if err != nil {
+		fmt.Fprintln(stdout, "failed:    ", err)
+		return exitFailed
+	}
+	defer p.Close()
+	fmt.Fprintln(stdout, "upstream:  ", p.name)
+	if err := probe(ctx, spawner(cfg, c, p, log), stdout); err != nil {
+		fmt.Fprintln(stdout, "failed:    ", err)
+		return exitFailed
+	}
+	fmt.Fprintln(stdout, "ok")
+	return exitOK
+}
+
+// probe starts a child, warms a thread and asks how it is.
+func probe(ctx context.Context, spawn func(context.Context) (*codex.Client, error), stdout io.Writer) error {
+	began := time.Now()
+	child, err := spawn(ctx)
+	if err != nil {
+		return err
+	}
+	defer child.Close()
+	if err := child.Warm(ctx); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	h, err := child.Ping(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "child:      warm after %v, %d MB resident\n", took.Round(time.Millisecond), h.ResidentBytes>>20)
+	for _, w := range child.Warnings() {
+		fmt.Fprintln(stdout, "child says:", w)
+	}
+	return nil
+}
+
+// health asks the running daemon whether it is ready: what a container's health
+// check calls.
+func health(ctx context.Context, cfg configs.Config, stdout io.Writer) int {
+	host := cfg.Host
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		host = "localhost"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, strconv.Itoa(cfg.Port))+"/readyz", nil)
+	if err != nil {
+		fmt.Fprintln(stdout, err)
+		return exitFailed
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		fmt.Fprintln(stdout, err)
+		return exitFailed
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(res.Body, 1024))
+	fmt.Fprintln(stdout, strings.TrimSpace(string(body)))
+	if res.StatusCode != http.StatusOK {
+		return exitFailed
+	}
+	return exitOK
+}

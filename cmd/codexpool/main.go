@@ -1,0 +1,312 @@
+// Command codexpool serves the OpenAI API from a pool of warm Codex children.
+//
+// The subcommands are serve (the default), check, config, health and version.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"codexpool/api"
+	"codexpool/configs"
+	"codexpool/metrics"
+	"codexpool/pool"
+
+	"github.com/lmittmann/tint"
+)
+
+// Exit codes.
+const (
+	exitOK       = 0 // asked to stop
+	exitFailed   = 1 // could not serve: a port in use, a check that failed
+	exitBadUsage = 2 // the configuration or the command line
+)
+
+const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]...
+
+  serve    serve the API (the default)
+  check    start one child, talk to it, and say what was found
+  config   print every setting with its value, source and meaning
+  health   ask the running daemon whether it is ready
+  version  print the version
+
+Settings are environment variables; see codexpool config. An env file is read
+before the environment, which wins.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal kills
+	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
+}
+
+// run is the whole program, with the world as parameters. ready is told the
+// address of the public listener. It returns the exit code.
+func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, ready func(addr string)) int {
+	command, envFiles, err := parse(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return exitOK
+	}
+	if err != nil {
+		return exitBadUsage
+	}
+	if command == "version" {
+		fmt.Fprintln(stdout, "codexpool", version())
+		return exitOK
+	}
+	cfg, err := configs.Load(environ, envFiles)
+	if command == "config" {
+		printConfig(stdout, cfg)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "codexpool: configuration:\n  %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
+		return exitBadUsage
+	}
+	log := logger(cfg, stderr)
+	switch command {
+	case "serve":
+		return serve(ctx, cfg, stdout, log, ready)
+	case "check":
+		return check(ctx, cfg, stdout, log)
+	case "health":
+		return health(ctx, cfg, stdout)
+	}
+	return exitOK
+}
+
+// parse reads the command line and has said what is wrong with it.
+func parse(args []string, stderr io.Writer) (command string, envFiles []string, err error) {
+	flags := flag.NewFlagSet("codexpool", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() { fmt.Fprint(stderr, usage) }
+	flags.Func("env-file", "", func(path string) error {
+		envFiles = append(envFiles, path)
+		return nil
+	})
+	command = "serve"
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		command, args = args[0], args[1:]
+	}
+	if err := flags.Parse(args); err != nil {
+		return "", nil, err
+	}
+	switch command {
+	case "serve", "check", "config", "health", "version":
+	default:
+		err = fmt.Errorf("no such command: %s", command)
+	}
+	if flags.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument: %s", flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "codexpool: %v\n\n%s", err, usage)
+	}
+	return command, envFiles, err
+}
+
+// version is the module's version, or the commit that it was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && (info.Main.Version == "" || info.Main.Version == "(devel)") {
+			return s.Value
+		}
+	}
+	return info.Main.Version
+}
+
+// logger writes to stderr: for people on a terminal, else as JSON.
+func logger(cfg configs.Config, stderr io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		panic("BUG: a log level that was not checked: " + cfg.LogLevel)
+	}
+	format := cfg.LogFormat
+	if format == "" && terminal(stderr) {
+		format = "tint"
+	}
+	if format == "tint" {
+		return slog.New(tint.NewHandler(stderr, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(stderr) || os.Getenv("NO_COLOR") != ""}))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: seconds}))
+}
+
+// seconds writes durations as Prometheus does, not as nanoseconds.
+func seconds(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.Float64Value(a.Value.Duration().Seconds())
+	}
+	return a
+}
+
+func terminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// serve wires the program in one straight line and undoes it in reverse. Every
+// step depends on those before it, so it is not cut into pieces.
+func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.Logger, ready func(addr string)) int {
+	for _, w := range cfg.Warnings {
+		log.Warn("configuration", "warning", w)
+	}
+	cli, err := findCLI(ctx, cfg, log)
+	if err != nil {
+		log.Error("no usable Codex CLI", "err", err)
+		return exitBadUsage
+	}
+
+	public, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)))
+	if err != nil {
+		log.Error("public listener", "err", err)
+		return exitFailed
+	}
+	defer public.Close()
+	var admin net.Listener
+	if cfg.AdminAddr != "" {
+		if admin, err = net.Listen("tcp", cfg.AdminAddr); err != nil {
+			log.Error("admin listener", "err", err)
+			return exitFailed
+		}
+		defer admin.Close()
+	}
+	provider, err := newProvider(cfg)
+	if err != nil {
+		log.Error("upstream listener", "err", err)
+		return exitFailed
+	}
+	defer provider.Close()
+
+	m := metrics.New(version(), cli.version)
+	children, err := pool.New(pool.Config{
+		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
+		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
+		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
+		Spawn: spawner(cfg, cli, provider, log),
+		Hooks: m.PoolHooks(),
+		Log:   log,
+	})
+	if err != nil {
+		log.Error("pool", "err", err)
+		return exitFailed
+	}
+	defer children.Close()
+	m.WatchPool(children.Stat)
+
+	server := api.New(apiConfig(cfg, cli), children, log, m.ObserveRequest)
+	m.WatchAPI(server.Stat)
+
+	// Requests end with turns, the end of the connection, or this. They are not
+	// ended by ctx: a signal lets them finish.
+	turns, cut := context.WithCancelCause(context.Background())
+	defer cut(nil)
+	failed := make(chan error, 2)
+	start := func(l net.Listener, h http.Handler) *http.Server {
+		s := &http.Server{
+			Handler:           h,
+			BaseContext:       func(net.Listener) context.Context { return turns },
+			ReadHeaderTimeout: 10 * time.Second,
+			IdleTimeout:       2 * time.Minute,
+			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		}
+		go func() { // ends with Shutdown or Close below
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		}()
+		return s
+	}
+	publicServer := start(public, server)
+	defer publicServer.Close()
+	if admin != nil {
+		defer start(admin, server.Admin(m.Handler())).Close()
+	}
+	log.Info("serving", "addr", public.Addr().String(), "admin", cfg.AdminAddr, "upstream", provider.name, "codex", cli.version, "size", cfg.PoolSize)
+	greet(stdout, cfg, public.Addr())
+	ready(public.Addr().String())
+
+	select {
+	case err := <-failed:
+		log.Error("serve", "err", err)
+		return exitFailed
+	case <-ctx.Done():
+	}
+
+	log.Info("stopping", "drain", cfg.Drain)
+	server.Unready()
+	time.Sleep(cfg.Prestop) // load balancers learn that we are not ready; a second signal ends this
+	server.Drain()
+	children.Drain()
+	last := time.AfterFunc(cfg.Drain, func() { cut(pool.ErrDraining) })
+	children.Close() // waits for the turns that run
+	last.Stop()
+	// The last answers are on their way; connections that idle are closed.
+	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := publicServer.Shutdown(closing); err != nil {
+		log.Warn("shutdown", "err", err)
+	}
+	log.Info("stopped")
+	return exitOK
+}
+
+func apiConfig(cfg configs.Config, cli cli) api.Config {
+	prefix := "codex-5"
+	if cfg.Dev() {
+		prefix = "codev-5"
+	}
+	return api.Config{
+		Keys: cfg.APIKeys, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.Upstream != configs.Echo},
+		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody,
+		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
+		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
+		WriteTimeout: cfg.WriteTimeout, AcquireTimeout: cfg.AcquireTimeout,
+	}
+}
+
+// greet tells a developer, on stdout, what to paste.
+func greet(stdout io.Writer, cfg configs.Config, addr net.Addr) {
+	if !cfg.Dev() || cfg.Upstream != configs.Echo {
+		return
+	}
+	auth := ` -H "Authorization: Bearer $PROXY_API_KEY"`
+	switch {
+	case len(cfg.APIKeys) == 0:
+		auth = ""
+	case cfg.APIKeys[0] == configs.DevKey:
+		auth = " -H 'Authorization: Bearer " + configs.DevKey + "'"
+	}
+	fmt.Fprintf(stdout, `The offline echo model answers; no network, no credential. Try: curl -N http://%s/v1/chat/completions%s -H 'Content-Type: application/json' -d '{"model":"codex-5","stream":true,"messages":[{"role":"user","content":"one two three"}]}'`+"\n", addr, auth)
+}
+
+// printConfig prints the reference with the values in effect.
+func printConfig(w io.Writer, cfg configs.Config) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "VARIABLE\tVALUE\tSOURCE\tMEANING")
+	for _, s := range cfg.Settings() {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", s.Name, s.Value, s.Source, s.Meaning)
+	}
+	table.Flush()
+}

@@ -1,0 +1,3 @@
+module codexpool/e2e
+
+go 1.26
