@@ -4,16 +4,35 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
+	"strings"
 )
 
 //go:embed codex/lean.toml
 var lean string
 
-// ChildConfig is the config.toml of a lean child whose model catalog is the
-// file at catalog and whose only provider is a Responses API at baseURL. The
-// child sends it no credential and never retries: a retry would repeat text.
-func ChildConfig(catalog, baseURL string) []byte {
-	return fmt.Appendf(nil, `model_catalog_json = %s
+// nobody is a root certificate whose key was never kept: nobody can be vouched
+// for by it.
+//
+//go:embed codex/nobody.pem
+var nobody []byte
+
+// Child is what a lean child is given at its start.
+type Child struct {
+	Files map[string][]byte // for its CODEX_HOME
+	Env   []string          // beside what the daemon adds, such as PATH
+}
+
+// LeanChild configures a child whose CODEX_HOME is home, whose models are those
+// of catalog, and whose only provider is a Responses API at baseURL. The child
+// sends it no credential and never retries: a retry would repeat text.
+func LeanChild(home, baseURL string, catalog []byte) Child {
+	c := Child{
+		Files: map[string][]byte{"models.json": catalog},
+		// A child runs one turn at a time; the default is a thread for every core.
+		Env: []string{"TOKIO_WORKER_THREADS=1"},
+	}
+	c.Files["config.toml"] = fmt.Appendf(nil, `model_catalog_json = %s
 model_provider = "pool"
 %s
 [model_providers.pool]
@@ -25,7 +44,14 @@ supports_websockets = false
 request_max_retries = 0
 stream_max_retries = 0
 stream_idle_timeout_ms = 300000
-`, quote(catalog), lean, quote(baseURL))
+`, quote(filepath.Join(home, "models.json")), lean, quote(baseURL))
+	if strings.HasPrefix(baseURL, "http:") {
+		// Codex parses all roots that it trusts for every single turn, though it
+		// speaks plain HTTP: 10 ms of CPU for a system's bundle, nothing for this.
+		c.Files["nobody.pem"] = nobody
+		c.Env = append(c.Env, "SSL_CERT_FILE="+filepath.Join(home, "nobody.pem"))
+	}
+	return c
 }
 
 // quote makes a TOML basic string: JSON's escapes are a part of TOML's.

@@ -107,7 +107,15 @@ func Load(environ, envFiles []string) (Config, error) {
 	}); err != nil {
 		problems = named(err)
 	}
-	problems = append(problems, c.check()...)
+	unreadable := map[string]bool{} // said once is enough
+	for _, p := range problems {
+		unreadable[variableOf(p)] = true
+	}
+	for _, p := range c.check() {
+		if !unreadable[variableOf(p)] {
+			problems = append(problems, p)
+		}
+	}
 	c.warn(values)
 	return c, errors.Join(problems...)
 }
@@ -176,6 +184,12 @@ func named(err error) []error {
 		problems = append(problems, e)
 	}
 	return problems
+}
+
+// variableOf is the variable that a problem begins with.
+func variableOf(problem error) string {
+	name, _, _ := strings.Cut(problem.Error(), ":")
+	return name
 }
 
 func fieldOf(err error) string {

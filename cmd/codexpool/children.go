@@ -124,21 +124,15 @@ func spawner(cfg configs.Config, c cli, p *provider, log *slog.Logger) func(cont
 		defer cancel()
 		baseURL, revoke := p.admit()
 		cmd := codex.Command{
-			Path: c.path,
-			Args: []string{"app-server"},
-			Home: filepath.Join(cfg.Workdir, fmt.Sprintf("child-%d-%s", os.Getpid(), rand.Text()[:8])),
-			// One worker thread: a child runs one turn at a time. PATH is for the
-			// CLI's own helpers.
-			Env:       []string{"PATH=" + os.Getenv("PATH"), "TOKIO_WORKER_THREADS=1"},
+			Path:      c.path,
+			Args:      []string{"app-server"},
+			Home:      filepath.Join(cfg.Workdir, fmt.Sprintf("child-%d-%s", os.Getpid(), rand.Text()[:8])),
 			StopGrace: cfg.StopGrace,
 			Exited:    revoke,
 			Log:       log,
 		}
-		catalog := filepath.Join(cmd.CodexHome(), "models.json")
-		cmd.Files = map[string][]byte{
-			"models.json": c.catalog,
-			"config.toml": configs.ChildConfig(catalog, baseURL),
-		}
+		lean := configs.LeanChild(cmd.CodexHome(), baseURL, c.catalog)
+		cmd.Files, cmd.Env = lean.Files, append(lean.Env, "PATH="+os.Getenv("PATH")) // for the CLI's own helpers
 		return codex.Start(ctx, cmd)
 	}
 }

@@ -184,12 +184,14 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	}
 	defer public.Close()
 	var admin net.Listener
+	adminAddr := "off"
 	if cfg.AdminAddr != "" {
 		if admin, err = net.Listen("tcp", cfg.AdminAddr); err != nil {
 			log.Error("admin listener", "err", err)
 			return exitFailed
 		}
 		defer admin.Close()
+		adminAddr = admin.Addr().String()
 	}
 	provider, err := newProvider(cfg)
 	if err != nil {
@@ -242,7 +244,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	if admin != nil {
 		defer start(admin, server.Admin(m.Handler())).Close()
 	}
-	log.Info("serving", "addr", public.Addr().String(), "admin", cfg.AdminAddr, "upstream", provider.name, "codex", cli.version, "size", cfg.PoolSize)
+	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", provider.name, "codex", cli.version, "size", cfg.PoolSize)
 	greet(stdout, cfg, public.Addr())
 	ready(public.Addr().String())
 

@@ -56,13 +56,10 @@ func Real(t testing.TB, baseURL string) codex.Command {
 		Path: binary,
 		Args: []string{"app-server", "--strict-config"},
 		Home: filepath.Join(workdir(t), "home"),
-		Env:  []string{"PATH=" + os.Getenv("PATH"), "TOKIO_WORKER_THREADS=1", Mark()},
 		Log:  Log(t),
 	}
-	c.Files = map[string][]byte{
-		"models.json": file,
-		"config.toml": configs.ChildConfig(filepath.Join(c.CodexHome(), "models.json"), baseURL),
-	}
+	lean := configs.LeanChild(c.CodexHome(), baseURL, file)
+	c.Files, c.Env = lean.Files, append(lean.Env, "PATH="+os.Getenv("PATH"), Mark())
 	return c
 }
 

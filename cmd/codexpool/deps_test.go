@@ -1,0 +1,67 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// rules say which of our packages each may import, and which package is the one
+// home of each dependency. An arrow that is not here is a change of the plan:
+// think first, then write down why.
+var rules = map[string]struct {
+	ours  []string
+	third []string
+	why   string
+}{
+	"codex":           {nil, nil, "speaks to one child; knows nobody"},
+	"codex/codextest": {[]string{"codex", "configs"}, nil, "plays a child; the real one needs the production profile"},
+	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5"}, "lends children"},
+	"upstream":        {nil, nil, "serves children over HTTP; knows nobody"},
+	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors"}, "turns requests into turns"},
+	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
+	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/joho/godotenv"}, "reads the environment; knows nobody"},
+	"cmd/codexpool":   {[]string{"api", "codex", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint"}, "wires them"},
+}
+
+func TestArrowsPointOneWay(t *testing.T) {
+	list := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	list.Dir = "../.."
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		name := strings.TrimPrefix(p.ImportPath, "codexpool/")
+		rule, ok := rules[name]
+		if !ok {
+			t.Errorf("there is no rule for package %s", name)
+		}
+		for _, imported := range p.Imports {
+			ours, isOurs := strings.CutPrefix(imported, "codexpool/")
+			switch {
+			case isOurs && !slices.Contains(rule.ours, ours):
+				t.Errorf("%s must not import %s: it %s", name, ours, rule.why)
+			case !isOurs && strings.Contains(imported, ".") && !under(imported, rule.third):
+				t.Errorf("%s must not import %s: each dependency has one home", name, imported)
+			}
+		}
+	}
+}
+
+func under(path string, roots []string) bool {
+	return slices.ContainsFunc(roots, func(root string) bool { return path == root || strings.HasPrefix(path, root+"/") })
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"codexpool/codex/codextest"
+)
+
+func TestMain(m *testing.M) {
+	codextest.Main(m, nil)
+}
+
+// buffer is a bytes.Buffer for several goroutines.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// runOnce runs the program with args and environment until it is ready, then
+// stops it.
+func runOnce(t *testing.T, args []string, environ ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var out, errs buffer
+	environ = append([]string{"PROXY_ENV=dev", "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "POOL_SIZE=1", "PROXY_CODEX_WORKDIR=" + t.TempDir()}, environ...)
+	code = run(ctx, args, environ, &out, &errs, func(string) { cancel() })
+	return code, out.String(), errs.String()
+}
+
+// script writes an executable that plays the CLI.
+func script(t *testing.T, text string, mode os.FileMode) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "codex")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestArgsAndEnvironmentDecideTheExitCode(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
+	cli := "CODEX_BIN=" + codextest.Binary(t)
+
+	for _, tt := range []struct {
+		name    string
+		args    []string
+		environ []string
+		code    int
+		says    string // on stdout or stderr
+	}{
+		{"help", []string{"--help"}, nil, 0, "usage: codexpool"},
+		{"version", []string{"version"}, nil, 0, "codexpool "},
+		{"config", []string{"config"}, []string{"POOL_SIZE=3"}, 0, "POOL_SIZE"},
+		{"unknown command", []string{"dance"}, nil, 2, "no such command: dance"},
+		{"unknown flag", []string{"--fast"}, nil, 2, "flag provided but not defined: -fast"},
+		{"too many words", []string{"check", "it"}, nil, 2, "unexpected argument: it"},
+		{"missing env file", []string{"--env-file", "nowhere.env"}, nil, 2, "nowhere.env"},
+		{"two bad settings", nil, []string{"POOL_SIZE=0", "LOG_LEVEL=loud"}, 2, "POOL_SIZE: 0 is less than 1\n"},
+		{"CODEX_BIN is missing", nil, []string{"CODEX_BIN=/nowhere/codex"}, 2, "CODEX_BIN: lstat /nowhere: no such file or directory"},
+		{"CODEX_BIN is a folder", nil, []string{"CODEX_BIN=/"}, 2, "is a directory"},
+		{"CODEX_BIN cannot be executed", nil, []string{"CODEX_BIN=" + script(t, "", 0o644)}, 2, "permission denied"},
+		{"CODEX_BIN is not Codex", nil, []string{"CODEX_BIN=" + script(t, "echo hello", 0o755)}, 2, "is not the Codex CLI"},
+		{"CODEX_BIN fails", nil, []string{"CODEX_BIN=" + script(t, "echo kaputt >&2; exit 3", 0o755)}, 2, "exit status 3: kaputt"},
+		{"CODEX_BIN has no catalog", nil, []string{"CODEX_BIN=" + script(t, "echo codex-cli 9.9.9", 0o755)}, 2, "no catalog"},
+		{"another version is a warning", nil, []string{"CODEX_BIN=" + script(t, "echo codex-cli 9.9.9", 0o755)}, 2, "not the Codex CLI that codexpool was tested with"},
+		{"port in use", nil, []string{cli, "PORT=" + port}, 1, "address already in use"},
+		{"admin port in use", nil, []string{cli, "PROXY_ADMIN_ADDR=127.0.0.1:" + port}, 1, "address already in use"},
+		{"nobody to ask for health", []string{"health"}, []string{"PORT=1"}, 1, "connection refused"},
+		{"check of what is not Codex", []string{"check"}, []string{"CODEX_BIN=/bin/echo"}, 1, "is not the Codex CLI"},
+		{"serve until asked to stop", nil, []string{cli}, 0, "The offline echo model answers"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			code, stdout, stderr := runOnce(t, tt.args, tt.environ...)
+			if code != tt.code || !strings.Contains(strings.ReplaceAll(stdout+stderr, `\"`, `"`), tt.says) {
+				t.Errorf("exit code %d, want %d; stdout:\n%s\nstderr:\n%s", code, tt.code, stdout, stderr)
+			}
+		})
+	}
+}
+
+func TestEveryProblemOfTheConfigurationIsPrinted(t *testing.T) {
+	_, _, stderr := runOnce(t, nil, "POOL_SIZE=0", "LOG_LEVEL=loud")
+	want := "codexpool: configuration:\n  LOG_LEVEL: \"loud\" is not one of debug, info, warn, error\n  POOL_SIZE: 0 is less than 1\n"
+	if !strings.HasPrefix(stderr, want) {
+		t.Errorf("got\n%s", stderr)
+	}
+}
+
+func TestCheckSaysWhatItFound(t *testing.T) {
+	binary := codextest.Binary(t)
+	code, stdout, _ := runOnce(t, []string{"check"}, "CODEX_BIN="+binary, "PROXY_OUTPUT_MODE=text")
+	for _, want := range []string{"warning:    PROXY_OUTPUT_MODE", "binary:     " + binary, "version:    0.169.0", "upstream:   echo", "child:      warm after", "\nok\n"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in\n%s", want, stdout)
+		}
+	}
+	if code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestAKeyIsNeverPrinted(t *testing.T) {
+	key := "sk-never-to-be-seen"
+	for _, command := range []string{"config", "check", "serve"} {
+		code, stdout, stderr := runOnce(t, []string{command}, "CODEX_BIN="+codextest.Binary(t), "PROXY_API_KEY="+key, "OPENAI_API_KEY="+key, "LOG_LEVEL=debug")
+		if code != 0 || strings.Contains(stdout+stderr, key) {
+			t.Errorf("%s: exit code %d\n%s\n%s", command, code, stdout, stderr)
+		}
+	}
+}
+
+func TestAMissingWorkdirIsAFailedStartNotAnExit(t *testing.T) {
+	file := script(t, "", 0o600)
+	code, _, stderr := runOnce(t, []string{"check"}, "CODEX_BIN="+codextest.Binary(t), "PROXY_CODEX_WORKDIR="+file)
+	if code != 1 {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}

@@ -1,0 +1,168 @@
+package configs_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"codexpool/configs"
+)
+
+// good is a production environment without a problem.
+var good = []string{"HOME=/home/x", "PROXY_API_KEY=k1", "CODEX_UPSTREAM=http://127.0.0.1:9/v1"}
+
+func with(entries ...string) []string { return append(slices.Clone(good), entries...) }
+
+func TestEachProblemIsNamedExactly(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	for _, tt := range []struct {
+		env  []string
+		want string
+	}{
+		{[]string{}, "PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)\n" +
+			"CODEX_UPSTREAM: production needs it: the http(s) base URL of a Responses API, or echo (this version has no relay to OpenAI)"},
+		{with("POOL_SIZE=zwei", "PROXY_TIMEOUT_MS=1.5", "POOL_JITTER=lots", "PROXY_ENABLE_CORS=maybe"),
+			`PROXY_ENABLE_CORS: "maybe" is not a valid bool` + "\n" +
+				`PROXY_TIMEOUT_MS: "1.5" is not a number of whole milliseconds` + "\n" +
+				`POOL_SIZE: "zwei" is not a valid int` + "\n" +
+				`POOL_JITTER: "lots" is not a valid float64`},
+		{with("PROXY_TIMEOUT_MS=-1"), `PROXY_TIMEOUT_MS: "-1" is not a number of whole milliseconds`},
+		{with("PROXY_ENV=prod"), `PROXY_ENV: "prod" is neither dev nor empty`},
+		{with("PORT=65536"), "PORT: 65536 is not a port"},
+		{with("POOL_SIZE=0", "POOL_MIN_IDLE=0"), "POOL_SIZE: 0 is less than 1"},
+		{with("POOL_SIZE=2", "POOL_MIN_IDLE=3"), "POOL_MIN_IDLE: 3 is more than POOL_SIZE (2)"},
+		{with("POOL_MAX_WAITING=-1"), "POOL_MAX_WAITING: -1 is less than 0"},
+		{with("POOL_JITTER=1"), "POOL_JITTER: 1 is not at least 0 and less than 1"},
+		{with("POOL_BACKOFF_MIN_MS=9", "POOL_BACKOFF_MAX_MS=8"), "POOL_BACKOFF_MIN_MS: it is more than POOL_BACKOFF_MAX_MS"},
+		{with("PROXY_WRITE_TIMEOUT_MS=0"), "PROXY_WRITE_TIMEOUT_MS: it must be more than 0"},
+		{with("PROXY_API_KEY=a,,b"), "PROXY_API_KEY: one of its keys is empty"},
+		{with("PROXY_API_KEY=codexpool-dev"), "PROXY_API_KEY: the dev profile's key is public; production needs one of its own"},
+		{[]string{"PROXY_ENV=dev", "PROXY_HOST=0.0.0.0"}, `PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not "0.0.0.0"`},
+		{with("PROXY_ADMIN_ADDR=9090"), `PROXY_ADMIN_ADDR: "9090" is not HOST:PORT`},
+		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; say PROXY_ADMIN_PUBLIC=true if that is meant`},
+		{with("PROXY_CORS_ALLOWED_ORIGINS=a.example"), `PROXY_CORS_ALLOWED_ORIGINS: "a.example" is not an origin such as https://app.example`},
+		{with("PROXY_SANDBOX_MODE=danger-full-access"), `PROXY_SANDBOX_MODE: "danger-full-access" is not one of read-only`},
+		{with("LOG_LEVEL=loud"), `LOG_LEVEL: "loud" is not one of debug, info, warn, error`},
+		{with("LOG_FORMAT=xml"), `LOG_FORMAT: "xml" is not one of tint, json`},
+		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: it is neither echo nor the http(s) base URL of a Responses API (openai, chatgpt and direct are not there yet)"},
+		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it is neither echo nor the http(s) base URL of a Responses API (openai, chatgpt and direct are not there yet)"},
+	} {
+		_, err := configs.Load(tt.env, nil)
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("%q:\ngot  %v\nwant %s", tt.env, err, tt.want)
+		}
+	}
+}
+
+func TestTheDefaultsAreProductionAndDevIsAskedFor(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	prod, err := configs.Load(good, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if prod.Dev() || !prod.ProtectModels || len(prod.CORSOrigins) != 0 || prod.Timeout != 10*time.Minute || prod.PoolSize != 4 {
+		t.Errorf("production: %+v", prod)
+	}
+	dev, err := configs.Load([]string{"PROXY_ENV=dev"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !dev.Dev() || dev.ProtectModels || !slices.Equal(dev.CORSOrigins, []string{"*"}) || dev.Upstream != configs.Echo {
+		t.Errorf("dev: %+v", dev)
+	}
+}
+
+func TestTheEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	write := func(name, text string) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	first := write("first.env", "PORT=1\nPOOL_SIZE=1\nPOOL_MAX_WAITING=1\n# a comment\nPROXY_API_KEY='k one'\n")
+	second := write("second.env", "POOL_SIZE=2\nPOOL_MAX_WAITING=2\nPOOL_MAX_TURNS=\n")
+	cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "POOL_MAX_WAITING=3", "PORT="}, []string{first, second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Port != 1 || cfg.PoolSize != 2 || cfg.MaxWaiting != 3 || cfg.MaxTurns != 500 || cfg.APIKeys[0] != "k one" {
+		t.Errorf("%+v", cfg)
+	}
+	if cfg.MinIdle != 2 {
+		t.Errorf("the default of POOL_MIN_IDLE is %d where POOL_SIZE is 2", cfg.MinIdle)
+	}
+	sources := map[string]string{}
+	for _, s := range cfg.Settings() {
+		sources[s.Name] = s.Source
+		if strings.Contains(s.Value, "k one") {
+			t.Error("the key is shown")
+		}
+	}
+	for name, want := range map[string]string{"PORT": first, "POOL_SIZE": second, "POOL_MAX_WAITING": "environment", "POOL_MAX_TURNS": "default"} {
+		if sources[name] != want {
+			t.Errorf("%s is from %s, want %s", name, sources[name], want)
+		}
+	}
+	if _, err := configs.Load(good, []string{"missing.env"}); err == nil || !strings.Contains(err.Error(), "--env-file missing.env") {
+		t.Errorf("a missing file: %v", err)
+	}
+}
+
+func TestWhatHasNoEffectIsNamed(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	cfg, err := configs.Load(with("POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "OPENAI_API_KEY=sk-1", "PATH=/bin"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"POOL_SZIE has no effect: this version does not know it",
+		"PROXY_OUTPUT_MODE has no effect: tool calls are not text here",
+		"OPENAI_API_KEY has no effect: this version has no relay to OpenAI, only the echo model and CODEX_UPSTREAM=URL",
+	}
+	if !slices.Equal(cfg.Warnings, want) {
+		t.Errorf("got %q", cfg.Warnings)
+	}
+}
+
+func TestEveryProfileLoads(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	profiles, err := filepath.Glob("profiles/*.env")
+	if err != nil || len(profiles) < 2 {
+		t.Fatal("no profiles", err)
+	}
+	for _, path := range profiles {
+		cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "PROXY_API_KEY=from-elsewhere"}, []string{path})
+		if err != nil || len(cfg.Warnings) > 0 {
+			t.Errorf("%s: %v %v", path, err, cfg.Warnings)
+		}
+	}
+}
+
+func TestEverySettingSaysWhatItMeans(t *testing.T) {
+	for _, s := range (configs.Config{}).Settings() {
+		if s.Meaning == "" {
+			t.Errorf("%s has no meaning", s.Name)
+		}
+	}
+}
+
+func TestAChildsConfigQuotesWhatItIsGiven(t *testing.T) {
+	got := string(configs.LeanChild(`/a "b"\c`, "http://h/v1", nil).Files["config.toml"])
+	if !strings.HasPrefix(got, `model_catalog_json = "/a \"b\"\\c/models.json"`+"\n") || !strings.Contains(got, `base_url = "http://h/v1"`) {
+		t.Error(got)
+	}
+}
+
+func TestOnlyAChildThatSpeaksTLSNeedsTheSystemsRoots(t *testing.T) {
+	for baseURL, want := range map[string]bool{"http://127.0.0.1:1/v1": true, "https://h/v1": false} {
+		c := configs.LeanChild("/home", baseURL, nil)
+		if _, ok := c.Files["nobody.pem"]; ok != want || slices.Contains(c.Env, "SSL_CERT_FILE=/home/nobody.pem") != want {
+			t.Errorf("%s: %v", baseURL, c.Env)
+		}
+	}
+}

@@ -1,0 +1,276 @@
+// Package e2e tests the built binary from outside: over HTTP, with signals,
+// through the real Codex CLI. It is a module of its own, so that what only
+// these tests need stays out of the daemon's go.mod.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"codexpool/codex/codextest"
+)
+
+// program is the built binary.
+var program string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "codexpool-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	program = filepath.Join(dir, "codexpool")
+	build := exec.Command("go", "build", "-o", program, "./cmd/codexpool")
+	build.Dir, build.Stderr = "..", os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "go build:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+const key = "k-e2e"
+
+// daemon is one running codexpool.
+type daemon struct {
+	t     testing.TB
+	cmd   *exec.Cmd
+	url   string // of the public listener
+	admin string
+	ended chan struct{} // closed when it was reaped
+
+	mu  sync.Mutex
+	log bytes.Buffer // guarded by mu
+}
+
+// start runs the daemon on free ports, with the real CLI, and waits until its
+// pool is warm.
+func start(t testing.TB, environ ...string) *daemon {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	workdir, err := os.MkdirTemp(cache, "codexpool-e2e-") // not below /tmp
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{t: t, ended: make(chan struct{})}
+	d.cmd = exec.Command(program)
+	d.cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "CODEX_BIN=" + codextest.Binary(t),
+		"PROXY_ENV=dev", "PROXY_API_KEY=" + key, "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "PROXY_CODEX_WORKDIR=" + workdir,
+	}, environ...)
+	stderr, err := d.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	serving := make(chan struct{})
+	go d.follow(stderr, serving)
+	t.Cleanup(func() {
+		d.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-d.ended:
+		case <-time.After(20 * time.Second):
+			t.Error("it did not end after SIGTERM")
+			d.cmd.Process.Kill()
+			<-d.ended
+		}
+		os.RemoveAll(workdir)
+		if t.Failed() {
+			t.Logf("the daemon's log:\n%s", d.logged())
+		}
+	})
+	select {
+	case <-serving:
+	case <-d.ended:
+		t.Fatal("it ended instead of serving")
+	}
+	eventually(t, 20*time.Second, "a warm pool", func() bool {
+		m := d.metrics()
+		return m[`codexpool_pool_children{state="idle"}`] == m["codexpool_pool_size"]
+	})
+	return d
+}
+
+// follow keeps the log, and reads from it where the daemon listens.
+func (d *daemon) follow(stderr io.Reader, serving chan struct{}) {
+	lines := bufio.NewScanner(stderr)
+	for lines.Scan() {
+		d.mu.Lock()
+		fmt.Fprintln(&d.log, lines.Text())
+		d.mu.Unlock()
+		var line struct{ Msg, Addr, Admin string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
+			d.url, d.admin = "http://"+line.Addr, "http://"+line.Admin
+			close(serving)
+		}
+	}
+	d.cmd.Wait()
+	close(d.ended)
+}
+
+func (d *daemon) logged() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.log.String()
+}
+
+// eventually polls: what it waits for happens in other processes.
+func eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for began := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > within {
+			t.Fatalf("no %s within %v", what, within)
+		}
+	}
+}
+
+// metrics reads the metrics page.
+func (d *daemon) metrics() map[string]float64 {
+	d.t.Helper()
+	res, err := http.Get(d.admin + "/metrics")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	values := map[string]float64{}
+	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+		if i := strings.LastIndexByte(lines.Text(), ' '); i > 0 && lines.Text()[0] != '#' {
+			values[lines.Text()[:i]], _ = strconv.ParseFloat(lines.Text()[i+1:], 64)
+		}
+	}
+	return values
+}
+
+// children are the pids of the daemon's app-servers.
+func (d *daemon) children() []int { return childrenOf(d.cmd.Process.Pid) }
+
+func childrenOf(parent int) (pids []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just gone
+		}
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if fields[0] != "Z" && fields[1] == strconv.Itoa(parent) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// post sends one chat completion.
+func (d *daemon) post(body string) (*http.Response, error) {
+	req, err := http.NewRequest("POST", d.url+"/v1/chat/completions", strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+key)
+	req.Header.Set("Content-Type", "application/json")
+	return http.DefaultClient.Do(req)
+}
+
+func ask(text string, stream bool) string {
+	body, _ := json.Marshal(map[string]any{"model": "codex-5", "stream": stream, "messages": []any{map[string]any{"role": "user", "content": text}}})
+	return string(body)
+}
+
+// chunk is what a test reads of a stream.
+type chunk struct {
+	text   string
+	finish string
+	error  string        // code of an error frame
+	done   bool          // [DONE]
+	after  time.Duration // since the reading began
+}
+
+// read reads a stream to its end, chunk by chunk.
+func read(r io.Reader, each func(chunk)) error {
+	began := time.Now()
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data: ")
+		if !ok {
+			continue
+		}
+		c := chunk{after: time.Since(began)}
+		if data == "[DONE]" {
+			c.done = true
+			each(c)
+			continue
+		}
+		var body struct {
+			Choices []struct {
+				Delta        struct{ Content string }
+				FinishReason *string `json:"finish_reason"`
+			}
+			Error *struct{ Code string }
+		}
+		if err := json.Unmarshal([]byte(data), &body); err != nil {
+			return fmt.Errorf("%w in %s", err, data)
+		}
+		if body.Error != nil {
+			c.error = body.Error.Code
+		}
+		for _, choice := range body.Choices {
+			c.text = choice.Delta.Content
+			if choice.FinishReason != nil {
+				c.finish = *choice.FinishReason
+			}
+		}
+		each(c)
+	}
+	return lines.Err()
+}
+
+// stream asks for a stream and reads it to its end.
+func (d *daemon) stream(text string) (chunks []chunk, err error) {
+	res, err := d.post(ask(text, true))
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(res.Body)
+		return nil, fmt.Errorf("%d: %s", res.StatusCode, body)
+	}
+	err = read(res.Body, func(c chunk) { chunks = append(chunks, c) })
+	return chunks, err
+}
+
+// answer joins a whole stream's text; it must have finished and be done.
+func answer(chunks []chunk) (string, error) {
+	var text strings.Builder
+	for _, c := range chunks {
+		text.WriteString(c.text)
+	}
+	if n := len(chunks); n < 2 || !chunks[n-1].done || chunks[n-2].finish != "stop" {
+		return text.String(), fmt.Errorf("not a whole stream: %+v", chunks)
+	}
+	return text.String(), nil
+}

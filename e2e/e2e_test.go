@@ -1,0 +1,451 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"codexpool/codex/codextest"
+)
+
+func TestAnAnswerStreamsThroughARealChild(t *testing.T) {
+	d := start(t, "POOL_SIZE=3", "CODEX_ECHO_DELAY_MS=50")
+	if pids := d.children(); len(pids) != 3 {
+		t.Errorf("%d children", len(pids))
+	}
+	for _, pid := range d.children() {
+		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if !bytes.HasSuffix(args, []byte("/codex\x00app-server\x00")) {
+			t.Errorf("a child is %q", args)
+		}
+	}
+	chunks, err := d.stream("one two three four five six")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := answer(chunks); err != nil || text != "one two three four five six" {
+		t.Errorf("%q, %v", text, err)
+	}
+	// Six words 50 ms apart: had they been held back, they would come at once.
+	if first, last := chunks[1].after, chunks[len(chunks)-1].after; last-first < 150*time.Millisecond {
+		t.Errorf("the words came within %v", last-first)
+	}
+}
+
+func TestAnAnswerInOnePieceHasUsage(t *testing.T) {
+	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=0")
+	res, err := d.post(ask("one two three", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var body struct {
+		Model   string
+		Choices []struct{ Message struct{ Content string } }
+		Usage   struct {
+			Prompt     int `json:"prompt_tokens"`
+			Completion int `json:"completion_tokens"`
+			Total      int `json:"total_tokens"`
+		}
+	}
+	if err := json.NewDecoder(res.Body).Decode(&body); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(body); got != "{codex-5 [{{one two three}}] {3 3 6}}" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestTheConversationArrivesUpstreamItemForItem(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("fine"))
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
+	res, err := d.post(`{"messages":[{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u1"},` +
+		`{"role":"assistant","content":"a"},{"role":"user","content":"héllo 🧪 \u2028"}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	var body struct {
+		Tools        []any
+		Instructions string
+		Input        []struct {
+			Type, Role string
+			Content    []struct{ Type, Text string }
+		}
+	}
+	if err := json.Unmarshal(up.Bodies()[0], &body); err != nil {
+		t.Fatal(err)
+	}
+	want := "[{message developer [{input_text s}]} {message developer [{input_text d}]} {message user [{input_text u1}]} " +
+		"{message assistant [{output_text a}]} {message user [{input_text héllo 🧪 \u2028}]}]"
+	if got := fmt.Sprint(body.Input); got != want || len(body.Tools) != 0 || body.Instructions != "" {
+		t.Errorf("got  %s\nwant %s\ntools %v, instructions %q", got, want, body.Tools, body.Instructions)
+	}
+}
+
+// TestEverybodyGetsHisOwnAnswer is the pool under load: 200 completions, 16 at
+// a time over 4 children, each with a canary of its own.
+func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
+	const total, atOnce = 200, 16
+	d := start(t, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=1")
+	load := func() {
+		turns := make(chan int, total)
+		for i := range total {
+			turns <- i
+		}
+		close(turns)
+		var clients sync.WaitGroup
+		for range atOnce {
+			clients.Go(func() {
+				for i := range turns {
+					want := fmt.Sprintf("canary-%d sings the song of number %d", i, i)
+					chunks, err := d.stream(want)
+					if err == nil {
+						var got string
+						if got, err = answer(chunks); got != want && err == nil {
+							err = fmt.Errorf("got %q", got)
+						}
+					}
+					if err != nil {
+						t.Errorf("%s: %v", want, err)
+					}
+				}
+			})
+		}
+		clients.Wait()
+		eventually(t, 5*time.Second, "rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 4 })
+	}
+	load() // what is made once is made now
+	before := d.weigh()
+	load()
+	after := d.weigh()
+
+	m := d.metrics()
+	for name, want := range map[string]float64{
+		`codexpool_http_requests_total{code="200",route="chat"}`:         2 * total,
+		`codexpool_time_to_first_token_seconds_count{route="chat"}`:      2 * total,
+		`codexpool_pool_acquire_wait_seconds_count{outcome="leased"}`:    2 * total,
+		`codexpool_child_starts_total{outcome="ok"}`:                     4,
+		`codexpool_child_starts_total{outcome="error"}`:                  0,
+		`codexpool_child_deaths_total{reason="exited"}`:                  0,
+		`codexpool_pool_children{state="leased"}`:                        0,
+		`codexpool_pool_waiting`:                                         0,
+		`codexpool_sse_streams`:                                          0,
+		`codexpool_http_errors_total{error="child_exited",route="chat"}`: 0,
+	} {
+		if m[name] != want {
+			t.Errorf("%s is %v, want %v", name, m[name], want)
+		}
+	}
+	t.Logf("before %+v, after %+v", before, after)
+	if after.heap > before.heap*1.5+1<<20 || after.goroutines > before.goroutines+4 || after.descriptors > before.descriptors+4 {
+		t.Errorf("the daemon keeps something: before %+v, after %+v", before, after)
+	}
+	if after.children > before.children*1.5 {
+		t.Errorf("the children keep something: before %+v, after %+v", before, after)
+	}
+}
+
+// weight is what the daemon and its children hold on to.
+type weight struct {
+	heap        float64 // of the daemon after a collection, bytes
+	goroutines  float64
+	descriptors int
+	children    float64 // anonymous memory of all, bytes
+}
+
+func (d *daemon) weigh() (w weight) {
+	d.t.Helper()
+	http.DefaultClient.CloseIdleConnections()
+	w.heap = math.Inf(1)
+	for range 5 { // the least is what is kept; the rest is garbage of the measuring itself
+		res, err := http.Get(d.admin + "/debug/pprof/heap?gc=1") // collects garbage
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		res.Body.Close()
+		m := d.metrics()
+		w.heap, w.goroutines = min(w.heap, m["go_memstats_heap_alloc_bytes"]), m["go_goroutines"]
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.cmd.Process.Pid))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	w.descriptors = len(files)
+	for _, pid := range d.children() {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		var kb float64
+		_, rest, _ := strings.Cut(string(status), "RssAnon:")
+		fmt.Sscan(rest, &kb)
+		w.children += kb * 1024
+	}
+	return w
+}
+
+func TestAKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
+	d := start(t, "POOL_SIZE=3", "CODEX_ECHO_DELAY_MS=50")
+	before := d.children()
+	type outcome struct {
+		chunks []chunk
+		err    error
+	}
+	outcomes := make(chan outcome, 3)
+	spoken := make(chan struct{}, 3)
+	for range 3 {
+		go func() {
+			res, err := d.post(ask(strings.Repeat("word ", 40), true))
+			if err != nil {
+				outcomes <- outcome{err: err}
+				return
+			}
+			defer res.Body.Close()
+			var o outcome
+			o.err = read(res.Body, func(c chunk) {
+				if len(o.chunks) == 2 {
+					spoken <- struct{}{}
+				}
+				o.chunks = append(o.chunks, c)
+			})
+			outcomes <- o
+		}()
+	}
+	for range 3 {
+		<-spoken
+	}
+	killed := time.Now()
+	syscall.Kill(before[1], syscall.SIGKILL)
+	eventually(t, 2*time.Second, "full pool", func() bool {
+		m := d.metrics()
+		return m[`codexpool_child_starts_total{outcome="ok"}`] == 4 && m[`codexpool_pool_children{state="starting"}`] == 0 && len(d.children()) == 3
+	})
+	t.Logf("full again after %v", time.Since(killed))
+
+	whole, broken := 0, 0
+	for range 3 {
+		o := <-outcomes
+		last := o.chunks[len(o.chunks)-1]
+		if _, err := answer(o.chunks); err == nil && o.err == nil {
+			whole++
+		} else if last.error == "child_exited" && o.err != nil && count(o.chunks, func(c chunk) bool { return c.error != "" || c.done }) == 1 {
+			broken++ // one error frame, no [DONE], and the connection was cut
+		} else {
+			t.Errorf("neither whole nor properly broken: %v, last %+v", o.err, last)
+		}
+	}
+	if whole != 2 || broken != 1 {
+		t.Errorf("%d whole, %d broken", whole, broken)
+	}
+	if got := d.metrics()[`codexpool_child_deaths_total{reason="exited"}`]; got != 1 {
+		t.Errorf("%v deaths counted", got)
+	}
+}
+
+func count(chunks []chunk, is func(chunk) bool) (n int) {
+	for _, c := range chunks {
+		if is(c) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestAKilledDaemonLeavesNoChild(t *testing.T) {
+	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=50")
+	pids := d.children()
+	res, err := d.post(ask(strings.Repeat("word ", 100), true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	d.cmd.Process.Kill()
+	eventually(t, time.Second, "end of the children", func() bool {
+		for _, pid := range pids {
+			if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !bytes.Contains(stat, []byte(") Z ")) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func TestSIGTERMLetsAStreamFinishAndRefusesOthers(t *testing.T) {
+	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=50", "POOL_MAX_WAITING=5")
+	res, err := d.post(ask(strings.Repeat("word ", 20), true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var chunks []chunk
+	var refused *http.Response
+	err = read(res.Body, func(c chunk) {
+		if chunks = append(chunks, c); len(chunks) != 3 {
+			return
+		}
+		d.cmd.Process.Signal(syscall.SIGTERM)
+		eventually(t, time.Second, "refusal", func() bool {
+			other, err := d.post(ask("late", false))
+			if err != nil {
+				t.Fatalf("a new request while a stream runs: %v", err)
+			}
+			other.Body.Close()
+			refused = other
+			return other.StatusCode == http.StatusServiceUnavailable
+		})
+	})
+	if text, bad := answer(chunks); err != nil || bad != nil || text != strings.Repeat("word ", 20) {
+		t.Errorf("%q, %v, %v", text, err, bad)
+	}
+	if refused == nil || refused.Header.Get("Retry-After") == "" {
+		t.Errorf("refused as %+v", refused)
+	}
+	<-d.ended
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestAStreamThatOutlastsTheDrainGetsAnErrorFrame(t *testing.T) {
+	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=100", "PROXY_DRAIN_MS=300")
+	var last chunk
+	res, err := d.post(ask(strings.Repeat("word ", 600), true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	read(res.Body, func(c chunk) { last = c })
+	if last.error != "shutting_down" {
+		t.Errorf("the last frame is %+v", last)
+	}
+	<-d.ended
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestALeavingClientEndsTheUpstreamRequest(t *testing.T) {
+	for name, when := range map[string]string{"before the first token": "", "after it": "word"} {
+		for _, stream := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, " stream ", stream), func(t *testing.T) {
+				reached, ended := make(chan struct{}), make(chan time.Time, 1)
+				up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+					s := codextest.StartStream(w)
+					s.Begin()
+					if when != "" {
+						s.Delta(when)
+					}
+					close(reached)
+					<-r.Context().Done()
+					ended <- time.Now()
+				}, codextest.Text("next"))
+				d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
+				ctx, cancel := context.WithCancel(t.Context())
+				req, _ := http.NewRequestWithContext(ctx, "POST", d.url+"/v1/chat/completions", strings.NewReader(ask("hi", stream)))
+				req.Header.Set("Authorization", "Bearer "+key)
+				failed := make(chan error, 1)
+				go func() {
+					res, err := http.DefaultClient.Do(req)
+					if err == nil {
+						_, err = io.ReadAll(res.Body)
+						res.Body.Close()
+					}
+					failed <- err
+				}()
+				<-reached
+				left := time.Now()
+				cancel()
+				if err := <-failed; !errors.Is(err, context.Canceled) {
+					t.Errorf("got %v", err)
+				}
+				if took := (<-ended).Sub(left); took > time.Second {
+					t.Errorf("the upstream request ended after %v", took)
+				}
+				// The same child serves the next.
+				if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+					t.Errorf("the next: %v", err)
+				}
+				if got := d.metrics()[`codexpool_child_starts_total{outcome="ok"}`]; got != 1 {
+					t.Errorf("%v children were started", got)
+				}
+			})
+		}
+	}
+}
+
+func TestBadInputGetsItsOwnStatus(t *testing.T) {
+	d := start(t, "POOL_SIZE=1", "PROXY_PROTECT_MODELS=true")
+	big := `{"messages":[{"role":"user","content":"` + strings.Repeat("x", 20<<20) + `"}]}`
+	for _, tt := range []struct {
+		name, method, path, key, body string
+		want                          string
+	}{
+		{"no key", "POST", "/v1/chat/completions", "", ask("hi", false), "401 invalid_api_key"},
+		{"wrong key", "POST", "/v1/chat/completions", "Bearer nope", ask("hi", false), "401 invalid_api_key"},
+		{"bad JSON", "POST", "/v1/chat/completions", "Bearer " + key, `{"messages":`, "400 invalid_json"},
+		{"wrong types", "POST", "/v1/chat/completions", "Bearer " + key, `{"messages":[{"role":1,"content":"hi"}]}`, "400 "},
+		{"empty messages", "POST", "/v1/chat/completions", "Bearer " + key, `{"messages":[]}`, "400 "},
+		{"unknown model", "POST", "/v1/chat/completions", "Bearer " + key, `{"model":"gpt-2","messages":[{"role":"user","content":"hi"}]}`, "404 model_not_found"},
+		{"20 MB body", "POST", "/v1/chat/completions", "Bearer " + key, big, "413 request_too_large"},
+		{"unknown path", "POST", "/v1/nothing", "Bearer " + key, "{}", "404 not_found"},
+		{"wrong method", "DELETE", "/v1/chat/completions", "Bearer " + key, "", "405 method_not_allowed"},
+	} {
+		req, _ := http.NewRequest(tt.method, d.url+tt.path, strings.NewReader(tt.body))
+		req.Header.Set("Content-Type", "application/json")
+		if tt.key != "" {
+			req.Header.Set("Authorization", tt.key)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		var body struct {
+			Error struct{ Message, Type, Code string }
+		}
+		if err := json.NewDecoder(res.Body).Decode(&body); err != nil || res.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: not an envelope: %v", tt.name, err)
+		}
+		res.Body.Close()
+		if got := fmt.Sprint(res.StatusCode, " ", body.Error.Code); got != tt.want || body.Error.Message == "" {
+			t.Errorf("%s: got %s %+v, want %s", tt.name, got, body.Error, tt.want)
+		}
+	}
+	if chunks, err := d.stream("still here"); err != nil || len(chunks) == 0 {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestPromptsAnswersAndKeysAreNotLogged(t *testing.T) {
+	d := start(t, "POOL_SIZE=1", "LOG_LEVEL=debug", "CODEX_ECHO_DELAY_MS=0")
+	if _, err := d.stream("xyzzy-secret"); err != nil {
+		t.Fatal(err)
+	}
+	res, err := d.post(`{"messages":[{"role":"user","content":["xyzzy-secret"]}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	for _, secret := range []string{"xyzzy", key} {
+		if strings.Contains(d.logged(), secret) {
+			t.Errorf("%q is in the log:\n%s", secret, d.logged())
+		}
+	}
+	if !strings.Contains(d.logged(), `"route":"chat"`) {
+		t.Error("no line for the request")
+	}
+}
