@@ -39,7 +39,6 @@ type house struct {
 
 	mu      sync.Mutex
 	results []api.Result
-	log     bytes.Buffer
 }
 
 func config() api.Config {
@@ -316,14 +315,16 @@ func TestEveryMessageKeepsItsPlaceRoleAndText(t *testing.T) {
 		Content []struct{ Type, Text string }
 	}
 	synctest.Test(t, func(t *testing.T) {
-		script := codextest.Script{codextest.Handshake(), codextest.Thread(),
+		script := codextest.Script{
+			codextest.Handshake(), codextest.Thread(),
 			codextest.Expect("thread/inject_items", func(params json.RawMessage) error {
 				var p struct{ Items json.RawMessage }
 				json.Unmarshal(params, &p)
 				return json.Unmarshal(p.Items, &items)
 			}), codextest.Reply(struct{}{}),
 			codextest.Expect("turn/start"), codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
-			codextest.Complete(1, 1), codextest.Serve(&codextest.Child{})}
+			codextest.Complete(1, 1), codextest.Serve(&codextest.Child{}),
+		}
 		h := open(t, config(), 1, script)
 		a := h.do(t, chat(`{"messages":[
 			{"role":"system","content":"s"},
@@ -355,11 +356,13 @@ func TestTheModelAndItsEffortReachTheTurn(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var got struct{ Model, Effort string }
-			h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Thread(),
+			h := open(t, config(), 1, codextest.Script{
+				codextest.Handshake(), codextest.Thread(),
 				codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
 				codextest.Expect("turn/start", func(params json.RawMessage) error { return json.Unmarshal(params, &got) }),
 				codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
-				codextest.Complete(1, 1), codextest.Serve(&codextest.Child{})})
+				codextest.Complete(1, 1), codextest.Serve(&codextest.Child{}),
+			})
 			h.do(t, chat(fmt.Sprintf(body, `"messages":[{"role":"user","content":"hi"}]`)))
 			if got := got.Model + " " + got.Effort; got != want {
 				t.Errorf("%s: got %q, want %q", body, got, want)

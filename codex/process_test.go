@@ -30,8 +30,10 @@ var children = map[string]func(){
 		codextest.Play(codextest.Script{codextest.Expect("initialize"), codextest.Exit(7)})
 	},
 	"exits-mid-turn": func() {
-		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("half"),
-			codextest.Do(func() { fmt.Fprintln(os.Stderr, "out of memory") }), codextest.Exit(3)})
+		codextest.Play(codextest.Script{
+			codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("half"),
+			codextest.Do(func() { fmt.Fprintln(os.Stderr, "out of memory") }), codextest.Exit(3),
+		})
 	},
 	"ignores-stdin-close": func() {
 		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
@@ -64,8 +66,10 @@ var children = map[string]func(){
 		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Do(func() { select {} })})
 	},
 	"tells-environment": func() {
-		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Expect("thread/start"),
-			codextest.Do(func() { tellEnvironment(os.Stderr) }), codextest.Exit(0)})
+		codextest.Play(codextest.Script{
+			codextest.Handshake(), codextest.Expect("thread/start"),
+			codextest.Do(func() { tellEnvironment(os.Stderr) }), codextest.Exit(0),
+		})
 	},
 }
 

@@ -107,6 +107,9 @@ func Load(environ, envFiles []string) (Config, error) {
 	}); err != nil {
 		problems = named(err)
 	}
+	if value, set := values["PROXY_ADMIN_ADDR"]; set {
+		c.AdminAddr = value // the decoder takes an empty one for its default
+	}
 	unreadable := map[string]bool{} // said once is enough
 	for _, p := range problems {
 		unreadable[variableOf(p)] = true

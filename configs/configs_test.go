@@ -24,11 +24,13 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 	}{
 		{[]string{}, "PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)\n" +
 			"CODEX_UPSTREAM: production needs it: the http(s) base URL of a Responses API, or echo (this version has no relay to OpenAI)"},
-		{with("POOL_SIZE=zwei", "PROXY_TIMEOUT_MS=1.5", "POOL_JITTER=lots", "PROXY_ENABLE_CORS=maybe"),
+		{
+			with("POOL_SIZE=zwei", "PROXY_TIMEOUT_MS=1.5", "POOL_JITTER=lots", "PROXY_ENABLE_CORS=maybe"),
 			`PROXY_ENABLE_CORS: "maybe" is not a valid bool` + "\n" +
 				`PROXY_TIMEOUT_MS: "1.5" is not a number of whole milliseconds` + "\n" +
 				`POOL_SIZE: "zwei" is not a valid int` + "\n" +
-				`POOL_JITTER: "lots" is not a valid float64`},
+				`POOL_JITTER: "lots" is not a valid float64`,
+		},
 		{with("PROXY_TIMEOUT_MS=-1"), `PROXY_TIMEOUT_MS: "-1" is not a number of whole milliseconds`},
 		{with("PROXY_ENV=prod"), `PROXY_ENV: "prod" is neither dev nor empty`},
 		{with("PORT=65536"), "PORT: 65536 is not a port"},
@@ -110,6 +112,18 @@ func TestTheEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) 
 	}
 	if _, err := configs.Load(good, []string{"missing.env"}); err == nil || !strings.Contains(err.Error(), "--env-file missing.env") {
 		t.Errorf("a missing file: %v", err)
+	}
+}
+
+func TestAnEmptyAdminAddressTurnsItOff(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	cfg, err := configs.Load(with("PROXY_ADMIN_ADDR=", "PROXY_HOST="), nil)
+	if err != nil || cfg.AdminAddr != "" || cfg.Host != "127.0.0.1" {
+		t.Errorf("admin %q, host %q, %v", cfg.AdminAddr, cfg.Host, err)
+	}
+	dev, err := configs.Load([]string{"PROXY_ENV=dev", "PROXY_CORS_ALLOWED_ORIGINS="}, nil)
+	if err != nil || len(dev.CORSOrigins) != 0 {
+		t.Errorf("origins %q, %v", dev.CORSOrigins, err)
 	}
 }
 

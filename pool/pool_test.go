@@ -504,8 +504,10 @@ func TestStress(t *testing.T) {
 	n.script = func() codextest.Script {
 		return codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: 100 * time.Microsecond})}
 	}
-	p := n.start(pool.Config{Size: 4, MinIdle: 2, MaxWaiting: 100, MaxTurns: 20, Jitter: 0.5,
-		BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, UpkeepEvery: time.Millisecond})
+	p := n.start(pool.Config{
+		Size: 4, MinIdle: 2, MaxWaiting: 100, MaxTurns: 20, Jitter: 0.5,
+		BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, UpkeepEvery: time.Millisecond,
+	})
 	var callers sync.WaitGroup
 	outcomes := make(chan string, 8*200)
 	for i := range 8 {

@@ -72,7 +72,7 @@ func probe(ctx context.Context, spawn func(context.Context) (*codex.Client, erro
 func health(ctx context.Context, cfg configs.Config, stdout io.Writer) int {
 	host := cfg.Host
 	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
-		host = "localhost"
+		host = "127.0.0.1" // a wildcard listens there too; a name might need a resolver
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

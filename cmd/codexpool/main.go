@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -118,11 +119,14 @@ func parse(args []string, stderr io.Writer) (command string, envFiles []string, 
 	return command, envFiles, err
 }
 
-// version is the module's version, or the commit that it was built from.
+// release is set by the linker where there is no checkout to tell it: in the image.
+var release string
+
+// version is the release, or the commit that it was built from.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
+	if release != "" || !ok {
+		return cmp.Or(release, "unknown")
 	}
 	for _, s := range info.Settings {
 		if s.Key == "vcs.revision" && (info.Main.Version == "" || info.Main.Version == "(devel)") {
@@ -143,7 +147,7 @@ func logger(cfg configs.Config, stderr io.Writer) *slog.Logger {
 		format = "tint"
 	}
 	if format == "tint" {
-		return slog.New(tint.NewHandler(stderr, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(stderr) || os.Getenv("NO_COLOR") != ""}))
+		return slog.New(tint.NewTextHandler(stderr, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !terminal(stderr) || os.Getenv("NO_COLOR") != ""}))
 	}
 	return slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: seconds}))
 }

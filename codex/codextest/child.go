@@ -130,7 +130,8 @@ func (c *Child) play(thread, turn, text string, stop <-chan struct{}) {
 	}
 	if n := len(words); status == "completed" {
 		c.notify("thread/tokenUsage/updated", map[string]any{"threadId": thread, "turnId": turn, "tokenUsage": map[string]any{
-			"total": map[string]any{"inputTokens": n, "outputTokens": n, "totalTokens": 2 * n}}})
+			"total": map[string]any{"inputTokens": n, "outputTokens": n, "totalTokens": 2 * n},
+		}})
 	}
 	c.notify("turn/completed", map[string]any{"threadId": thread, "turn": map[string]any{"id": turn, "status": status}})
 }

@@ -174,7 +174,8 @@ func (s *Stream) Event(fields map[string]any) {
 func (s *Stream) Begin() {
 	s.Event(map[string]any{"type": "response.created", "response": map[string]any{"id": s.id}})
 	s.Event(map[string]any{"type": "response.output_item.added", "output_index": 0, "item": map[string]any{
-		"type": "message", "id": "msg_" + s.id, "role": "assistant", "status": "in_progress", "content": []any{}}})
+		"type": "message", "id": "msg_" + s.id, "role": "assistant", "status": "in_progress", "content": []any{},
+	}})
 }
 
 // Delta writes one piece of text.
@@ -188,9 +189,11 @@ func (s *Stream) Delta(text string) {
 func (s *Stream) End() {
 	s.Event(map[string]any{"type": "response.output_item.done", "output_index": 0, "item": map[string]any{
 		"type": "message", "id": "msg_" + s.id, "role": "assistant", "status": "completed",
-		"content": []any{map[string]any{"type": "output_text", "text": s.text, "annotations": []any{}}}}})
+		"content": []any{map[string]any{"type": "output_text", "text": s.text, "annotations": []any{}}},
+	}})
 	s.Event(map[string]any{"type": "response.completed", "response": map[string]any{"id": s.id, "usage": map[string]any{
 		"input_tokens": 7, "input_tokens_details": map[string]any{"cached_tokens": 0},
 		"output_tokens": s.n, "output_tokens_details": map[string]any{"reasoning_tokens": 0},
-		"total_tokens": 7 + s.n}}})
+		"total_tokens": 7 + s.n,
+	}}})
 }

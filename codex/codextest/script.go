@@ -234,14 +234,16 @@ func Delta(text string) Step {
 func Complete(in, out int) Step {
 	return all("complete",
 		Notify("thread/tokenUsage/updated", map[string]any{"threadId": "$thread", "turnId": "$turn", "tokenUsage": map[string]any{
-			"total": map[string]any{"inputTokens": in, "outputTokens": out, "totalTokens": in + out}}}),
+			"total": map[string]any{"inputTokens": in, "outputTokens": out, "totalTokens": in + out},
+		}}),
 		Notify("turn/completed", map[string]any{"threadId": "$thread", "turn": map[string]any{"id": "$turn", "status": "completed"}}))
 }
 
 // Fail ends the turn as Codex does when the upstream fails it.
 func Fail(info any, message string) Step {
 	return Notify("turn/completed", map[string]any{"threadId": "$thread", "turn": map[string]any{
-		"id": "$turn", "status": "failed", "error": map[string]any{"message": message, "codexErrorInfo": info}}})
+		"id": "$turn", "status": "failed", "error": map[string]any{"message": message, "codexErrorInfo": info},
+	}})
 }
 
 // Interrupted expects the interrupt of the running turn and obeys.

@@ -1,0 +1,75 @@
+# Two targets do everything: "make run" and "make test". "make" alone lists all.
+
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+MODULES     := . e2e e2e/image
+
+# The Codex CLI is fetched once, unless CODEX_BIN names one.
+FETCHED := configs/codex/node_modules/.package-lock.json
+CLI     := $(if $(CODEX_BIN),,$(FETCHED))
+
+# The race detector needs a C compiler; without one the tests run without it.
+RACE := $(if $(shell command -v $$(go env CC)),-race,)
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+run: build ## serve with the dev profile; CTRL-C stops
+	@./bin/codexpool serve --env-file configs/profiles/dev.env
+
+build: bin/codexpool $(CLI) ## build bin/codexpool and fetch the Codex CLI
+
+.PHONY: bin/codexpool
+bin/codexpool: need-go
+	@echo "building bin/codexpool"
+	@go build -o $@ ./cmd/codexpool
+
+codex: $(CLI) ## fetch the pinned Codex CLI with npm (400 MB)
+
+$(FETCHED): configs/codex/package-lock.json configs/codex/package.json | need-npm
+	@echo "fetching the Codex CLI (400 MB, once) ..."
+	@cd configs/codex && npm ci
+
+need-go:
+	@command -v go >/dev/null || { echo "go is missing: install Go 1.26.8 or newer" >&2; exit 1; }
+
+need-npm:
+	@command -v npm >/dev/null || { echo "npm is missing: install Node 20 or newer, or set CODEX_BIN to a Codex CLI" >&2; exit 1; }
+
+test: lint unit e2e ## everything that CI runs
+
+unit: need-go $(CLI) ## each package, with the race detector
+	go test $(RACE) -shuffle=on ./...
+
+e2e: need-go $(CLI) ## the built binary from outside, and the image's Dockerfile
+	cd e2e && go test -count=1 ./...
+	cd e2e/image && go test -count=1 ./...
+
+bench: need-go $(CLI) ## times and their ratios, side by side
+	cd e2e && go test -run - -bench . -benchtime 100x . | grep -v level=
+
+fuzz: need-go ## each fuzz target for a minute
+	go test -run - -fuzz FuzzLines -fuzztime 1m ./codex
+
+cover: need-go $(CLI) ## coverage of the packages by their tests, in cover.out
+	go test -coverpkg=./... -coverprofile=cover.out ./...
+	go tool cover -func=cover.out | tail -1
+
+lint: need-go ## formatting, vet, staticcheck, tidy modules
+	@for dir in $(MODULES); do ( cd $$dir && echo "lint $$dir" \
+	  && bad=$$(go run $(GOFUMPT) -l . ) && { [ -z "$$bad" ] || { echo "run make fmt: $$bad" >&2; exit 1; }; } \
+	  && go vet ./... && go run $(STATICCHECK) ./... && go mod tidy -diff ) || exit 1; done
+
+fmt: need-go ## format the code
+	go run $(GOFUMPT) -w .
+
+image: ## build the container image codexpool (needs docker)
+	docker build -t codexpool --build-arg VERSION=$$(git describe --always --dirty) .
+
+clean: ## remove what was built and fetched
+	rm -rf bin configs/codex/node_modules cover.out
+
+.PHONY: help run build codex need-go need-npm test unit e2e bench fuzz cover lint fmt image clean
