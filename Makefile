@@ -18,7 +18,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 run: build ## serve with the dev profile; CTRL-C stops
-	@./bin/codexpool serve --env-file configs/profiles/dev.env
+	@exec ./bin/codexpool serve --env-file configs/profiles/dev.env
 
 build: bin/codexpool $(CLI) ## build bin/codexpool and fetch the Codex CLI
 
