@@ -20,7 +20,9 @@ import (
 
 // Config says how the API behaves. It is complete: there are no defaults here.
 type Config struct {
-	Keys          []string // bearer keys; none = no key is asked for, but only loopback may call
+	Keys          []string // bearer keys; none = no key is asked for
+	LoopbackOnly  bool     // refuse what a web page of another host can have sent: for keys that are public, or none
+	AdminPublic   bool     // let any Host reach the admin routes, not just loopback
 	ProtectModels bool     // whether the model routes want a key
 	CORS          bool     // answer cross-origin requests of Origins
 	Origins       []string // exact, or "*"
@@ -43,7 +45,7 @@ type Config struct {
 // Result is one finished request, for whoever counts.
 type Result struct {
 	Route      string        // a name of the route table, or "unmatched"
-	Status     int           // as sent; 499 where the client left before any
+	Status     int           // as sent; 499 where the client left first, which is no error
 	Code       string        // error code, "" where there was none; set too when a stream broke after its 200
 	Took       time.Duration // the whole request
 	FirstToken time.Duration // until the first text; 0 where there was none
@@ -81,9 +83,9 @@ func New(cfg Config, p *pool.Pool, log *slog.Logger, observe func(Result)) *Serv
 		route
 		handler
 	}{
-		{"POST", "/v1/chat/completions", route{name: "chat", key: true, completion: true}, s.chatCompletions},
-		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels}, s.listModels},
-		{"GET", "/v1/models/:id", route{name: "model", key: cfg.ProtectModels}, s.getModel},
+		{"POST", "/v1/chat/completions", route{name: "chat", key: true, local: true, completion: true}, s.chatCompletions},
+		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels, local: true}, s.listModels},
+		{"GET", "/v1/models/*id", route{name: "model", key: cfg.ProtectModels, local: true}, s.getModel},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
 		{"GET", "/readyz", route{name: "readyz", quiet: true}, s.readyz},
@@ -127,13 +129,21 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.Handle("/", s.handle(route{name: "admin", quiet: true}, notFound))
-	return mux
+	refused := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocal })
+	return requestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.cfg.AdminPublic && !fromHere(r) {
+			refused.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
 }
 
 // route is what the adapter needs to know of a route.
 type route struct {
 	name       string
 	key        bool // wants a bearer key
+	local      bool // is subject to LoopbackOnly
 	completion bool // is refused while draining
 	quiet      bool // is logged at debug only
 }
@@ -146,6 +156,11 @@ type handler func(*response, *http.Request) error
 func (s *Server) handle(rt route, h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		res := newResponse(w, s.cfg.WriteTimeout)
+		if r.ContentLength != 0 {
+			// net/http reads what is left of a body before it answers, however
+			// slowly that comes. Without a body this would end the request.
+			_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a recorder in a test has none
+		}
 		err := s.guarded(rt, h, res, r)
 		var e *Error
 		if err != nil {
@@ -169,6 +184,9 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 	if rt.completion && s.draining.Load() {
 		return pool.ErrDraining
 	}
+	if rt.local && s.cfg.LoopbackOnly && !fromHere(r) {
+		return errNotLocal
+	}
 	if rt.key {
 		if err := s.auth.check(r); err != nil {
 			return err
@@ -180,12 +198,15 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 // report writes the one line of a request and hands its figures on.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	result := Result{Route: rt.name, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken}
+	if e != nil && e.Status == statusClientGone {
+		result.Status = statusClientGone // also where the client left in mid-stream
+	}
 	level := slog.LevelInfo
 	attrs := []slog.Attr{
 		slog.String("req", res.Header().Get("X-Request-Id")),
 		slog.String("route", rt.name),
 		slog.String("method", r.Method),
-		slog.Int("status", res.status),
+		slog.Int("status", result.Status),
 		slog.Duration("took", result.Took),
 	}
 	if res.firstToken > 0 {
@@ -194,9 +215,11 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	if res.child != 0 {
 		attrs = append(attrs, slog.Int("child", res.child))
 	}
-	if e != nil {
+	if e != nil && e.Status != statusClientGone {
 		result.Code = e.logCode()
-		attrs = append(attrs, slog.String("code", result.Code))
+	}
+	if e != nil {
+		attrs = append(attrs, slog.String("code", e.logCode()))
 		if e.cause != nil {
 			attrs = append(attrs, slog.Any("err", e.cause))
 		}

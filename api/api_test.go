@@ -258,7 +258,7 @@ func TestBadRequestsAreRefusedWithTheirOwnStatus(t *testing.T) {
 		{"unknown role", authorized(`{"messages":[{"role":"king","content":"hi"}]}`), "400 invalid_request_error <nil> messages[0].role"},
 		{"no content", authorized(`{"messages":[{"role":"user"}]}`), "400 invalid_request_error <nil> messages[0].content"},
 		{"content of a wrong type", authorized(`{"messages":[{"role":"user","content":7}]}`), "400 invalid_request_error <nil> messages[0].content"},
-		{"a part without text", authorized(`{"messages":[{"role":"user","content":[{"type":"text"}]}]}`), "400 invalid_request_error <nil> messages[0].content[0]"},
+		{"a part without text", authorized(`{"messages":[{"role":"user","content":[{"type":"text"}]}]}`), "400 invalid_request_error <nil> messages[0].content[0].text"},
 		{"an unknown part", authorized(`{"messages":[{"role":"user","content":[{"type":"smell"}]}]}`), "400 invalid_request_error <nil> messages[0].content[0].type"},
 		{"an image", authorized(`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:"}}]}]}`), "400 invalid_request_error unsupported_parameter messages[0].content[0]"},
 		{"a tool's message", authorized(`{"messages":[{"role":"tool","tool_call_id":"1","content":"x"}]}`), "400 invalid_request_error unsupported_parameter messages[0].role"},
@@ -330,6 +330,7 @@ func TestEveryMessageKeepsItsPlaceRoleAndText(t *testing.T) {
 			{"role":"system","content":"s"},
 			{"role":"user","content":[{"type":"text","text":"u1 \u2028 <b>"},{"type":"text","text":"u2"}]},
 			{"role":"assistant","content":null,"refusal":"no","tool_calls":null},
+			{"role":"assistant","content":"but","refusal":"never"},
 			{"role":"developer","content":"d"},
 			{"role":"assistant","content":"a"},
 			{"role":"user","content":""}]}`))
@@ -338,6 +339,7 @@ func TestEveryMessageKeepsItsPlaceRoleAndText(t *testing.T) {
 		}
 	})
 	want := "[{developer [{input_text s}]} {user [{input_text u1 \u2028 <b>} {input_text u2}]} {assistant [{output_text no}]} " +
+		"{assistant [{output_text but} {output_text never}]} " +
 		"{developer [{input_text d}]} {assistant [{output_text a}]} {user [{input_text }]}]"
 	if got := fmt.Sprint(items); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -415,7 +417,7 @@ func TestAClientThatLeavesInterruptsTheTurn(t *testing.T) {
 					if time.Since(began) != after || child.Calls("turn/interrupt") != 1 {
 						t.Errorf("after %v, %d interrupts", time.Since(began), child.Calls("turn/interrupt"))
 					}
-					if got := h.last(); got.Code != "client_gone" || strings.Contains(a.Body.String(), "[DONE]") {
+					if got := h.last(); got.Status != 499 || got.Code != "" || strings.Contains(a.Body.String(), "[DONE]") {
 						t.Errorf("counted as %+v: %s", got, a.Body)
 					}
 					synctest.Wait()
@@ -607,6 +609,78 @@ func TestRoutesThatNeedNoModel(t *testing.T) {
 	})
 }
 
+func TestAModelOfAnotherUpstreamMayHaveASlash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.Models.Open = true
+		h := open(t, cfg, 1)
+		for _, path := range []string{"/v1/models/meta/llama-4", "/v1/models/meta%2Fllama-4"} {
+			if a := h.do(t, request("GET", path, "")); a.Code != 200 || !strings.Contains(a.Body.String(), `"id":"meta/llama-4"`) {
+				t.Errorf("%s: %d %s", path, a.Code, a.Body)
+			}
+		}
+	})
+}
+
+func TestTheAdminRoutesAreForThisMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, public := range []bool{false, true} {
+			cfg := config()
+			cfg.AdminPublic = public
+			admin := open(t, cfg, 1).Admin(http.NotFoundHandler())
+			for host, want := range map[string]int{"localhost:11436": 200, "evil.example": map[bool]int{false: 403, true: 200}[public]} {
+				r := httptest.NewRequest("GET", "/readyz", nil)
+				r.Host = host
+				w := httptest.NewRecorder()
+				admin.ServeHTTP(w, r)
+				if w.Code != want || w.Header().Get("X-Request-Id") == "" {
+					t.Errorf("public %v, %s: %d", public, host, w.Code)
+				}
+			}
+		}
+	})
+}
+
+// deadlines is a ResponseWriter that notes the read deadlines of its connection.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	began time.Time
+	set   []string
+}
+
+func (d *deadlines) SetReadDeadline(at time.Time) error {
+	if at.IsZero() {
+		d.set = append(d.set, "none")
+	} else {
+		d.set = append(d.set, at.Sub(d.began).String())
+	}
+	return nil
+}
+
+// net/http reads what is left of a body before it answers. Without a deadline a
+// client that never sends it holds a connection for ever, key or no key.
+func TestABodyHasItsTimeWhoeverReadsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for _, tt := range []struct {
+			request *http.Request
+			want    string
+		}{
+			{httptest.NewRequest("GET", "/healthz", nil), "[]"},
+			{httptest.NewRequest("GET", "/healthz", strings.NewReader("x")), "[1m0s]"},
+			{httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello)), "[1m0s]"},
+			{httptest.NewRequest("POST", "/nowhere", strings.NewReader(hello)), "[1m0s]"},
+			{chat(hello), "[1m0s none]"}, // what follows is not the body's business
+		} {
+			w := &deadlines{ResponseRecorder: httptest.NewRecorder(), began: time.Now()}
+			h.ServeHTTP(w, tt.request)
+			if got := fmt.Sprint(w.set); got != tt.want {
+				t.Errorf("%s %s: %s, want %s", tt.request.Method, tt.request.URL, got, tt.want)
+			}
+		}
+	})
+}
+
 func TestTheRequestIDIsTheClientsOwnWhereItIsSafe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
@@ -653,10 +727,12 @@ func TestCrossOriginRequests(t *testing.T) {
 	}
 }
 
-func TestWithoutAKeyOnlyLoopbackMayCall(t *testing.T) {
+// Without a secret key any web page could spend a developer's money: a browser
+// lets it call 127.0.0.1.
+func TestWithoutASecretOnlyLoopbackMayCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config()
-		cfg.Keys = nil
+		cfg.LoopbackOnly, cfg.ProtectModels, cfg.CORS, cfg.Origins = true, false, true, []string{"*"}
 		h := open(t, cfg, 1)
 		for _, tt := range []struct {
 			host, origin string
@@ -669,13 +745,14 @@ func TestWithoutAKeyOnlyLoopbackMayCall(t *testing.T) {
 			{"localhost:11435", "https://evil.example", 403},
 			{"localhost:11435", "null", 403},
 		} {
-			r := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello))
-			r.Host = tt.host
-			if tt.origin != "" {
-				r.Header.Set("Origin", tt.origin)
-			}
-			if got := h.do(t, r).Code; got != tt.want {
-				t.Errorf("%s from %q: %d, want %d", tt.host, tt.origin, got, tt.want)
+			for _, r := range []*http.Request{chat(hello), request("GET", "/v1/models", ""), request("GET", "/v1/models/codex-5", "")} {
+				r.Host = tt.host
+				if tt.origin != "" {
+					r.Header.Set("Origin", tt.origin)
+				}
+				if got := h.do(t, r).Code; got != tt.want {
+					t.Errorf("%s of %s from %q: %d, want %d", r.URL, tt.host, tt.origin, got, tt.want)
+				}
 			}
 		}
 	})

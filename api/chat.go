@@ -48,6 +48,7 @@ func (s *Server) chatCompletions(res *response, r *http.Request) error {
 			return err
 		}
 	}
+	lease.Release() // a client that reads slowly keeps its answer, not a child
 	return reply.finish()
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strconv"
 
@@ -27,6 +28,7 @@ type Error struct {
 	Message string
 	Retry   bool   // send Retry-After
 	Close   bool   // ask the client to connect anew
+	Final   bool   // ask SDKs, which retry any 5xx, not to: it would take as long again
 	counted string // what metrics call it where Code is not of our own closed list
 	cause   error
 }
@@ -74,6 +76,9 @@ func (e *Error) header(h http.Header) {
 	if e.Close {
 		h.Set("Connection", "close")
 	}
+	if e.Final {
+		h.Set("X-Should-Retry", "false")
+	}
 	if e.Status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Bearer realm="api"`)
 	}
@@ -103,15 +108,15 @@ func unsupported(param string) *Error {
 
 var (
 	errAcquireTimeout = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy; the request waited too long in line.", Retry: true}
-	errIdle           = &Error{Status: 504, Type: timeoutError, Code: "idle_timeout", Message: "The model was silent for too long."}
-	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long."}
+	errIdle           = &Error{Status: 504, Type: timeoutError, Code: "idle_timeout", Message: "The model was silent for too long.", Final: true}
+	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long.", Final: true}
 	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
 	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The content type must be application/json."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
-	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "Without an API key this server answers loopback hosts and origins only."}
+	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no API key of its own and answers loopback hosts and origins only."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
 	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not take this method."}
 )
@@ -159,7 +164,11 @@ func describe(ctx context.Context, err error) *Error {
 	case errors.As(err, &turn):
 		return turnFailed(turn)
 	case errors.As(err, &gone), ctx.Err() != nil:
-		return &Error{Status: statusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client left."}
+		e := &Error{Status: statusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client left."}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			e.Code, e.cause = "client_too_slow", err // it is there, but has stopped reading
+		}
+		return e
 	case errors.As(err, &exit), errors.As(err, &protocol), errors.Is(err, codex.ErrUnresponsive):
 		return &Error{Status: 502, Type: serverError, Code: "child_exited", Message: "The child that served this request failed.", cause: err}
 	}

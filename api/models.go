@@ -107,7 +107,7 @@ func (s *Server) listModels(res *response, _ *http.Request) error {
 }
 
 func (s *Server) getModel(res *response, r *http.Request) error {
-	name := httprouter.ParamsFromContext(r.Context()).ByName("id")
+	name := strings.TrimPrefix(httprouter.ParamsFromContext(r.Context()).ByName("id"), "/") // ids of other upstreams have slashes
 	if _, _, ok := s.cfg.Models.resolve(name); !ok {
 		return modelNotFound(name)
 	}

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// bodyTimeout is how long a body may take to arrive.
+// bodyTimeout is how long a body may take to arrive; handle sets it.
 const bodyTimeout = time.Minute
 
 // chatRequest is a checked request. It holds what a caller wrote: never log it.
@@ -60,7 +60,6 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 			return nil, errMediaType
 		}
 	}
-	_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a recorder in a test has none
 	body, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
 	if err == nil && int64(len(body)) > s.cfg.MaxBody {
 		// Read on a little: a client that is still writing would not see the answer.
@@ -223,11 +222,15 @@ func readStreamOptions(req *chatRequest, name string, value json.RawMessage) err
 }
 
 func readResponseFormat(_ *chatRequest, name string, value json.RawMessage) error {
-	var format struct{ Type string }
+	var format map[string]json.RawMessage
 	if err := into(&format, name, value, "an object"); err != nil {
 		return err
 	}
-	if format.Type != "text" {
+	var kind string
+	if err := into(&kind, name+".type", format["type"], "a string"); err != nil {
+		return err
+	}
+	if kind != "text" || len(format) != 1 {
 		return unsupported(name)
 	}
 	return nil
@@ -269,58 +272,76 @@ func readMessage(at string, fields map[string]json.RawMessage) (m chatMessage, i
 	for _, key := range slices.Sorted(maps.Keys(fields)) {
 		value := fields[key]
 		switch {
-		case key == "role", key == "content", key == "refusal", isNull(value), string(value) == "[]":
+		case key == "role", key == "content", isNull(value), string(value) == "[]":
+		case key == "refusal" && m.Role == "assistant":
 		case key == "tool_calls", key == "function_call", key == "tool_call_id", key == "audio":
 			return m, nil, unsupported(at + "." + key)
 		default:
 			ignored = append(ignored, "messages."+key)
 		}
 	}
-	content, part := fields["content"], "content"
-	if isNull(content) && m.Role == "assistant" && !isNull(fields["refusal"]) {
-		content, part = fields["refusal"], "refusal" // an earlier refusal is what the assistant said
+	refusal := m.Role == "assistant" && !isNull(fields["refusal"]) // what the assistant once said instead, or too
+	if !refusal || !isNull(fields["content"]) {
+		var unknown []string
+		m.Parts, unknown, err = readContent(at+".content", m.Role, fields["content"])
+		ignored = append(ignored, unknown...)
 	}
-	m.Parts, err = readContent(at+"."+part, m.Role, content)
+	if refusal && err == nil {
+		var text string
+		err = into(&text, at+".refusal", fields["refusal"], "a string")
+		m.Parts = append(m.Parts, text)
+	}
 	return m, ignored, err
 }
 
 // readContent reads a string, or an array of text parts.
-func readContent(at, role string, value json.RawMessage) ([]string, error) {
+func readContent(at, role string, value json.RawMessage) (texts, ignored []string, err error) {
 	if isNull(value) {
-		return nil, badRequest(at, "'%s' is missing.", at)
+		return nil, nil, badRequest(at, "'%s' is missing.", at)
 	}
 	var text string
 	if json.Unmarshal(value, &text) == nil {
-		return []string{text}, nil
+		return []string{text}, nil, nil
 	}
-	var parts []struct {
-		Type    string
-		Text    *string
-		Refusal *string
-	}
+	var parts []map[string]json.RawMessage
 	if err := into(&parts, at, value, "a string or an array of parts"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(parts) == 0 {
-		return nil, badRequest(at, "'%s' must not be empty.", at)
+		return nil, nil, badRequest(at, "'%s' must not be empty.", at)
 	}
-	var texts []string
-	for i, p := range parts {
-		at := fmt.Sprintf("%s[%d]", at, i)
-		switch {
-		case p.Type == "text" && p.Text != nil:
-			texts = append(texts, *p.Text)
-		case p.Type == "refusal" && p.Refusal != nil && role == "assistant":
-			texts = append(texts, *p.Refusal)
-		case p.Type == "text", p.Type == "refusal":
-			return nil, badRequest(at, "'%s' is not a valid part of type %s.", at, p.Type)
-		case p.Type == "image_url", p.Type == "input_audio", p.Type == "file":
-			return nil, unsupported(at)
-		default:
-			return nil, badRequest(at+".type", "'%s.type' must be text.", at)
+	for i, part := range parts {
+		text, err := readPart(fmt.Sprintf("%s[%d]", at, i), role, part)
+		if err != nil {
+			return nil, nil, err
+		}
+		texts = append(texts, text)
+		for key := range part {
+			if key != "type" && key != "text" && key != "refusal" {
+				ignored = append(ignored, "messages.content."+key)
+			}
 		}
 	}
-	return texts, nil
+	return texts, ignored, nil
+}
+
+// readPart reads the text of one part; at is where it stands, for errors.
+func readPart(at, role string, part map[string]json.RawMessage) (text string, err error) {
+	var kind string
+	if err := into(&kind, at+".type", part["type"], "a string"); err != nil {
+		return "", err
+	}
+	switch {
+	case kind == "text", kind == "refusal" && role == "assistant":
+		if isNull(part[kind]) {
+			return "", badRequest(at+"."+kind, "'%s.%s' is missing.", at, kind)
+		}
+		err = into(&text, at+"."+kind, part[kind], "a string")
+		return text, err
+	case kind == "image_url", kind == "input_audio", kind == "file":
+		return "", unsupported(at)
+	}
+	return "", badRequest(at+".type", "'%s.type' must be text.", at)
 }
 
 func isNull(v json.RawMessage) bool { return len(v) == 0 || string(v) == "null" }

@@ -99,6 +99,11 @@ func (s *stream) write(e codex.Event) error {
 	switch e := e.(type) {
 	case codex.Tick:
 		return s.tick()
+	case codex.ReasoningDelta:
+		if !s.res.stream {
+			s.commit() // the model is at work; what it thinks is not sent yet
+			return s.flush()
+		}
 	case codex.TextDelta:
 		s.commit()
 		s.chunk(deltaBody{Content: &e.Text}, "")

@@ -88,6 +88,12 @@ type Config struct {
 	sources map[string]string // variable -> where its value is from
 }
 
+// LoopbackOnly says that no secret protects the API: only this machine may use
+// it, and no web page of another host.
+func (c Config) LoopbackOnly() bool {
+	return len(c.APIKeys) == 0 || slices.Contains(c.APIKeys, DevKey)
+}
+
 // Dev says that this is not production.
 func (c Config) Dev() bool { return c.Env == "dev" }
 
@@ -277,12 +283,14 @@ func (c *Config) checkAccess() error {
 		return errors.New("PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)")
 	case len(c.APIKeys) == 0 && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
+	case !Loopback(c.Host) && c.Dev() && slices.Contains(c.APIKeys, DevKey):
+		return fmt.Errorf("PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not %q", c.Host)
 	case !c.Dev() && slices.Contains(c.APIKeys, DevKey):
 		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs one of its own")
 	}
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
-		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
+		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != origin || strings.Contains(origin, "*")) {
 			return fmt.Errorf("PROXY_CORS_ALLOWED_ORIGINS: %q is not an origin such as https://app.example", origin)
 		}
 	}
@@ -318,7 +326,7 @@ func (c *Config) checkUpstream() error {
 		return errors.New("CODEX_UPSTREAM: production needs it: the http(s) base URL of a Responses API, or echo (this version has no relay to OpenAI)")
 	}
 	u, err := url.Parse(c.Upstream)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
 		// The value is not repeated: a URL may hold a password.
 		return errors.New("CODEX_UPSTREAM: it is neither echo nor the http(s) base URL of a Responses API (openai, chatgpt and direct are not there yet)")
 	}
@@ -404,8 +412,8 @@ func (c Config) Settings() []Setting {
 			Source:  cmp.Or(c.sources[name], "default"),
 			Meaning: f.Tag.Get("mean"),
 		}
-		if f.Tag.Get("secret") != "" && s.Value != "" {
-			s.Value = "(set)"
+		if s.Value != "" && (f.Tag.Get("secret") != "" || (name == "CODEX_UPSTREAM" && strings.ContainsAny(s.Value, "@?"))) {
+			s.Value = "(set)" // a URL with a user or a query is refused, but may hold a secret all the same
 		}
 		settings = append(settings, s)
 	}

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -145,8 +148,12 @@ func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 		`codexpool_sse_streams`:                                          0,
 		`codexpool_http_errors_total{error="child_exited",route="chat"}`: 0,
 	} {
-		if m[name] != want {
-			t.Errorf("%s is %v, want %v", name, m[name], want)
+		got, there := m[name]
+		if !there && strings.Contains(name, "_errors_") {
+			continue // an error that never happened has no series
+		}
+		if got != want || !there {
+			t.Errorf("%s is %v (there: %v), want %v", name, got, there, want)
 		}
 	}
 	t.Logf("before %+v, after %+v", before, after)
@@ -214,7 +221,7 @@ func TestAKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
 				return
 			}
 			defer res.Body.Close()
-			var o outcome
+			o := outcome{chunks: make([]chunk, 0, 50)}
 			o.err = read(res.Body, func(c chunk) {
 				if len(o.chunks) == 2 {
 					spoken <- struct{}{}
@@ -225,7 +232,11 @@ func TestAKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
 		}()
 	}
 	for range 3 {
-		<-spoken
+		select {
+		case <-spoken:
+		case o := <-outcomes:
+			t.Fatalf("a stream ended early: %+v", o)
+		}
 	}
 	killed := time.Now()
 	syscall.Kill(before[1], syscall.SIGKILL)
@@ -238,6 +249,10 @@ func TestAKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
 	whole, broken := 0, 0
 	for range 3 {
 		o := <-outcomes
+		if len(o.chunks) == 0 {
+			t.Errorf("nothing came: %v", o.err)
+			continue
+		}
 		last := o.chunks[len(o.chunks)-1]
 		if _, err := answer(o.chunks); err == nil && o.err == nil {
 			whole++
@@ -383,6 +398,87 @@ func TestALeavingClientEndsTheUpstreamRequest(t *testing.T) {
 					t.Errorf("%v children were started", got)
 				}
 			})
+		}
+	}
+}
+
+// deaf sends a request and never reads its answer, which is longer than all
+// buffers in between.
+func (d *daemon) deaf(stream bool) {
+	d.t.Helper()
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
+	}}
+	conn, err := dialer.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { conn.Close() })
+	body := ask("hi", stream)
+	if _, err := fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", key, len(body), body); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// flood answers with much text at once.
+func flood(w http.ResponseWriter, _ *http.Request) {
+	s := codextest.StartStream(w)
+	s.Begin()
+	for range 100 {
+		s.Delta(strings.Repeat("word ", 20_000))
+	}
+	s.End()
+}
+
+func TestAClientThatStopsReadingLosesItsStreamNotOurChild(t *testing.T) {
+	up := codextest.NewUpstream(t, flood, codextest.Text("next"))
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=500")
+	d.deaf(true)
+	eventually(t, 10*time.Second, "cut stream", func() bool { return strings.Contains(d.logged(), `"code":"client_too_slow"`) })
+	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+		t.Errorf("the next: %v", err)
+	}
+	if got := d.metrics()[`codexpool_child_starts_total{outcome="ok"}`]; got != 1 {
+		t.Errorf("%v children were started", got)
+	}
+}
+
+func TestAnAnswerInOnePieceThatNobodyReadsHoldsNoChild(t *testing.T) {
+	up := codextest.NewUpstream(t, flood)
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=5000")
+	d.deaf(false)
+	eventually(t, 5*time.Second, "turn", func() bool { return len(up.Bodies()) == 1 })
+	eventually(t, 3*time.Second, "child at rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 1 })
+	if strings.Contains(d.logged(), `"route":"chat"`) {
+		t.Error("the answer was read after all: this test proves nothing")
+	}
+}
+
+func TestADeafClientDoesNotDelayTheEnd(t *testing.T) {
+	up := codextest.NewUpstream(t, flood)
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_DRAIN_MS=100")
+	d.deaf(true)
+	eventually(t, 5*time.Second, "lease", func() bool { return len(up.Bodies()) == 1 })
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-d.ended:
+	case <-time.After(15 * time.Second): // the write deadline alone is 30 s
+		t.Error("still there")
+	}
+}
+
+func TestSIGTERMDuringTheStartIsNoError(t *testing.T) {
+	d := start(t, "POOL_SIZE=1")
+	for range 5 { // somewhere in the half second until it serves
+		cmd := exec.Command(program)
+		cmd.Env = append(slices.Clone(d.cmd.Env), "PROXY_CODEX_WORKDIR="+t.TempDir())
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Millisecond) // the runtime must have installed its handler; nothing tells when
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v", err)
 		}
 	}
 }

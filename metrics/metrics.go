@@ -64,7 +64,7 @@ func New(version, cli string) *Metrics {
 			Name: "codexpool_http_requests_total", Help: "Requests, by route and status; 499 where the client left first.",
 		}, []string{"route", "code"}),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_http_errors_total", Help: "Requests that failed, by route and error code; also those that failed after their 200.",
+			Name: "codexpool_http_errors_total", Help: "Requests that failed, by route and error code; also those that failed after their 200, not those whose client left.",
 		}, []string{"route", "error"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "codexpool_http_request_duration_seconds", Buckets: requestBuckets,
@@ -186,6 +186,6 @@ func (c poolCollector) Collect(metrics chan<- prometheus.Metric) {
 // WatchAPI reads stat at each scrape.
 func (m *Metrics) WatchAPI(stat func() api.Stat) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "codexpool_sse_streams", Help: "Open SSE streams.",
+		Name: "codexpool_sse_streams", Help: "SSE streams, open or in line for a child.",
 	}, func() float64 { return float64(stat().Streams) }))
 }

@@ -176,6 +176,9 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		log.Warn("configuration", "warning", w)
 	}
 	cli, err := findCLI(ctx, cfg, log)
+	if ctx.Err() != nil {
+		return exitOK // asked to stop before it began
+	}
 	if err != nil {
 		log.Error("no usable Codex CLI", "err", err)
 		return exitBadUsage
@@ -265,8 +268,11 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	server.Drain()
 	children.Drain()
 	last := time.AfterFunc(cfg.Drain, func() { cut(pool.ErrDraining) })
+	defer last.Stop()
+	// Those who do not read have not even seen that.
+	hung := time.AfterFunc(cfg.Drain+2*time.Second, func() { publicServer.Close() })
+	defer hung.Stop()
 	children.Close() // waits for the turns that run
-	last.Stop()
 	// The last answers are on their way; connections that idle are closed.
 	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -283,7 +289,7 @@ func apiConfig(cfg configs.Config, cli cli) api.Config {
 		prefix = "codev-5"
 	}
 	return api.Config{
-		Keys: cfg.APIKeys, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.Upstream != configs.Echo},
 		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,

@@ -6,11 +6,18 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"codexpool/api"
+	"codexpool/codex"
 	"codexpool/codex/codextest"
+	"codexpool/configs"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestMain(m *testing.M) {
@@ -139,5 +146,35 @@ func TestAMissingWorkdirIsAFailedStartNotAnExit(t *testing.T) {
 	code, _, stderr := runOnce(t, []string{"check"}, "CODEX_BIN="+codextest.Binary(t), "PROXY_CODEX_WORKDIR="+file)
 	if code != 1 {
 		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// TestEverySettingOfTheAPIIsPassedOn gives each setting a value of its own and
+// wants each in the API's configuration.
+func TestEverySettingOfTheAPIIsPassedOn(t *testing.T) {
+	cfg, err := configs.Load([]string{
+		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*",
+		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2",
+		"PROXY_SSE_KEEPALIVE_MS=3", "PROXY_SSE_COMMIT_MS=4", "PROXY_TIMEOUT_MS=5", "PROXY_IDLE_TIMEOUT_MS=6",
+		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "POOL_ACQUIRE_TIMEOUT_MS=9", "PROXY_CODEX_WORKDIR=/w",
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := apiConfig(cfg, cli{models: []codex.Model{{ID: "m", Default: true}}})
+	want := api.Config{
+		Keys: []string{"codexpool-dev"}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
+		Models:  api.Models{Prefix: "codev-5", Default: "m", Catalog: []codex.Model{{ID: "m", Default: true}}},
+		Sandbox: "read-only", DefaultStream: true, MaxStreams: 1, MaxBody: 2,
+		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
+		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond, AcquireTimeout: 9 * time.Millisecond,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
+		if v.Field(i).IsZero() {
+			t.Errorf("this test does not look at %s", v.Type().Field(i).Name)
+		}
 	}
 }
