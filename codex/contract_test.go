@@ -89,6 +89,23 @@ func TestTheKeyOfATurnComesOutUpstream(t *testing.T) {
 	}
 }
 
+func TestAChildForgetsTheThreadsOfItsTurns(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	for range 5 {
+		if _, err := run(t, c, hello()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h, err := c.Ping(t.Context())
+	if err != nil || h.LiveThreads > 2 || h.ActiveTurns != 0 || h.ResidentBytes == 0 { // the ready one, and one that is being closed
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
 func TestTheCatalogListsWhatAChildLists(t *testing.T) {
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()

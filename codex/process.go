@@ -57,8 +57,11 @@ func spawn(c Command) (_ *process, err error) {
 	if p.grace == 0 {
 		p.grace = 2 * time.Second
 	}
+	made := false
 	p.remove = func() {
-		if err := os.RemoveAll(c.Home); err != nil {
+		if !made {
+			// somebody else's, or not there
+		} else if err := os.RemoveAll(c.Home); err != nil {
 			c.Log.Warn("child home not removed", "err", err)
 		}
 		if c.Exited != nil {
@@ -72,8 +75,15 @@ func spawn(c Command) (_ *process, err error) {
 		}
 	}()
 
+	if err := os.MkdirAll(filepath.Dir(c.Home), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(c.Home, 0o700); err != nil {
+		return nil, err
+	}
+	made = true
 	work := filepath.Join(c.Home, "work")
-	if err := makeHome(c, work); err != nil {
+	if err := furnish(c, work); err != nil {
 		return nil, err
 	}
 	// Pipes of our own: StdoutPipe loses output when Wait comes early.
@@ -109,12 +119,9 @@ func spawn(c Command) (_ *process, err error) {
 	return p, nil
 }
 
-// makeHome makes the child's folders and files, all private.
-func makeHome(c Command, work string) error {
-	if err := os.MkdirAll(filepath.Dir(c.Home), 0o700); err != nil {
-		return err
-	}
-	for _, dir := range []string{c.Home, c.CodexHome(), work} {
+// furnish makes the folders and files in the child's home, all private.
+func furnish(c Command, work string) error {
+	for _, dir := range []string{c.CodexHome(), work} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return err
 		}
@@ -136,6 +143,11 @@ func (p *process) Close() error { return p.stdin.Close() }
 // stop returns once the child is reaped. Several may call it.
 func (p *process) stop(now bool) {
 	p.stdin.Close()
+	select {
+	case <-p.exited:
+		return
+	default:
+	}
 	if !now && (p.gone() || p.gone(syscall.SIGTERM)) {
 		return
 	}
@@ -160,9 +172,9 @@ func (p *process) gone(sig ...syscall.Signal) bool {
 // grandchildren behind.
 func (p *process) signal(sig syscall.Signal) { syscall.Kill(-p.cmd.Process.Pid, sig) }
 
-// wait reaps the child and kills what is left of its group. The group's number
-// cannot belong to strangers while a member is left, and with none left the
-// signal goes nowhere.
+// wait reaps the child and kills what is left of its group. While a member is
+// left the group's number cannot belong to strangers. With none left it could be
+// given to another, but only after all other numbers.
 func (p *process) wait() {
 	err := p.cmd.Wait()
 	p.signal(syscall.SIGKILL)

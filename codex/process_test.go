@@ -175,6 +175,18 @@ func TestStartCleansUpWhenTheBinaryIsMissing(t *testing.T) {
 	}
 }
 
+func TestAHomeThatExistsIsNobodysToRemove(t *testing.T) {
+	cmd := codextest.Command(t, "serve")
+	cmd.Home = t.TempDir()
+	if c, err := codex.Start(t.Context(), cmd); !errors.Is(err, os.ErrExist) {
+		c.Close()
+		t.Fatalf("got %v", err)
+	}
+	if _, err := os.Stat(cmd.Home); err != nil {
+		t.Errorf("it was removed: %v", err)
+	}
+}
+
 func TestAnExitInMidTurnIsTheTurnsError(t *testing.T) {
 	c := start(t, codextest.Command(t, "exits-mid-turn"))
 	events, err := run(t, c, hello())

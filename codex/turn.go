@@ -106,6 +106,7 @@ type turn struct {
 	thread     string
 	request    int64  // id of our turn/start
 	id         string // the turn's, once turn/start is answered
+	answered   bool   // turn/start is answered
 	over       bool   // turn/completed has come, or turn/start was refused
 	spoke      bool   // text has been passed on
 	heard      time.Time
@@ -177,9 +178,10 @@ func (t *turn) handle(ctx context.Context, m message) (Event, error) {
 		t.c.answer(ctx, m)
 		return nil, nil
 	case m.answers(t.request) && m.Error != nil:
-		t.over = true
+		t.answered, t.over = true, true
 		return nil, fmt.Errorf("turn/start: %w", m.Error)
 	case m.answers(t.request):
+		t.answered = true
 		var r turnStartResult
 		if err := json.Unmarshal(m.Result, &r); err != nil || r.Turn.ID == "" {
 			err := &ProtocolError{Problem: "turn/start was answered without a turn id"}
@@ -267,16 +269,16 @@ func (t *turn) completed(n *notification) (Event, error) {
 
 // end makes sure that the turn is over: a second turn/start on a busy thread
 // would steer the old turn, and an abandoned one costs the caller money. It
-// interrupts, then waits for both the answer and turn/completed.
+// interrupts, then waits for turn/completed and whatever answer is still due.
 func (t *turn) end(ctx context.Context) {
-	if t.over || t.c.Err() != nil {
+	if (t.over && t.answered) || t.c.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), endTimeout, ErrUnresponsive)
 	defer cancel()
 	var interrupt int64
-	for answered := false; !t.over || (interrupt != 0 && !answered); {
-		if interrupt == 0 && t.id != "" {
+	for answered := false; !t.over || !t.answered || (interrupt != 0 && !answered); {
+		if interrupt == 0 && t.id != "" && !t.over {
 			id, err := t.c.send(ctx, "turn/interrupt", turnInterruptParams{ThreadID: t.thread, TurnID: t.id})
 			if err != nil {
 				return // send has spoiled the child

@@ -95,6 +95,22 @@ func TestNothingIsLostWhenDeltasOvertakeTheAnswerToTurnStart(t *testing.T) {
 	}
 }
 
+func TestATurnMayEndBeforeItsStartIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := connect(t, codextest.Handshake(), codextest.Thread(),
+			codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
+			codextest.Expect("turn/start"), codextest.Fail("badRequest", "no"),
+			codextest.Do(func() { time.Sleep(time.Millisecond) }),
+			codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}))
+		run(t, c, hello())
+		synctest.Wait()
+		if !c.Reusable() {
+			t.Errorf("not reusable: %v", c.Err())
+		}
+		c.Close()
+	})
+}
+
 func TestARefusedTurnLeavesTheChildReusable(t *testing.T) {
 	c := connect(t, codextest.Handshake(), codextest.Thread(),
 		codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
