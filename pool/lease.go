@@ -22,6 +22,9 @@ type Lease struct {
 
 // Turn runs one turn on the child; see [codex.Client.Turn].
 func (l *Lease) Turn(ctx context.Context, p codex.TurnParams) iter.Seq2[codex.Event, error] {
+	if l.released.Load() {
+		panic("BUG: a turn on a lease that was released")
+	}
 	l.res.Value().turns++
 	return l.res.Value().Turn(ctx, p)
 }
@@ -35,7 +38,6 @@ func (l *Lease) Release() {
 	if l.released.Swap(true) {
 		return
 	}
-	l.pool.leased.Add(-1)
 	l.pool.admitted.Add(-1)
 	l.pool.tasks.Go(func() { l.pool.takeBack(l.res) }) // ends within the calls' deadlines
 }
@@ -47,13 +49,14 @@ func (p *Pool) takeBack(res *puddle.Resource[*child]) {
 		p.retire(res, why)
 		return
 	}
+	p.starts.proven()
 	if p.ctx.Err() == nil {
 		if err := c.Warm(p.ctx); err != nil {
 			p.retire(res, cmp.Or(fault(c), Protocol))
 			return
 		}
 	}
-	res.Release()
+	p.giveBack(res)
 }
 
 // fault says why a child cannot serve, or "".
@@ -72,11 +75,12 @@ func fault(c *child) Reason {
 	}
 }
 
-// worn says which limit a child has reached, or "".
+// worn says which limit a child has reached, or "". While no child can be
+// started an old one is better than none.
 func (p *Pool) worn(c *child) Reason {
 	age := time.Since(c.born)
 	switch {
-	case age < p.cfg.MinLife:
+	case age < p.cfg.MinLife, p.starts.failure() != nil:
 		return ""
 	case c.maxTurns > 0 && c.turns >= c.maxTurns:
 		return Turns

@@ -6,7 +6,7 @@ import (
 )
 
 // line knows everybody who waits for a child, to tell them when waiting has
-// become pointless. Their order is puddle's: first come, first served.
+// become pointless. Their order is that of the tickets.
 type line struct {
 	mu      sync.Mutex
 	members map[*member]struct{} // guarded by mu
@@ -15,14 +15,11 @@ type line struct {
 
 type member struct{ dismiss context.CancelCauseFunc }
 
-type memberKey struct{}
-
 // join puts the caller in line. The context ends when the caller's does, or
 // when the line has something to tell; its cause is what.
 func (l *line) join(ctx context.Context) (_ context.Context, leave func()) {
 	ctx, dismiss := context.WithCancelCause(ctx)
 	m := &member{dismiss: dismiss}
-	ctx = context.WithValue(ctx, memberKey{}, m) // reaches construct through puddle
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed != nil {
@@ -56,11 +53,4 @@ func (l *line) refuse(err error) {
 	l.closed = err
 	l.mu.Unlock()
 	l.tell(err)
-}
-
-// dismiss sends away the member for whom ctx was made, if any.
-func dismiss(ctx context.Context, err error) {
-	if m, ok := ctx.Value(memberKey{}).(*member); ok {
-		m.dismiss(err)
-	}
 }

@@ -5,8 +5,11 @@
 // goroutine keeps the set warm. Everything else that runs in the background is
 // short, at most one goroutine a child and one for its end, and joined by Close.
 //
-// On puddle: a slot is held from the start of a child until it is reaped, so
-// Size bounds processes, not just resources in use.
+// On puddle: it holds the children, and a slot from the start of each until it is
+// reaped, so that Size bounds processes. Its Acquire would start a child for a
+// caller who finds none idle, and bind the caller to that start and its failure.
+// So callers first queue for a ticket, of which there is one for each idle child,
+// and upkeep alone starts children.
 package pool
 
 import (
@@ -15,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -23,6 +27,7 @@ import (
 	"codexpool/codex"
 
 	"github.com/jackc/puddle/v2"
+	"golang.org/x/sync/semaphore"
 )
 
 // Why Acquire gives no lease, apart from the end of its context.
@@ -37,10 +42,6 @@ var (
 // failed start.
 const crashAge = 10 * time.Second
 
-// errRetry tells one caller in line that the start it waited for has failed,
-// while other children live.
-var errRetry = errors.New("pool: stand in line again")
-
 // Config says how the pool behaves. The zero value of a limit means no limit.
 type Config struct {
 	Size       int           // children at most
@@ -48,7 +49,7 @@ type Config struct {
 	MaxWaiting int           // callers in line at most, beyond those that hold a lease
 	MaxTurns   int           // turns of a child before it is replaced; jittered
 	MaxAge     time.Duration // age of a child before it is replaced; jittered
-	MinLife    time.Duration // age below which turns do not replace a child
+	MinLife    time.Duration // age below which neither turns nor age replace a child
 	Jitter     float64       // fraction by which MaxTurns and MaxAge vary, so that children do not all leave at once
 
 	UpkeepEvery time.Duration // how often ages are looked at; 0 means 1 s
@@ -89,6 +90,7 @@ var Reasons = []Reason{Exited, Unresponsive, Protocol, Turns, Age, Shutdown}
 type Pool struct {
 	cfg      Config
 	children *puddle.Pool[*child]
+	tickets  *semaphore.Weighted // one for each idle child; callers queue for them, first come first served
 	starts   *starts
 	line     line
 
@@ -96,13 +98,17 @@ type Pool struct {
 	cancel context.CancelFunc
 	wake   chan struct{} // buffer 1; asks upkeep to look now
 
-	admitted atomic.Int64   // leases out and callers in line
-	leased   atomic.Int64   // leases out
-	alive    atomic.Int64   // children that run
-	filling  atomic.Int64   // starts asked for by upkeep that have not ended
-	dying    atomic.Int64   // children that are being retired
-	sweeping sync.Mutex     // held by sweep while it holds the idle children, so that Stat does not call them leased
-	tasks    sync.WaitGroup // every goroutine of the pool; Close waits for it
+	admitted atomic.Int64 // leases out and callers in line
+	waiting  atomic.Int64 // callers in line
+	alive    atomic.Int64 // children that run
+	starting atomic.Int64 // starts that upkeep asked for, until they end
+	dying    atomic.Int64 // children that are being retired
+	fallen   atomic.Bool  // a child has gone since the last sweep
+
+	sweeping sync.Mutex     // held by sweep while it holds idle children, so that Stat does not call them leased
+	deciding sync.WaitGroup // upkeep; Close waits for it first, then for the starts, then for the rest
+	growing  sync.WaitGroup // the starts
+	tasks    sync.WaitGroup // all other goroutines of the pool
 	closed   sync.Once
 }
 
@@ -131,7 +137,13 @@ func New(cfg Config) (*Pool, error) {
 	cfg.BackoffMin = cmp.Or(cfg.BackoffMin, 500*time.Millisecond)
 	cfg.BackoffMax = cmp.Or(cfg.BackoffMax, 30*time.Second)
 
-	p := &Pool{cfg: cfg, wake: make(chan struct{}, 1), starts: newStarts(cfg.BackoffMin, cfg.BackoffMax)}
+	p := &Pool{
+		cfg:     cfg,
+		tickets: semaphore.NewWeighted(int64(cfg.Size)),
+		starts:  newStarts(cfg.BackoffMin, cfg.BackoffMax),
+		wake:    make(chan struct{}, 1),
+	}
+	p.tickets.TryAcquire(int64(cfg.Size)) // no child yet, no ticket
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	var err error
 	if p.children, err = puddle.NewPool(&puddle.Config[*child]{
@@ -141,7 +153,7 @@ func New(cfg Config) (*Pool, error) {
 	}); err != nil {
 		return nil, err
 	}
-	p.tasks.Go(p.upkeep) // ends with ctx
+	p.deciding.Go(p.upkeep) // ends with ctx
 	return p, nil
 }
 
@@ -162,11 +174,9 @@ func (p *Pool) acquire(ctx context.Context) (*Lease, error) {
 		p.admitted.Add(-1)
 		return nil, ErrFull
 	}
+	defer p.look() // MinIdle may want another in the place of the one that was lent
 	for {
 		res, err := p.stand(ctx)
-		if err == errRetry {
-			continue
-		}
 		if err != nil {
 			p.admitted.Add(-1)
 			return nil, err
@@ -175,95 +185,115 @@ func (p *Pool) acquire(ctx context.Context) (*Lease, error) {
 			p.retire(res, why)
 			continue
 		}
-		p.leased.Add(1)
 		return &Lease{pool: p, res: res}, nil
 	}
 }
 
-// stand stands in line once.
+// stand stands in line for an idle child.
 func (p *Pool) stand(ctx context.Context) (*puddle.Resource[*child], error) {
 	ctx, leave := p.line.join(ctx)
 	defer leave()
 	if err := p.unavailable(); err != nil {
 		return nil, err
 	}
-	res, err := p.children.Acquire(ctx)
-	switch {
-	case err == nil:
-		return res, nil
-	case errors.Is(err, puddle.ErrClosedPool):
-		return nil, ErrClosed
-	default:
+	p.waiting.Add(1)
+	p.look() // who waits may want another child to be started
+	err := p.tickets.Acquire(ctx, 1)
+	p.waiting.Add(-1) // before take: nobody is to be counted as waiting beside the child that he takes
+	if err != nil {
 		return nil, context.Cause(ctx)
 	}
+	return p.take()
 }
 
-// unavailable says why standing in line is pointless: nobody lives, and the
-// last start failed.
+// take takes the idle child that the caller's ticket stands for. It does not
+// wait, and puddle need not construct.
+func (p *Pool) take() (*puddle.Resource[*child], error) {
+	res, err := p.children.Acquire(context.Background())
+	if errors.Is(err, puddle.ErrClosedPool) {
+		return nil, ErrClosed
+	}
+	return res, err
+}
+
+// giveBack makes a child that the caller holds idle, or lets puddle destroy it
+// when the pool is closed.
+func (p *Pool) giveBack(res *puddle.Resource[*child]) {
+	res.ReleaseUnused()
+	p.tickets.Release(1)
+}
+
+// unavailable says why standing in line is pointless: nobody lives, the last
+// start failed, and the next has to wait for its time.
 func (p *Pool) unavailable() error {
-	if err := p.starts.failure(); err != nil && p.alive.Load() == 0 {
+	if err := p.starts.hopeless(); err != nil && p.alive.Load() == 0 {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return nil
 }
 
-// construct is puddle's constructor. It does not give up while the pool lives,
-// so a slot without a child is held by the start that will fill it, and no
-// caller meets it twice. Callers hear of a failure through the line: all of
-// them where no child lives, else only the one whose start this is.
-func (p *Pool) construct(ctx context.Context) (*child, error) {
-	for {
-		c, err := p.start()
-		if err == nil {
-			return c, nil
-		}
-		if p.ctx.Err() != nil {
-			return nil, ErrClosed
-		}
-		if err := p.unavailable(); err != nil {
-			p.line.tell(err)
-		} else {
-			dismiss(ctx, errRetry)
-		}
+// dismissAll tells those in line when it has become pointless.
+func (p *Pool) dismissAll() {
+	if err := p.unavailable(); err != nil {
+		p.line.tell(err)
 	}
 }
 
-// start starts one child when its time has come, and warms it.
-func (p *Pool) start() (*child, error) {
-	leave, err := p.starts.enter(p.ctx)
-	if err != nil {
-		return nil, err
+// grow starts one child, when its time has come, and makes it idle. It does not
+// give up while the pool lives: upkeep counts on it.
+func (p *Pool) grow() {
+	for p.ctx.Err() == nil {
+		leave, err := p.starts.enter(p.ctx)
+		if err != nil {
+			return
+		}
+		err = p.children.CreateResource(p.ctx)
+		leave(err)
+		if err == nil {
+			p.tickets.Release(1)
+			return
+		}
+		p.dismissAll()
 	}
+}
+
+// construct is puddle's constructor: it starts a child and warms it.
+func (p *Pool) construct(ctx context.Context) (*child, error) {
 	began := time.Now()
-	client, err := p.cfg.Spawn(p.ctx)
+	client, err := p.cfg.Spawn(ctx)
 	if err == nil {
-		if err = client.Warm(p.ctx); err != nil {
+		if err = client.Warm(ctx); err != nil {
 			client.Close()
 		}
 	}
 	took := time.Since(began)
-	leave(err)
-	if p.ctx.Err() == nil && p.cfg.Hooks.Spawned != nil {
+	if p.ctx.Err() != nil { // nobody wants it any more
+		if err == nil {
+			client.Close()
+		}
+		return nil, ErrClosed
+	}
+	if p.cfg.Hooks.Spawned != nil {
 		p.cfg.Hooks.Spawned(took, err)
 	}
 	if err != nil {
-		if p.ctx.Err() == nil {
-			p.logFailedStart(err, took)
-		}
+		p.logFailedStart(err, took)
 		return nil, err
-	}
-	c := &child{
-		Client:   client,
-		born:     time.Now(),
-		maxTurns: int(p.jittered(float64(p.cfg.MaxTurns))),
-		maxAge:   time.Duration(p.jittered(float64(p.cfg.MaxAge))),
 	}
 	p.alive.Add(1)
 	p.tasks.Go(func() { // ends with the child
 		<-client.Done()
 		p.alive.Add(-1)
+		p.fallen.Store(true)
+		p.dismissAll()
 		p.look()
 	})
+	c := &child{
+		Client:   client,
+		born:     time.Now(),
+		maxTurns: int(math.Ceil(p.jittered(float64(p.cfg.MaxTurns)))),
+		maxAge:   time.Duration(p.jittered(float64(p.cfg.MaxAge))),
+	}
 	p.cfg.Log.Info("child started", "child", c.Pid(), "version", c.Version(), "took", took)
 	return c, nil
 }
@@ -304,12 +334,14 @@ func (p *Pool) bury(c *child) {
 	if c.why == "" {
 		c.why = Shutdown
 	}
-	if c.why == Exited && c.turns == 0 && time.Since(c.born) < crashAge {
-		p.starts.failed(c.Err()) // a child that starts only to die must not be started in a loop
-	}
 	level := slog.LevelInfo
 	if c.why == Exited || c.why == Unresponsive || c.why == Protocol {
 		level = slog.LevelWarn
+		if c.turns == 0 && time.Since(c.born) < crashAge {
+			// A child that starts only to fail must not be started in a loop.
+			p.starts.failed(c.Err())
+			p.dismissAll()
+		}
 	}
 	attrs := []any{"child", c.Pid(), "why", c.why, "turns", c.turns, "age", time.Since(c.born).Round(time.Millisecond)}
 	if died != nil {
@@ -330,6 +362,8 @@ func (p *Pool) Close() {
 	p.closed.Do(func() {
 		p.line.refuse(ErrClosed)
 		p.cancel()
+		p.deciding.Wait()
+		p.growing.Wait() // puddle miscounts a child that is born while it closes
 		p.children.Close()
 	})
 	p.tasks.Wait()
@@ -355,10 +389,10 @@ func (p *Pool) Stat() Stat {
 	p.sweeping.Unlock()
 	return Stat{
 		Size:     p.cfg.Size,
-		Starting: int(s.ConstructingResources()),
+		Starting: int(p.starting.Load()),
 		Idle:     int(s.IdleResources()),
 		Leased:   int(s.AcquiredResources()),
-		Waiting:  int(max(0, p.admitted.Load()-p.leased.Load())),
+		Waiting:  int(p.waiting.Load()),
 		Alive:    int(p.alive.Load()),
 		Failure:  p.starts.failure(),
 	}

@@ -262,19 +262,162 @@ func TestADeadIdleChildIsReplacedAtOnce(t *testing.T) {
 	})
 }
 
-func TestChildrenThatDieBeforeAnyTurnAreStartedEverLess(t *testing.T) {
+func TestChildrenThatFailBeforeAnyTurnAreStartedEverLess(t *testing.T) {
+	for name, last := range map[string]codextest.Step{"they die": codextest.Exit(1), "they write garbage": codextest.Raw("oops")} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *nursery) {
+				n.script = func() codextest.Script {
+					return codextest.Script{codextest.Handshake(), codextest.Thread(), last}
+				}
+				n.start(pool.Config{Size: 4, MinIdle: 4, BackoffMin: 500 * time.Millisecond, BackoffMax: 30 * time.Second})
+				time.Sleep(10 * time.Minute)
+				synctest.Wait()
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				if n.spawned < 15 || n.spawned > 200 { // at half a second each it would be thousands
+					t.Errorf("%d starts in ten minutes", n.spawned)
+				}
+			})
+		})
+	}
+}
+
+func TestOneIncidentIsOnePauseHoweverManyChildrenItCosts(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 16, MinIdle: 16, BackoffMin: time.Second, BackoffMax: time.Hour})
+		time.Sleep(time.Second)
+		for i := range 16 {
+			n.kill(i)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		expect(t, "two seconds later", shape(p), "starting 0 idle 16 leased 0 waiting 0")
+	})
+}
+
+func TestWithoutMinIdleThePoolComesBackAfterAnEarlyDeath(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 0, MaxWaiting: 1})
+		acquire(t, p).Release()
+		synctest.Wait()
+		n.kill(0)
+		time.Sleep(time.Minute)
+		acquire(t, p).Release()
+		synctest.Wait()
+		expect(t, "no more than is asked for", shape(p), "starting 0 idle 1 leased 0 waiting 0")
+	})
+}
+
+func TestACallerDoesNotSitOutAPauseWhileAChildIsIdle(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 8, MinIdle: 1, MaxWaiting: 20, BackoffMin: time.Minute, BackoffMax: time.Minute, UpkeepEvery: time.Hour})
+		synctest.Wait()
+		n.set(func() { n.broken = errors.New("disk full") })
+		l := acquire(t, p)
+		time.AfterFunc(time.Second, l.Release)
+		began := time.Now()
+		var callers sync.WaitGroup
+		for i := range 7 {
+			callers.Go(func() {
+				l := acquire(t, p)
+				if waited := time.Since(began); waited > 2*time.Second {
+					t.Errorf("caller %d waited %v", i, waited)
+				}
+				l.Release()
+			})
+		}
+		callers.Wait()
+	})
+}
+
+func TestAFailedStartDoesNotCostThePlaceInLine(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 1, MaxWaiting: 20, BackoffMin: time.Hour, BackoffMax: time.Hour, UpkeepEvery: time.Hour})
+		synctest.Wait()
+		n.set(func() { n.broken, n.slow = errors.New("disk full"), 5*time.Second })
+		l := acquire(t, p)
+		served := make(chan int, 3)
+		for i := range 3 {
+			go func() {
+				l := acquire(t, p)
+				served <- i
+				complete(t.Context(), l, "x")
+				l.Release()
+			}()
+			synctest.Wait()
+		}
+		time.Sleep(10 * time.Second)
+		l.Release()
+		for i := range 3 {
+			if got := <-served; got != i {
+				t.Errorf("%d was served when it was the turn of %d", got, i)
+			}
+		}
+	})
+}
+
+func TestThoseInLineAreToldWhenTheLastChildDiesInAPause(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 1, MaxWaiting: 5, BackoffMin: time.Hour, BackoffMax: time.Hour})
+		time.Sleep(time.Minute)
+		n.set(func() { n.broken = errors.New("disk full") })
+		l := acquire(t, p)
+		waiting := make(chan error, 1)
+		go func() {
+			_, err := p.Acquire(t.Context())
+			waiting <- err
+		}()
+		time.Sleep(2 * time.Second) // the second start has failed
+		began := time.Now()
+		n.kill(0)
+		if err := <-waiting; !errors.Is(err, pool.ErrUnavailable) || time.Since(began) > time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		l.Release()
+	})
+}
+
+func TestAnOldChildIsKeptWhileNoOtherCanBeStarted(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 2, MaxAge: time.Hour, MaxTurns: 2})
+		time.Sleep(time.Minute)
+		n.set(func() { n.broken = errors.New("binary gone") })
+		n.kill(0)
+		time.Sleep(3 * time.Hour)
+		for range 5 {
+			l := acquire(t, p)
+			complete(t.Context(), l, "x")
+			l.Release()
+		}
+		synctest.Wait()
+		expect(t, "the last one", fmt.Sprint(p.Stat().Idle), "1")
+	})
+}
+
+func TestCloseDuringAStartLeavesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.script = func() codextest.Script {
-			return codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Exit(1)}
+			return codextest.Script{codextest.Handshake(), codextest.Do(func() { time.Sleep(time.Second) }), codextest.Thread()}
 		}
-		n.start(pool.Config{Size: 1, MinIdle: 1, BackoffMin: time.Second})
-		time.Sleep(time.Minute)
+		p := n.start(pool.Config{Size: 1, MinIdle: 1})
 		synctest.Wait()
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if n.spawned > 130 {
-			t.Errorf("%d starts in a minute", n.spawned)
-		}
+		p.Close()
+		expect(t, "closed", shape(p), "starting 0 idle 0 leased 0 waiting 0")
+		expect(t, "counts", n.counts(), "spawned 0 failed 0 retired map[]")
+	})
+}
+
+func TestALeaseCannotBeUsedAfterItsRelease(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1})
+		l := acquire(t, p)
+		l.Release()
+		defer func() {
+			if recover() == nil {
+				t.Error("a turn on a child that may be another's")
+			}
+		}()
+		l.Turn(t.Context(), codex.TurnParams{})
 	})
 }
 
@@ -392,6 +535,7 @@ func TestWhileAChildLivesAFailingStartHurtsNobody(t *testing.T) {
 func TestAChildIsReplacedAfterItsTurns(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 3})
+		time.Sleep(time.Minute)
 		for range 7 {
 			l := acquire(t, p)
 			complete(t.Context(), l, "x")
@@ -399,6 +543,22 @@ func TestAChildIsReplacedAfterItsTurns(t *testing.T) {
 		}
 		synctest.Wait()
 		expect(t, "counts", n.counts(), "spawned 3 failed 0 retired map[turns:2]")
+	})
+}
+
+func TestOneTurnAChildMeansOneTurnAChildWhateverTheJitter(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 1, Jitter: 0.5})
+		for range 50 {
+			l := acquire(t, p)
+			complete(t.Context(), l, "x")
+			l.Release()
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.spawned < 25 { // ceil(1 ± 0.5) is 1 or 2
+			t.Errorf("%d children for 50 turns", n.spawned)
+		}
 	})
 }
 
@@ -508,6 +668,7 @@ func TestStress(t *testing.T) {
 		Size: 4, MinIdle: 2, MaxWaiting: 100, MaxTurns: 20, Jitter: 0.5,
 		BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, UpkeepEvery: time.Millisecond,
 	})
+	acquire(t, p).Release() // there is a child to kill
 	var callers sync.WaitGroup
 	outcomes := make(chan string, 8*200)
 	for i := range 8 {
@@ -558,6 +719,7 @@ func visit(t *testing.T, n *nursery, p *pool.Pool, random *rand.Rand, canary str
 		if ctx.Err() == nil && !errors.Is(err, pool.ErrUnavailable) {
 			t.Errorf("acquire: %v", err)
 		}
+		time.Sleep(time.Millisecond) // as a client does that was told to come again
 		return "no lease"
 	}
 	defer l.Release()

@@ -13,13 +13,14 @@ import (
 const startsAtOnce = 2
 
 // starts paces the starting of children: a few at a time, and after a failure
-// not before a pause that grows.
+// not before a pause that grows until a child has proven itself.
 type starts struct {
 	places chan struct{} // a token for each start under way
 
 	mu        sync.Mutex
 	curve     *backoff.ExponentialBackOff // guarded by mu
 	notBefore time.Time                   // guarded by mu
+	underway  int                         // starts past their pause; guarded by mu
 	err       error                       // of the last start; guarded by mu
 }
 
@@ -37,45 +38,76 @@ func (s *starts) enter(ctx context.Context) (leave func(error), err error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	for {
-		s.mu.Lock()
-		wait := time.Until(s.notBefore)
-		s.mu.Unlock()
+	for ctx.Err() == nil {
+		wait := s.pause()
 		if wait <= 0 {
 			return s.leave, nil
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			<-s.places
-			return nil, context.Cause(ctx)
 		}
 	}
+	<-s.places
+	return nil, context.Cause(ctx)
+}
+
+// pause is what is left of it. With none left, the caller's start is under way.
+func (s *starts) pause() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	wait := time.Until(s.notBefore)
+	if wait <= 0 {
+		s.underway++
+	}
+	return wait
 }
 
 func (s *starts) leave(err error) {
-	<-s.places
+	s.mu.Lock()
+	s.underway--
+	if err == nil {
+		s.err = nil // the pause stays: that a child could be started proves little
+	}
+	s.mu.Unlock()
 	if err != nil {
 		s.failed(err)
-		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.err = nil
-	s.curve.Reset()
+	<-s.places
 }
 
-// failed postpones the next start.
+// failed postpones the next start. What fails in the same pause is the same
+// incident, and does not make it longer.
 func (s *starts) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.err = err
-	s.notBefore = time.Now().Add(s.curve.NextBackOff())
+	if time.Until(s.notBefore) <= 0 {
+		s.notBefore = time.Now().Add(s.curve.NextBackOff())
+	}
+}
+
+// proven says that a child works: it has finished a turn, or grown older than
+// crashAge.
+func (s *starts) proven() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.curve.Reset()
 }
 
 // failure is the error of the last start, nil when it succeeded.
 func (s *starts) failure() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.err
+}
+
+// hopeless is failure, but nil while another start is under way.
+func (s *starts) hopeless() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.underway > 0 {
+		return nil
+	}
 	return s.err
 }
