@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"codexpool/pool"
+	"codexpool/upstream"
 
 	"github.com/julienschmidt/httprouter"
 )
@@ -58,6 +59,7 @@ type Stat struct{ Streams int } // open SSE streams
 type Server struct {
 	cfg     Config
 	pool    *pool.Pool
+	relay   *upstream.Relay // nil for the echo model
 	log     *slog.Logger
 	observe func(Result)
 	auth    auth
@@ -69,9 +71,11 @@ type Server struct {
 	draining atomic.Bool // completions are refused
 }
 
-// New builds the routes. observe is called once a request; it must not block.
-func New(cfg Config, p *pool.Pool, log *slog.Logger, observe func(Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
+// New builds the routes. Without a relay, for the echo model, what the caller
+// wants of the provider is refused or named as ignored. observe is called once a
+// request; it must not block.
+func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(Result)) *Server {
+	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
 
 	router := httprouter.New()
 	router.RedirectTrailingSlash, router.RedirectFixedPath = false, false

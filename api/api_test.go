@@ -74,7 +74,7 @@ func open(t *testing.T, cfg api.Config, size int, scripts ...codextest.Script) *
 		t.Fatal(err)
 	}
 	h := &house{pool: p}
-	h.Server = api.New(cfg, p, codextest.Log(t), func(r api.Result) {
+	h.Server = api.New(cfg, p, nil, codextest.Log(t), func(r api.Result) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.results = append(h.results, r)
@@ -556,7 +556,7 @@ func TestReadyFollowsTheChildren(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer p.Close()
-		h := &house{Server: api.New(config(), p, codextest.Log(t), func(api.Result) {}), pool: p}
+		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(api.Result) {}), pool: p}
 		ready := func() string {
 			synctest.Wait()
 			a := httptest.NewRecorder()

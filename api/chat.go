@@ -2,11 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
 	"codexpool/codex"
 	"codexpool/pool"
+	"codexpool/upstream"
 )
 
 // chatCompletions serves POST /v1/chat/completions: decode, stand in line, run
@@ -25,6 +27,13 @@ func (s *Server) chatCompletions(res *response, r *http.Request) error {
 		defer leave()
 		idle = s.cfg.StreamIdleTimeout
 	}
+	params := turnParams(req)
+	params.Tick = s.tick(idle)
+	call := s.prepare(r, req)
+	if call != nil {
+		defer call.Done()
+		params.Meta = map[string]string{upstream.MetaKey: call.Key}
+	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), s.cfg.Timeout, errTimeout)
 	defer cancel()
 	lease, err := s.acquire(ctx)
@@ -35,11 +44,9 @@ func (s *Server) chatCompletions(res *response, r *http.Request) error {
 	res.child = lease.Child()
 
 	reply := s.newReplier(res, r, req)
-	params := turnParams(req)
-	params.Tick = s.tick(idle)
 	for e, err := range lease.Turn(ctx, params) {
 		if err != nil {
-			return err
+			return explained(err, call)
 		}
 		if t, ok := e.(codex.Tick); ok && t.Silent >= idle {
 			return errIdle
@@ -50,6 +57,26 @@ func (s *Server) chatCompletions(res *response, r *http.Request) error {
 	}
 	lease.Release() // a client that reads slowly keeps its answer, not a child
 	return reply.finish()
+}
+
+// prepare tells the relay what the caller wants of the provider.
+func (s *Server) prepare(r *http.Request, req chatRequest) *upstream.Call {
+	if s.relay == nil {
+		return nil
+	}
+	return s.relay.Prepare(overrides(req, r.Header.Get("Authorization")))
+}
+
+// explained is a turn's error, or what the provider really said to cause it.
+func explained(err error, call *upstream.Call) error {
+	var turn *codex.TurnError
+	if call == nil || !errors.As(err, &turn) {
+		return err
+	}
+	if f := call.Failure(); f != nil {
+		return providerFailed(f)
+	}
+	return err
 }
 
 // openStream admits a stream: add, then compare, then undo.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	"codexpool/codex"
 	"codexpool/pool"
+	"codexpool/upstream"
 )
 
 // statusClientGone is nginx's number for a client that left. It is never sent.
@@ -27,6 +29,7 @@ type Error struct {
 	Param   string // "" = null
 	Message string
 	Retry   bool   // send Retry-After
+	Wait    string // its value, where the provider gave one
 	Close   bool   // ask the client to connect anew
 	Final   bool   // ask SDKs, which retry any 5xx, not to: it would take as long again
 	counted string // what metrics call it where Code is not of our own closed list
@@ -71,7 +74,7 @@ func (e *Error) body() errorBody {
 func (e *Error) header(h http.Header) {
 	if e.Retry {
 		// Seconds, and not the same for all, so that they do not come back together.
-		h.Set("Retry-After", strconv.Itoa(1+rand.IntN(3)))
+		h.Set("Retry-After", cmp.Or(e.Wait, strconv.Itoa(1+rand.IntN(3))))
 	}
 	if e.Close {
 		h.Set("Connection", "close")
@@ -173,6 +176,36 @@ func describe(ctx context.Context, err error) *Error {
 		return &Error{Status: 502, Type: serverError, Code: "child_exited", Message: "The child that served this request failed.", cause: err}
 	}
 	return &Error{Status: 500, Type: serverError, Code: "internal_error", Message: "internal error", cause: err}
+}
+
+// providerFailed maps what the provider said. Its words reach the caller where
+// they are about the caller's request.
+func providerFailed(f *upstream.Failure) *Error {
+	overloaded := &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: "The upstream is overloaded.", Retry: true, Wait: f.RetryAfter}
+	limited := &Error{Status: 429, Type: rateLimit, Code: "upstream_rate_limited", Message: "The upstream limits the rate of requests.", Retry: true, Wait: f.RetryAfter}
+	exhausted := &Error{Status: 429, Type: rateLimit, Code: "usage_limit_reached", Message: "The upstream's usage limit is reached.", Retry: true, Wait: f.RetryAfter}
+	failed := &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: f}
+	switch f.Code {
+	case "context_length_exceeded":
+		return &Error{Status: 400, Type: invalidRequest, Code: f.Code, Param: "messages", Message: cmp.Or(f.Message, "The messages are longer than the model's context window.")}
+	case "insufficient_quota", "usage_limit_reached", "usage_not_included":
+		return exhausted
+	case "rate_limit_exceeded":
+		return limited
+	case "server_is_overloaded", "slow_down":
+		return overloaded
+	}
+	switch {
+	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden:
+		return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream refused this server's credentials.", cause: f}
+	case f.Status == http.StatusTooManyRequests:
+		return limited
+	case f.Status == http.StatusServiceUnavailable, f.Status == 529: // not in any RFC, but in use for this
+		return overloaded
+	case f.Status >= 400 && f.Status < 500 && f.Message != "":
+		return &Error{Status: f.Status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: f.Message, counted: "upstream_refused"}
+	}
+	return failed
 }
 
 // turnFailed maps what the upstream did, as far as Codex tells it. Its messages

@@ -19,6 +19,8 @@ func (s *Server) readyz(res *response, _ *http.Request) error {
 	switch {
 	case s.unready.Load():
 		reason = "draining"
+	case s.relay != nil && s.relay.Rejected():
+		reason = "upstream_auth"
 	case stat.Alive > 0:
 		return res.json(http.StatusOK, map[string]any{"ready": true})
 	case stat.Failure != nil:

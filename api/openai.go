@@ -27,7 +27,8 @@ type chatRequest struct {
 	Messages     []chatMessage
 	Stream       bool
 	IncludeUsage bool
-	Ignored      []string // fields that were accepted and have no effect
+	Tuned        map[string]json.RawMessage // fields for the provider, checked, by their names here
+	Ignored      []string                   // fields that were accepted and have no effect
 }
 
 // chatMessage is one message; its text comes in one or several parts.
@@ -42,9 +43,14 @@ func (s *Server) decodeChat(res *response, r *http.Request) (chatRequest, error)
 	if err != nil {
 		return chatRequest{}, err
 	}
-	req := chatRequest{Stream: s.cfg.DefaultStream}
+	req := chatRequest{Stream: s.cfg.DefaultStream, Tuned: map[string]json.RawMessage{}}
 	if err := req.decode(body, s.cfg.Models); err != nil {
 		return chatRequest{}, err
+	}
+	if s.relay == nil {
+		if err := req.untune(); err != nil {
+			return chatRequest{}, err
+		}
 	}
 	if len(req.Ignored) > 0 {
 		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
@@ -125,8 +131,8 @@ type fieldReader func(req *chatRequest, name string, value json.RawMessage) erro
 
 // chatFields are the fields of a chat completion that have a meaning. Those
 // that would change the answer and cannot be honoured yet are refused, those
-// that only tune it are checked, ignored and named. All others are unknown:
-// ignored and named too.
+// that the provider takes are checked and kept for it, and the rest of them
+// checked, ignored and named. All others are unknown: ignored and named too.
 var chatFields = map[string]fieldReader{
 	"model":            func(req *chatRequest, n string, v json.RawMessage) error { return into(&req.Name, n, v, "a string") },
 	"messages":         readMessages,
@@ -144,24 +150,77 @@ var chatFields = map[string]fieldReader{
 	"function_call":    only(`"none"`, `"auto"`),
 	"stop":             only("[]"),
 
-	"max_tokens":            refuse,
-	"max_completion_tokens": refuse,
+	"reasoning":             readReasoning,
+	"max_tokens":            tokens,
+	"max_completion_tokens": tokens,
 	"audio":                 refuse,
 	"prediction":            refuse,
 	"web_search_options":    refuse,
 
-	"temperature":         number(0, 2),
-	"top_p":               number(0, 1),
-	"presence_penalty":    number(-2, 2),
-	"frequency_penalty":   number(-2, 2),
-	"parallel_tool_calls": ignored[bool]("a boolean"),
-	"seed":                ignored[int64]("an integer"),
-	"user":                ignored[string]("a string"),
-	"service_tier":        ignored[string]("a string"),
-	"verbosity":           ignored[string]("a string"),
-	"prompt_cache_key":    ignored[string]("a string"),
-	"metadata":            ignored[map[string]string]("an object of strings"),
-	"logit_bias":          ignored[map[string]float64]("an object of numbers"),
+	"temperature":       number(0, 2, tuned),
+	"top_p":             number(0, 1, tuned),
+	"user":              typed[string]("a string", tuned),
+	"safety_identifier": typed[string]("a string", tuned),
+	"service_tier":      typed[string]("a string", tuned),
+	"verbosity":         typed[string]("a string", tuned),
+	"prompt_cache_key":  typed[string]("a string", tuned),
+	"metadata":          typed[map[string]string]("an object of strings", tuned),
+
+	// The Responses API has no such fields, or they mean nothing without tools.
+	"presence_penalty":    number(-2, 2, ignored),
+	"frequency_penalty":   number(-2, 2, ignored),
+	"parallel_tool_calls": typed[bool]("a boolean", ignored),
+	"seed":                typed[int64]("an integer", ignored),
+	"logit_bias":          typed[map[string]float64]("an object of numbers", ignored),
+}
+
+// tuned keeps a field for the provider.
+func tuned(req *chatRequest, name string, value json.RawMessage) { req.Tuned[name] = value }
+
+// ignored names a field in the response.
+func ignored(req *chatRequest, name string, _ json.RawMessage) {
+	req.Ignored = append(req.Ignored, name)
+}
+
+// untune is for an upstream that takes no parameters: what only tunes the answer
+// is ignored, what bounds it refused.
+func (req *chatRequest) untune() error {
+	for _, name := range slices.Sorted(maps.Keys(req.Tuned)) {
+		if name == "max_tokens" || name == "max_completion_tokens" {
+			return unsupported(name)
+		}
+		req.Ignored = append(req.Ignored, name)
+	}
+	return nil
+}
+
+func tokens(req *chatRequest, name string, value json.RawMessage) error {
+	var n int64
+	if err := into(&n, name, value, "an integer"); err != nil {
+		return err
+	}
+	if n < 1 {
+		return badRequest(name, "'%s' must be at least 1.", name)
+	}
+	tuned(req, name, value)
+	return nil
+}
+
+// readReasoning reads the object that some clients send; reasoning_effort, which
+// comes after it, wins.
+func readReasoning(req *chatRequest, name string, value json.RawMessage) error {
+	var options map[string]json.RawMessage
+	if err := into(&options, name, value, "an object"); err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(options)) {
+		if key != "effort" {
+			req.Ignored = append(req.Ignored, name+"."+key)
+		} else if err := into(&req.Effort, name+".effort", options[key], "a string"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // into decodes a field, or says what it must be.
@@ -185,14 +244,14 @@ func only(values ...string) fieldReader {
 	}
 }
 
-func ignored[T any](what string) fieldReader {
+func typed[T any](what string, take func(*chatRequest, string, json.RawMessage)) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
-		req.Ignored = append(req.Ignored, name)
+		take(req, name, value)
 		return into(new(T), name, value, what)
 	}
 }
 
-func number(least, most float64) fieldReader {
+func number(least, most float64, take func(*chatRequest, string, json.RawMessage)) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
 		var f float64
 		if err := into(&f, name, value, "a number"); err != nil {
@@ -201,7 +260,7 @@ func number(least, most float64) fieldReader {
 		if f < least || f > most {
 			return badRequest(name, "'%s' must be between %v and %v.", name, least, most)
 		}
-		req.Ignored = append(req.Ignored, name)
+		take(req, name, value)
 		return nil
 	}
 }

@@ -26,8 +26,11 @@ import (
 	"github.com/joho/godotenv"
 )
 
-// Echo is the value of CODEX_UPSTREAM for the offline echo model.
-const Echo = "echo"
+// The values of CODEX_UPSTREAM that are not URLs.
+const (
+	Echo   = "echo"   // the offline echo model
+	OpenAI = "openai" // https://api.openai.com/v1
+)
 
 // DevKey is the API key of the dev profile. It is public, so production refuses it.
 const DevKey = "codexpool-dev"
@@ -59,8 +62,9 @@ type Config struct {
 	Drain             time.Duration `env:"PROXY_DRAIN_MS" envDefault:"30000" mean:"how long running turns may go on, when stopping"`
 
 	Bin          string        `env:"CODEX_BIN" mean:"the Codex CLI, wrapper or native; empty = the pinned one beside the program, else codex from PATH"`
-	Upstream     string        `env:"CODEX_UPSTREAM" mean:"echo, or the http(s) base URL of a Responses API; empty = echo, in dev only"`
-	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"not used yet: this version has no relay to OpenAI"`
+	Upstream     string        `env:"CODEX_UPSTREAM" mean:"openai, echo, or the http(s) base URL of a Responses API; empty = openai with a key, else echo, in dev only"`
+	UpstreamKey  string        `env:"CODEX_UPSTREAM_API_KEY" secret:"yes" mean:"bearer key for the upstream; the relay adds it, children never see it"`
+	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"the same, for CODEX_UPSTREAM=openai only"`
 	Model        string        `env:"CODEX_MODEL" mean:"the model that the aliases mean; empty = the catalog's default"`
 	Sandbox      string        `env:"PROXY_SANDBOX_MODE" envDefault:"read-only" mean:"Codex sandbox; read-only is the only one so far"`
 	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" envDefault:"20" mean:"between the echo model's words"`
@@ -315,20 +319,25 @@ func (c *Config) checkAdmin() error {
 }
 
 func (c *Config) checkUpstream() error {
-	if c.Upstream == Echo {
-		return nil
+	hasKey := c.UpstreamKey != "" || c.OpenAIKey != ""
+	switch {
+	case c.Upstream == "" && hasKey:
+		c.Upstream = OpenAI
+	case c.Upstream == "" && c.Dev():
+		c.Upstream = Echo
+	case c.Upstream == "":
+		return errors.New("CODEX_UPSTREAM: production needs it, or OPENAI_API_KEY: openai, the http(s) base URL of a Responses API, or echo")
 	}
-	if c.Upstream == "" {
-		if c.Dev() {
-			c.Upstream = Echo
-			return nil
-		}
-		return errors.New("CODEX_UPSTREAM: production needs it: the http(s) base URL of a Responses API, or echo (this version has no relay to OpenAI)")
+	switch {
+	case c.Upstream == OpenAI && !hasKey:
+		return errors.New("CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY")
+	case c.Upstream == Echo, c.Upstream == OpenAI:
+		return nil
 	}
 	u, err := url.Parse(c.Upstream)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
 		// The value is not repeated: a URL may hold a password.
-		return errors.New("CODEX_UPSTREAM: it is neither echo nor the http(s) base URL of a Responses API (openai, chatgpt and direct are not there yet)")
+		return errors.New("CODEX_UPSTREAM: it is neither openai, nor echo, nor the http(s) base URL of a Responses API (chatgpt and direct are not there yet)")
 	}
 	return nil
 }
@@ -371,8 +380,8 @@ func (c *Config) warn(values map[string]string) {
 			c.Warnings = append(c.Warnings, name+" has no effect: this version does not know it")
 		}
 	}
-	if c.OpenAIKey != "" {
-		c.Warnings = append(c.Warnings, "OPENAI_API_KEY has no effect: this version has no relay to OpenAI, only the echo model and CODEX_UPSTREAM=URL")
+	if c.OpenAIKey != "" && c.Upstream != OpenAI {
+		c.Warnings = append(c.Warnings, "OPENAI_API_KEY has no effect: CODEX_UPSTREAM is not openai, and OpenAI's key is nobody else's business (see CODEX_UPSTREAM_API_KEY)")
 	}
 }
 

@@ -23,7 +23,7 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 		want string
 	}{
 		{[]string{}, "PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)\n" +
-			"CODEX_UPSTREAM: production needs it: the http(s) base URL of a Responses API, or echo (this version has no relay to OpenAI)"},
+			"CODEX_UPSTREAM: production needs it, or OPENAI_API_KEY: openai, the http(s) base URL of a Responses API, or echo"},
 		{
 			with("POOL_SIZE=zwei", "PROXY_TIMEOUT_MS=1.5", "POOL_JITTER=lots", "PROXY_ENABLE_CORS=maybe"),
 			`PROXY_ENABLE_CORS: "maybe" is not a valid bool` + "\n" +
@@ -52,8 +52,9 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 		{with("PROXY_SANDBOX_MODE=danger-full-access"), `PROXY_SANDBOX_MODE: "danger-full-access" is not one of read-only`},
 		{with("LOG_LEVEL=loud"), `LOG_LEVEL: "loud" is not one of debug, info, warn, error`},
 		{with("LOG_FORMAT=xml"), `LOG_FORMAT: "xml" is not one of tint, json`},
-		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: it is neither echo nor the http(s) base URL of a Responses API (openai, chatgpt and direct are not there yet)"},
-		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it is neither echo nor the http(s) base URL of a Responses API (openai, chatgpt and direct are not there yet)"},
+		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY"},
+		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: it is neither openai, nor echo, nor the http(s) base URL of a Responses API (chatgpt and direct are not there yet)"},
+		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it is neither openai, nor echo, nor the http(s) base URL of a Responses API (chatgpt and direct are not there yet)"},
 	} {
 		_, err := configs.Load(tt.env, nil)
 		if err == nil || err.Error() != tt.want {
@@ -139,10 +140,29 @@ func TestWhatHasNoEffectIsNamed(t *testing.T) {
 	want := []string{
 		"POOL_SZIE has no effect: this version does not know it",
 		"PROXY_OUTPUT_MODE has no effect: tool calls are not text here",
-		"OPENAI_API_KEY has no effect: this version has no relay to OpenAI, only the echo model and CODEX_UPSTREAM=URL",
+		"OPENAI_API_KEY has no effect: CODEX_UPSTREAM is not openai, and OpenAI's key is nobody else's business (see CODEX_UPSTREAM_API_KEY)",
 	}
 	if !slices.Equal(cfg.Warnings, want) {
 		t.Errorf("got %q", cfg.Warnings)
+	}
+}
+
+func TestTheUpstreamIsChosenByTheKey(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	for _, tt := range []struct {
+		env  []string
+		want string
+	}{
+		{[]string{"PROXY_ENV=dev"}, configs.Echo},
+		{[]string{"PROXY_ENV=dev", "OPENAI_API_KEY=sk"}, configs.OpenAI},
+		{[]string{"PROXY_API_KEY=k", "CODEX_UPSTREAM_API_KEY=sk"}, configs.OpenAI},
+		{[]string{"PROXY_API_KEY=k", "OPENAI_API_KEY=sk", "CODEX_UPSTREAM=echo"}, configs.Echo},
+		{with("CODEX_UPSTREAM_API_KEY=sk"), "http://127.0.0.1:9/v1"},
+	} {
+		cfg, err := configs.Load(tt.env, nil)
+		if err != nil || cfg.Upstream != tt.want {
+			t.Errorf("%q: %q, %v", tt.env, cfg.Upstream, err)
+		}
 	}
 }
 

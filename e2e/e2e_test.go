@@ -445,10 +445,10 @@ func TestAClientThatStopsReadingLosesItsStreamNotOurChild(t *testing.T) {
 
 func TestAnAnswerInOnePieceThatNobodyReadsHoldsNoChild(t *testing.T) {
 	up := codextest.NewUpstream(t, flood)
-	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=5000")
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=10000")
 	d.deaf(false)
 	eventually(t, 5*time.Second, "turn", func() bool { return len(up.Bodies()) == 1 })
-	eventually(t, 3*time.Second, "child at rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 1 })
+	eventually(t, 20*time.Second, "child at rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 1 })
 	if strings.Contains(d.logged(), `"route":"chat"`) {
 		t.Error("the answer was read after all: this test proves nothing")
 	}

@@ -14,6 +14,7 @@ import (
 
 	"codexpool/api"
 	"codexpool/pool"
+	"codexpool/upstream"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -32,6 +33,10 @@ type Metrics struct {
 	errors      *prometheus.CounterVec
 	duration    *prometheus.HistogramVec
 	firstToken  *prometheus.HistogramVec
+
+	upstreamRequests  *prometheus.CounterVec
+	upstreamFirstByte prometheus.Histogram
+	upstreamRetries   prometheus.Counter
 }
 
 // From a warm child on an idle machine to a queue of minutes, in seconds.
@@ -75,12 +80,22 @@ func New(version, cli string) *Metrics {
 			Help: "Time from a request to the first text of its answer, by route.",
 		}, []string{"route"}),
 	}
+	m.upstreamRequests = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "codexpool_upstream_requests_total", Help: "Tries at the provider, by its status (0 = no answer) and whether the connection was warm.",
+	}, []string{"code", "connection"})
+	m.upstreamFirstByte = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "codexpool_upstream_first_byte_seconds", Buckets: tokenBuckets, Help: "Time until the provider's headers came.",
+	})
+	m.upstreamRetries = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "codexpool_upstream_retries_total", Help: "Second tries at the provider.",
+	})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "codexpool_build_info", Help: "Always 1; the versions are in the labels.",
 	}, []string{"version", "codex_version"})
 	info.WithLabelValues(version, cli).Set(1)
 	m.registry.MustRegister(
 		m.acquireWait, m.starts, m.startTime, m.deaths, m.requests, m.errors, m.duration, m.firstToken, info,
+		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	// Series of a closed list exist from the start: a rate over one that appears
@@ -120,6 +135,23 @@ func (m *Metrics) PoolHooks() pool.Hooks {
 			m.acquireWait.WithLabelValues(outcome(err)).Observe(waited.Seconds())
 		},
 		Retired: func(why pool.Reason) { m.deaths.WithLabelValues(string(why)).Inc() },
+	}
+}
+
+// RelayHooks counts what happens between the relay and the provider.
+func (m *Metrics) RelayHooks() upstream.Hooks {
+	return upstream.Hooks{
+		Request: func(status int, reused bool, firstByte time.Duration) {
+			connection := "new"
+			if reused {
+				connection = "warm"
+			}
+			m.upstreamRequests.WithLabelValues(strconv.Itoa(status), connection).Inc()
+			if status != 0 {
+				m.upstreamFirstByte.Observe(firstByte.Seconds())
+			}
+		},
+		Retried: m.upstreamRetries.Inc,
 	}
 }
 

@@ -32,6 +32,10 @@ func filled() *metrics.Metrics {
 	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("waited too long")} {
 		hooks.Acquired(3*time.Millisecond, err)
 	}
+	relay := m.RelayHooks()
+	relay.Request(200, true, 40*time.Millisecond)
+	relay.Request(0, false, time.Second)
+	relay.Retried()
 	m.ObserveRequest(api.Result{Route: "chat", Status: 200, Took: 2 * time.Second, FirstToken: 30 * time.Millisecond})
 	m.ObserveRequest(api.Result{Route: "chat", Status: 200, Code: "child_exited", Took: time.Second})
 	m.ObserveRequest(api.Result{Route: "unmatched", Status: 404, Code: "not_found", Took: time.Millisecond})

@@ -1,8 +1,10 @@
 // Package upstream is the Responses API that children post to on loopback: the
-// offline echo model for now; the relay to the real provider will stand beside it.
+// offline echo model, or the relay to the real provider.
 //
 // cmd serves it on a listener of its own. A child knows only its own path
-// through the [Gate], so that no other process of the machine can use it.
+// through the [Gate], so that no other process of the machine can use it. The
+// relay knows the provider, the credential, and for each running turn what its
+// caller asked for, by a key that travels through the child.
 package upstream
 
 import (

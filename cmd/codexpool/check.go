@@ -13,6 +13,7 @@ import (
 
 	"codexpool/codex"
 	"codexpool/configs"
+	"codexpool/upstream"
 )
 
 // check starts one child, talks to it, and says what was found.
@@ -29,7 +30,7 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	fmt.Fprintln(stdout, "version:   ", c.version)
 	fmt.Fprintln(stdout, "model:     ", c.model(cfg.Model))
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
-	p, err := newProvider(cfg)
+	p, err := newProvider(cfg, upstream.Hooks{})
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,45 +79,79 @@ func cliPath(given string) (string, error) {
 	return codex.Locate(path)
 }
 
-// provider is where children find their model.
+// provider is the loopback port where children find their model: the echo, or
+// the relay to the real one.
 type provider struct {
-	name   string
-	base   string         // of the Responses API, where it is not ours
-	gate   *upstream.Gate // nil where it is not ours
+	name   string          // for the log
+	relay  *upstream.Relay // nil for the echo
+	gate   *upstream.Gate
 	addr   string
 	server *http.Server
 }
 
-// newProvider serves the echo model on a loopback port of its own, or points
-// elsewhere.
-func newProvider(cfg configs.Config) (*provider, error) {
+// newProvider serves on a port of its own.
+func newProvider(cfg configs.Config, hooks upstream.Hooks) (*provider, error) {
+	p := &provider{name: configs.Echo}
+	handler := upstream.Echo(cfg.EchoDelay)
 	if cfg.Upstream != configs.Echo {
-		return &provider{name: "url", base: cfg.Upstream}, nil // the URL is not logged: it may hold a secret
+		target, name, err := relayTarget(cfg)
+		if err != nil {
+			return nil, err
+		}
+		p.relay, p.name = upstream.NewRelay(target, transport(cfg), hooks), name
+		handler = p.relay
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	gate := upstream.NewGate(upstream.Echo(cfg.EchoDelay))
-	p := &provider{name: configs.Echo, gate: gate, addr: listener.Addr().String(), server: &http.Server{Handler: gate, ReadHeaderTimeout: 10 * time.Second}}
+	p.gate, p.addr = upstream.NewGate(handler), listener.Addr().String()
+	p.server = &http.Server{Handler: p.gate, ReadHeaderTimeout: 10 * time.Second}
 	go p.server.Serve(listener) // ends with Close
 	return p, nil
 }
 
+// relayTarget is the provider, and its name for the log: a URL without what may
+// be secret in it, and the kind of credential, never its value.
+func relayTarget(cfg configs.Config) (target upstream.Provider, name string, err error) {
+	base, key := cfg.Upstream, cfg.UpstreamKey
+	if base == configs.OpenAI {
+		base, key = "https://api.openai.com/v1", cmp.Or(key, cfg.OpenAIKey)
+	}
+	u, err := url.Parse(base)
+	if err != nil {
+		return target, "", err
+	}
+	credential := "no credential"
+	if key != "" {
+		credential = "an API key"
+	}
+	return upstream.Provider{Base: u, APIKey: key}, fmt.Sprintf("%s with %s", u.Redacted(), credential), nil
+}
+
+// transport keeps connections to the provider warm: one for every child that
+// may run a turn, and one for every answer that is still ending.
+func transport(cfg configs.Config) *http.Transport {
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: cfg.StreamIdleTimeout,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   2 * cfg.PoolSize,
+		IdleConnTimeout:       90 * time.Second,
+		DisableCompression:    true,
+		ReadBufferSize:        64 << 10, // Codex scans an event anew with each piece of it that comes
+	}
+}
+
 // admit gives one child its base URL; revoke takes it back.
 func (p *provider) admit() (baseURL string, revoke func()) {
-	if p.gate == nil {
-		return p.base, func() {}
-	}
 	path, revoke := p.gate.Admit()
 	return "http://" + p.addr + path + "/v1", revoke
 }
 
-func (p *provider) Close() {
-	if p.server != nil {
-		p.server.Close()
-	}
-}
+func (p *provider) Close() { p.server.Close() }
 
 // spawner makes the function that starts one child.
 func spawner(cfg configs.Config, c cli, p *provider, log *slog.Logger) func(context.Context) (*codex.Client, error) {

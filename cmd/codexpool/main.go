@@ -200,14 +200,19 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		defer admin.Close()
 		adminAddr = admin.Addr().String()
 	}
-	provider, err := newProvider(cfg)
+	m := metrics.New(version(), cli.version)
+	provider, err := newProvider(cfg, m.RelayHooks())
 	if err != nil {
 		log.Error("upstream listener", "err", err)
 		return exitFailed
 	}
 	defer provider.Close()
+	if provider.relay != nil {
+		watching, stop := context.WithCancel(context.Background())
+		defer stop()
+		go provider.relay.Watch(watching, 30*time.Second) // ends with stop
+	}
 
-	m := metrics.New(version(), cli.version)
 	children, err := pool.New(pool.Config{
 		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
 		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
@@ -223,7 +228,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	defer children.Close()
 	m.WatchPool(children.Stat)
 
-	server := api.New(apiConfig(cfg, cli), children, log, m.ObserveRequest)
+	server := api.New(apiConfig(cfg, cli), children, provider.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
 
 	// Requests end with turns, the end of the connection, or this. They are not
@@ -290,7 +295,7 @@ func apiConfig(cfg configs.Config, cli cli) api.Config {
 	}
 	return api.Config{
 		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
-		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.Upstream != configs.Echo},
+		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.Upstream != configs.Echo && cfg.Upstream != configs.OpenAI},
 		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,

@@ -115,6 +115,13 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	reply(w, r)
 }
 
+// Script replaces the replies that are left.
+func (u *Upstream) Script(replies ...http.HandlerFunc) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.replies = replies
+}
+
 // Bodies are the request bodies so far.
 func (u *Upstream) Bodies() [][]byte {
 	u.mu.Lock()

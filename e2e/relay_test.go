@@ -1,0 +1,298 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"codexpool/codex/codextest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const upstreamKey = "sk-upstream-never-in-a-child"
+
+// withRelay starts a daemon before a scripted provider.
+func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.Upstream) {
+	t.Helper()
+	up := codextest.NewUpstream(t, replies...)
+	return start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_UPSTREAM_API_KEY="+upstreamKey), up
+}
+
+// TestTheProviderGetsExactlyWhatTheCallerAskedFor has a row for every field that
+// the provider takes: what is sent to us, and what must arrive beside model,
+// input, stream, store and the cache key. Nothing of Codex's own may.
+func TestTheProviderGetsExactlyWhatTheCallerAskedFor(t *testing.T) {
+	d, up := withRelay(t, codextest.Text("ok"))
+	const messages = `"messages":[{"role":"user","content":"hi"}]`
+	for i, tt := range []struct{ sent, want string }{
+		{``, `{}`},
+		{`"temperature":0.25,`, `{"temperature":0.25}`},
+		{`"top_p":0.5,`, `{"top_p":0.5}`},
+		{`"max_tokens":10,`, `{"max_output_tokens":10}`},
+		{`"max_tokens":10,"max_completion_tokens":20,`, `{"max_output_tokens":20}`},
+		{`"service_tier":"flex",`, `{"service_tier":"flex"}`},
+		{`"metadata":{"a":"b"},`, `{"metadata":{"a":"b"}}`},
+		{`"user":"u",`, `{"user":"u"}`},
+		{`"safety_identifier":"s",`, `{"safety_identifier":"s"}`},
+		{`"verbosity":"high",`, `{"text":{"verbosity":"high"}}`},
+		{`"reasoning_effort":"high",`, `{"reasoning":{"effort":"high"}}`},
+		{`"reasoning":{"effort":"low"},`, `{"reasoning":{"effort":"low"}}`},
+		{`"model":"codex-5-medium",`, `{"reasoning":{"effort":"medium"}}`},
+		{`"prompt_cache_key":"mine",`, `{"prompt_cache_key":"mine"}`},
+		{`"seed":1,"presence_penalty":1,"frequency_penalty":1,"logit_bias":{"1":2},`, `{}`},
+	} {
+		res, err := d.post("{" + tt.sent + messages + "}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			t.Errorf("%s: status %d", tt.sent, res.StatusCode)
+			continue
+		}
+		var got, want map[string]any
+		if err := json.Unmarshal(up.Bodies()[i], &got); err != nil {
+			t.Fatal(err)
+		}
+		input, _ := json.Marshal(got["input"])
+		if string(input) != `[{"content":[{"text":"hi","type":"input_text"}],"role":"user","type":"message"}]` || got["stream"] != true || got["store"] != false || got["model"] == "" {
+			t.Errorf("%s: %s", tt.sent, up.Bodies()[i])
+		}
+		if key, _ := got["prompt_cache_key"].(string); strings.HasPrefix(key, "codexpool-") {
+			delete(got, "prompt_cache_key")
+		}
+		for _, field := range []string{"model", "input", "stream", "store"} {
+			delete(got, field)
+		}
+		if err := json.Unmarshal([]byte(tt.want), &want); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", tt.sent, diff)
+		}
+	}
+}
+
+func TestRequestsThatBeginAlikeShareTheProvidersCache(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_API_KEY="+key+",another")
+	send := func(key, system, user string) (cacheKey string) {
+		t.Helper()
+		body := fmt.Sprintf(`{"messages":[{"role":"system","content":%q},{"role":"user","content":%q}]}`, system, user)
+		req, _ := http.NewRequest("POST", d.url+"/v1/chat/completions", strings.NewReader(body))
+		req.Header.Set("Authorization", "Bearer "+key)
+		req.Header.Set("Content-Type", "application/json")
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		bodies := up.Bodies()
+		var got struct {
+			Key string `json:"prompt_cache_key"`
+		}
+		json.Unmarshal(bodies[len(bodies)-1], &got)
+		return got.Key
+	}
+	first := send(key, "be brief", "one")
+	if again := send(key, "be brief", "two"); again != first || first == "" {
+		t.Errorf("the same beginning: %q and %q", first, again)
+	}
+	if other := send("another", "be brief", "one"); other == first {
+		t.Error("another caller shares the key")
+	}
+	if other := send(key, "be long", "one"); other == first {
+		t.Error("another system prompt has the same key")
+	}
+}
+
+// TestWhatTheProviderSaysReachesTheCaller goes through the real child, which
+// says it in its own words.
+func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
+	envelope := func(code string) string {
+		return `{"error":{"message":"The provider's words.","type":"some_type","param":"input[0]","code":"` + code + `"}}`
+	}
+	d, up := withRelay(t, codextest.Text("ok"))
+	for _, tt := range []struct {
+		name  string
+		reply http.HandlerFunc
+		want  string // status code param retry-after message
+	}{
+		{"400", codextest.Status(400, envelope("bad_value")), "400 bad_value input[0] [] The provider's words."},
+		{"404", codextest.Status(404, envelope("model_not_found")), "404 model_not_found input[0] [] The provider's words."},
+		{"too long", codextest.Status(400, envelope("context_length_exceeded")), "400 context_length_exceeded messages [] The provider's words."},
+		{"429", retryAfter(429, "17", envelope("rate_limit_exceeded")), "429 upstream_rate_limited  [17] The upstream limits the rate of requests."},
+		{"quota", retryAfter(429, "17", envelope("insufficient_quota")), "429 usage_limit_reached  [17] The upstream's usage limit is reached."},
+		{"500", codextest.Status(500, "secret internals"), "502 upstream_error  [] The upstream failed."},
+		{"503", retryAfter(503, "17", "busy"), "503 upstream_overloaded  [17] The upstream is overloaded."},
+		{"garbage", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "what?") }, "502 upstream_error  [] The upstream failed."},
+		{"failed in the stream", func(w http.ResponseWriter, _ *http.Request) {
+			s := codextest.StartStream(w)
+			s.Event(map[string]any{"type": "response.failed", "response": map[string]any{"id": "r", "error": map[string]any{"code": "server_is_overloaded", "message": "busy"}}})
+		}, "503 upstream_overloaded  [1 2 3] The upstream is overloaded."},
+		{"403", codextest.Status(403, envelope("denied")), "502 upstream_auth  [] The upstream refused this server's credentials."},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			up.Script(tt.reply)
+			res, err := d.post(ask("hi", true))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			var body struct {
+				Error struct{ Message, Code, Param string }
+			}
+			if err := json.NewDecoder(res.Body).Decode(&body); err != nil {
+				t.Fatal(err)
+			}
+			wait := fmt.Sprint(res.Header["Retry-After"])
+			if strings.Contains(tt.want, "[1 2 3]") && len(wait) == 3 {
+				wait = "[1 2 3]" // ours, jittered
+			}
+			if got := fmt.Sprint(res.StatusCode, " ", body.Error.Code, " ", body.Error.Param, " ", wait, " ", body.Error.Message); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+	// A refused credential is known, and forgotten when one is accepted.
+	if got := d.ready(); got != `503 {"ready":false,"reason":"upstream_auth"}` {
+		t.Errorf("after the 403: %s", got)
+	}
+	up.Script(codextest.Text("ok"))
+	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+		t.Errorf("afterwards: %v", err)
+	}
+	if got := d.ready(); got != `200 {"ready":true}` {
+		t.Errorf("after a success: %s", got)
+	}
+	if m := d.metrics(); m[`codexpool_child_starts_total{outcome="ok"}`] != 1 {
+		t.Error("it cost a child")
+	}
+	if strings.Contains(d.logged(), "provider's words") {
+		t.Error("the provider's words are in the log; they may quote a prompt")
+	}
+}
+
+func retryAfter(code int, seconds, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Retry-After", seconds)
+		codextest.Status(code, body)(w, r)
+	}
+}
+
+func (d *daemon) ready() string {
+	d.t.Helper()
+	res, err := http.Get(d.url + "/readyz")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(res.Body)
+	return fmt.Sprint(res.StatusCode, " ", strings.TrimSpace(string(body)))
+}
+
+func TestAProviderThatIsBrieflyAwayIsTriedAgain(t *testing.T) {
+	d, up := withRelay(t, codextest.Status(503, ""), codextest.Text("ok"))
+	chunks, err := d.stream("hi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := answer(chunks); err != nil || text != "ok" || len(up.Bodies()) != 2 {
+		t.Errorf("%q, %v, %d tries", text, err, len(up.Bodies()))
+	}
+}
+
+func TestACutInTheStreamNeverDoublesTextNorLooksFinished(t *testing.T) {
+	cut := func(w http.ResponseWriter, _ *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		s.Delta("half ")
+		panic(http.ErrAbortHandler)
+	}
+	d, up := withRelay(t, cut, codextest.Text("half ", "whole"))
+	res, err := d.post(ask("hi", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var text string
+	var last chunk
+	if err := read(res.Body, func(c chunk) { text, last = text+c.text, c }); err == nil {
+		t.Error("the connection was not cut")
+	}
+	if text != "half " || last.error != "upstream_error" || len(up.Bodies()) != 1 {
+		t.Errorf("%q, last %+v, %d requests", text, last, len(up.Bodies()))
+	}
+}
+
+func TestNoChildHoldsTheKey(t *testing.T) {
+	reached, release := make(chan struct{}), make(chan struct{})
+	d, _ := withRelay(t, func(w http.ResponseWriter, r *http.Request) {
+		close(reached)
+		<-release
+		codextest.Text("ok")(w, r)
+	})
+	go d.stream("hi")
+	<-reached
+	defer close(release)
+	for _, pid := range d.children() {
+		for _, file := range []string{"environ", "cmdline"} {
+			holds(t, fmt.Sprintf("/proc/%d/%s", pid, file))
+		}
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(environ), "\x00HOME=")
+		home, _, _ := strings.Cut(rest, "\x00")
+		files := 0
+		filepath.WalkDir(home, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() {
+				files++
+				holds(t, path)
+			}
+			return nil
+		})
+		if files == 0 {
+			t.Errorf("no files in %q: this test proves nothing", home)
+		}
+	}
+}
+
+// holds asserts that a file does not hold the key.
+func holds(t *testing.T, path string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil && !os.IsNotExist(err) {
+		t.Error(err)
+	}
+	if bytes.Contains(data, []byte(upstreamKey)) {
+		t.Errorf("the key is in %s", path)
+	}
+}
+
+func TestConnectionsToTheProviderStayWarm(t *testing.T) {
+	d, _ := withRelay(t, func(w http.ResponseWriter, r *http.Request) {
+		codextest.Text("ok")(w, r)
+		time.Sleep(3 * time.Millisecond) // a provider ends its body a little after the last event
+	})
+	for range 30 {
+		if _, err := d.stream("hi"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := d.metrics()
+	warm, cold := m[`codexpool_upstream_requests_total{code="200",connection="warm"}`], m[`codexpool_upstream_requests_total{code="200",connection="new"}`]
+	if warm+cold != 30 || cold > 3 {
+		t.Errorf("%v requests over warm connections, %v over new ones", warm, cold)
+	}
+}

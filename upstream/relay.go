@@ -1,0 +1,419 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// MetaKey is the name under which a call's key travels through the child: given
+// to its turn as client metadata, it comes out in the header
+// x-codex-turn-metadata of the request that belongs to the turn.
+const MetaKey = "codexpool_call"
+
+const (
+	maxRequest  = 64 << 20               // of a child, bytes: an API request with images, as Codex writes it
+	maxFailure  = 64 << 10               // of a provider's error that is kept, bytes
+	maxLeftover = 1 << 20                // of a provider's body behind response.completed, bytes
+	leftoverFor = 5 * time.Second        // until that body must have ended
+	retryAfter  = 200 * time.Millisecond // before the one retry, jittered; a provider's own Retry-After goes first
+	retryAtMost = 2 * time.Second        // a longer Retry-After is the caller's to wait for
+)
+
+// Provider is where the relay forwards to.
+type Provider struct {
+	Base   *url.URL // of a Responses API, such as https://api.openai.com/v1
+	APIKey string   // bearer; "" = none. It is added here and nowhere else.
+}
+
+// Overrides are the fields of the provider's request that the caller asked for,
+// by their names in the Responses API. A child carries none of them: the relay
+// takes only model and input from what it posts, so that nothing of Codex's own
+// reaches the provider.
+type Overrides map[string]json.RawMessage
+
+// Hooks are told numbers as things happen. Any may be nil; none may block.
+type Hooks struct {
+	Request func(status int, reused bool, firstByte time.Duration) // one try at the provider; status 0 = no answer
+	Retried func()
+}
+
+// Relay forwards the requests of children to the provider: with the caller's
+// exact parameters, with the credential, over connections that stay warm. It
+// keeps what the provider really said, for the caller.
+type Relay struct {
+	provider  Provider
+	transport http.RoundTripper
+	proxy     *httputil.ReverseProxy
+	rejected  atomic.Bool // the provider refused our credential last
+
+	mu    sync.Mutex
+	calls map[string]*Call // guarded by mu
+}
+
+// NewRelay forwards to p over transport, which the caller owns.
+func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
+	r := &Relay{provider: p, transport: transport, calls: map[string]*Call{}}
+	r.proxy = &httputil.ReverseProxy{
+		Rewrite:        func(*httputil.ProxyRequest) {}, // the request is ours from the start
+		Transport:      &retrier{next: transport, hooks: hooks},
+		FlushInterval:  -1,
+		ModifyResponse: r.receive,
+		ErrorHandler:   unreachable,
+		ErrorLog:       log.New(io.Discard, "", 0), // what goes wrong is in the call's failure
+	}
+	return r
+}
+
+// Rejected says that the provider refused our credential and has not accepted
+// it since.
+func (r *Relay) Rejected() bool { return r.rejected.Load() }
+
+// Watch asks a provider that refused our credential for its models, for free,
+// until it no longer does: while we say that we are not ready nobody may send us
+// a completion that would find out. It returns when ctx ends.
+func (r *Relay) Watch(ctx context.Context, every time.Duration) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if r.Rejected() {
+			r.recheck(ctx)
+		}
+	}
+}
+
+func (r *Relay) recheck(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.provider.Base.JoinPath("models").String(), nil)
+	if err != nil {
+		return
+	}
+	r.authorize(req)
+	res, err := r.transport.RoundTrip(req)
+	if err != nil {
+		return
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusUnauthorized && res.StatusCode != http.StatusForbidden && res.StatusCode < http.StatusInternalServerError {
+		r.rejected.Store(false)
+	}
+}
+
+// Call is one turn's request as the API prepared it. Its owner calls Done.
+type Call struct {
+	Key       string // for the child, under MetaKey
+	relay     *Relay
+	overrides Overrides
+	failure   atomic.Pointer[Failure]
+}
+
+// Prepare makes a call. Until Done, a child that brings its key is forwarded.
+func (r *Relay) Prepare(o Overrides) *Call {
+	c := &Call{Key: rand.Text(), relay: r, overrides: o}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls[c.Key] = c
+	return c
+}
+
+// Done forgets the call.
+func (c *Call) Done() {
+	c.relay.mu.Lock()
+	defer c.relay.mu.Unlock()
+	delete(c.relay.calls, c.Key)
+}
+
+// Failure is what the provider really said when it failed, nil otherwise.
+func (c *Call) Failure() *Failure { return c.failure.Load() }
+
+// Error is for the log: the provider's sentence may quote the prompt.
+func (f *Failure) Error() string {
+	return fmt.Sprintf("provider failed: status %d, type %q, code %q", f.Status, f.Type, f.Code)
+}
+
+// Failure is a provider's refusal, or the lack of an answer.
+type Failure struct {
+	Status     int    // HTTP status; 0 where there was no answer, 200 for a response.failed
+	Type       string // of the provider's error, like the next three; may be empty
+	Code       string
+	Param      string
+	Message    string
+	RetryAfter string // the header as sent
+}
+
+type callKey struct{}
+
+// ServeHTTP takes one request of a child.
+func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if req.Method != http.MethodPost || req.URL.Path != "/v1/responses" {
+		refuse(w, http.StatusNotFound, "the relay serves POST /v1/responses only")
+		return
+	}
+	call := r.call(req.Header.Get("X-Codex-Turn-Metadata"))
+	if call == nil {
+		refuse(w, http.StatusForbidden, "the request does not belong to a call")
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxRequest))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "the body could not be read")
+		return
+	}
+	if body, err = rewrite(body, call.overrides); err != nil {
+		refuse(w, http.StatusBadRequest, "the body is not a Responses request")
+		return
+	}
+	// The child hangs up as soon as it has read response.completed. That is no
+	// cancel, and must not cost the connection; a hang-up before it is one.
+	flow := &flow{call: call}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(req.Context()))
+	defer cancel()
+	stop := context.AfterFunc(req.Context(), func() {
+		if !flow.completed.Load() {
+			cancel()
+		}
+	})
+	defer stop()
+	out := r.outgoing(context.WithValue(ctx, callKey{}, flow), body)
+	var cacheKey string
+	if json.Unmarshal(call.overrides["prompt_cache_key"], &cacheKey) == nil {
+		out.Header.Set("Session-Id", cacheKey) // Codex sends both alike
+	}
+	r.proxy.ServeHTTP(w, out)
+}
+
+// call finds the call that a child's metadata names.
+func (r *Relay) call(metadata string) *Call {
+	var m map[string]any
+	if json.Unmarshal([]byte(metadata), &m) != nil {
+		return nil
+	}
+	key, _ := m[MetaKey].(string)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls[key]
+}
+
+// rewrite makes the provider's body: model and input of the child's, without
+// the ids that Codex gave to messages, and the caller's own fields.
+func rewrite(body []byte, o Overrides) ([]byte, error) {
+	var posted struct {
+		Model json.RawMessage   `json:"model"`
+		Input []json.RawMessage `json:"input"`
+	}
+	if err := json.Unmarshal(body, &posted); err != nil {
+		return nil, err
+	}
+	for i, item := range posted.Input {
+		posted.Input[i] = withoutID(item)
+	}
+	fields := map[string]any{"model": posted.Model, "input": posted.Input, "stream": true, "store": false}
+	for name, value := range o {
+		fields[name] = value
+	}
+	return encode(fields)
+}
+
+// encode is json.Marshal without the escapes that are for HTML: text goes on as
+// it came.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return bytes.TrimSpace(b.Bytes()), err
+}
+
+func withoutID(item json.RawMessage) json.RawMessage {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(item, &fields) != nil || string(fields["type"]) != `"message"` {
+		return item
+	}
+	delete(fields, "id")
+	if b, err := encode(fields); err == nil {
+		return b
+	}
+	return item
+}
+
+// outgoing is the provider's request. Nothing of the child's headers goes along.
+func (r *Relay) outgoing(ctx context.Context, body []byte) *http.Request {
+	req := (&http.Request{
+		Method:        http.MethodPost,
+		URL:           r.provider.Base.JoinPath("responses"),
+		Host:          r.provider.Base.Host,
+		Header:        http.Header{},
+		Body:          io.NopCloser(bytes.NewReader(body)),
+		ContentLength: int64(len(body)),
+		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
+	}).WithContext(ctx)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "text/event-stream")
+	req.Header.Set("User-Agent", "codexpool")
+	r.authorize(req)
+	return req
+}
+
+func (r *Relay) authorize(req *http.Request) {
+	if r.provider.APIKey != "" {
+		req.Header.Set("Authorization", "Bearer "+r.provider.APIKey)
+	}
+}
+
+// receive looks at the provider's answer before the child gets it.
+func (r *Relay) receive(res *http.Response) error {
+	f := res.Request.Context().Value(callKey{}).(*flow)
+	switch {
+	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden:
+		r.rejected.Store(true)
+	case res.StatusCode < http.StatusInternalServerError && res.StatusCode != http.StatusTooManyRequests:
+		r.rejected.Store(false)
+	}
+	if res.StatusCode != http.StatusOK {
+		head, _ := io.ReadAll(io.LimitReader(res.Body, maxFailure))
+		failure := parseFailure(head)
+		failure.Status, failure.RetryAfter = res.StatusCode, res.Header.Get("Retry-After")
+		f.call.failure.Store(failure)
+		res.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(head), res.Body), res.Body}
+		return nil
+	}
+	f.body = res.Body
+	res.Body = f
+	return nil
+}
+
+// parseFailure reads OpenAI's envelope, or the error of a response.failed.
+func parseFailure(body []byte) *Failure {
+	var b struct {
+		Error *failureBody `json:"error"`
+	}
+	if json.Unmarshal(body, &b) != nil || b.Error == nil {
+		return &Failure{}
+	}
+	return b.Error.failure()
+}
+
+type failureBody struct {
+	Type    string `json:"type"`
+	Code    any    `json:"code"` // a string, for some providers a number
+	Param   string `json:"param"`
+	Message string `json:"message"`
+}
+
+func (b failureBody) failure() *Failure {
+	code, _ := b.Code.(string)
+	return &Failure{Type: b.Type, Code: code, Param: b.Param, Message: b.Message}
+}
+
+// unreachable answers a child whose provider gave no answer.
+func unreachable(w http.ResponseWriter, req *http.Request, err error) {
+	f := req.Context().Value(callKey{}).(*flow)
+	if !errors.Is(err, context.Canceled) {
+		f.call.failure.Store(&Failure{})
+	}
+	refuse(w, http.StatusBadGateway, "the provider cannot be reached")
+}
+
+func refuse(w http.ResponseWriter, status int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	kind := "invalid_request_error"
+	if status >= http.StatusInternalServerError {
+		kind = "server_error"
+	}
+	json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{"message": message, "type": kind, "param": nil, "code": nil}})
+}
+
+// flow is a provider's stream on its way to a child. It watches the events that
+// pass, and keeps reading to the end when the child has left after the last.
+type flow struct {
+	call      *Call
+	body      io.ReadCloser
+	lines     lineWatch
+	completed atomic.Bool // response.completed, .incomplete or .failed has passed
+}
+
+func (f *flow) Read(b []byte) (int, error) {
+	n, err := f.body.Read(b)
+	f.lines.watch(b[:n], f.event)
+	return n, err
+}
+
+// Close ends the provider's request; after a completed response it first reads
+// on to the end, so that the connection can serve again.
+func (f *flow) Close() error {
+	if f.completed.Load() {
+		timer := time.AfterFunc(leftoverFor, func() { f.body.Close() })
+		_, _ = io.CopyN(io.Discard, f.body, maxLeftover)
+		timer.Stop()
+	}
+	return f.body.Close()
+}
+
+// event sees the data of each event, at most its first maxFailure bytes.
+func (f *flow) event(data []byte) {
+	switch {
+	case !bytes.Contains(data[:min(len(data), 256)], []byte(`"response.`)):
+	case isType(data, "response.completed"), isType(data, "response.incomplete"):
+		f.completed.Store(true)
+	case isType(data, "response.failed"):
+		f.completed.Store(true)
+		var e struct {
+			Response struct {
+				Error failureBody `json:"error"`
+			} `json:"response"`
+		}
+		json.Unmarshal(data, &e) // what cannot be read is still a failure
+		failure := e.Response.Error.failure()
+		failure.Status = http.StatusOK
+		f.call.failure.Store(failure)
+	}
+}
+
+// isType looks for the event's own type, which providers put first.
+func isType(data []byte, kind string) bool {
+	head := strings.ReplaceAll(string(data[:min(len(data), 256)]), " ", "")
+	return strings.Contains(head, `"type":"`+kind+`"`)
+}
+
+// lineWatch cuts a stream into lines and shows those that are data.
+type lineWatch struct {
+	line []byte // at most maxFailure bytes of it
+}
+
+func (l *lineWatch) watch(b []byte, data func([]byte)) {
+	for len(b) > 0 {
+		part, rest, ended := bytes.Cut(b, []byte("\n"))
+		if keep := min(len(part), maxFailure-len(l.line)); keep > 0 {
+			l.line = append(l.line, part[:keep]...)
+		}
+		if ended {
+			if d, ok := bytes.CutPrefix(l.line, []byte("data:")); ok {
+				data(bytes.TrimSpace(d))
+			}
+			l.line = l.line[:0]
+		}
+		b = rest
+	}
+}

@@ -1,0 +1,401 @@
+package upstream_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"codexpool/upstream"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// provider is a scripted provider: one handler a request, the last for ever.
+type provider struct {
+	*httptest.Server
+
+	mu       sync.Mutex
+	handlers []http.HandlerFunc
+	requests []*http.Request
+	bodies   []string
+	conns    map[string]bool // remote addresses
+	inFlight int
+}
+
+func newProvider(t *testing.T, handlers ...http.HandlerFunc) *provider {
+	t.Helper()
+	p := &provider{handlers: handlers, conns: map[string]bool{}}
+	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
+	p.EnableHTTP2 = true
+	p.StartTLS()
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (p *provider) serve(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	p.mu.Lock()
+	h := p.handlers[0]
+	if len(p.handlers) > 1 {
+		p.handlers = p.handlers[1:]
+	}
+	p.requests = append(p.requests, r)
+	p.bodies = append(p.bodies, string(body))
+	p.conns[r.RemoteAddr] = true
+	p.mu.Unlock()
+	h(w, r)
+}
+
+// rest waits until no body is in flight: they end in their own time.
+func (p *provider) rest(t *testing.T) {
+	t.Helper()
+	for range 1000 {
+		p.mu.Lock()
+		n := p.inFlight
+		p.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond) // sockets give no other sign
+	}
+	t.Fatal("a body is still in flight")
+}
+
+// flight counts the requests in flight, from the start of each to the end of its
+// body.
+type flight struct {
+	http.RoundTripper
+	p *provider
+}
+
+func (f flight) RoundTrip(req *http.Request) (*http.Response, error) {
+	f.p.mu.Lock()
+	f.p.inFlight++
+	f.p.mu.Unlock()
+	res, err := f.RoundTripper.RoundTrip(req)
+	if err != nil {
+		f.landed()
+		return nil, err
+	}
+	res.Body = landing{res.Body, f}
+	return res, nil
+}
+
+func (f flight) landed() {
+	f.p.mu.Lock()
+	defer f.p.mu.Unlock()
+	f.p.inFlight--
+}
+
+type landing struct {
+	io.ReadCloser
+	f flight
+}
+
+func (l landing) Close() error {
+	l.f.landed()
+	return l.ReadCloser.Close()
+}
+
+func (p *provider) seen() (requests []*http.Request, bodies []string, conns int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.requests), slices.Clone(p.bodies), len(p.conns)
+}
+
+// sse answers with these data lines, and ends the body a moment later.
+func sse(data ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for _, d := range data {
+			fmt.Fprintf(w, "data: %s\n\n", d)
+			http.NewResponseController(w).Flush()
+		}
+		time.Sleep(2 * time.Millisecond) // as providers do: the child has hung up by now
+	}
+}
+
+func status(code int, header, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if name, value, ok := strings.Cut(header, ": "); ok {
+			w.Header().Set(name, value)
+		}
+		w.WriteHeader(code)
+		io.WriteString(w, body)
+	}
+}
+
+const completed = `{"type":"response.completed","response":{"id":"r"}}`
+
+// relay is a relay before a provider, served to a child.
+func relay(t *testing.T, p *provider, hooks upstream.Hooks) (*upstream.Relay, string) {
+	t.Helper()
+	base, err := url.Parse(p.URL + "/base/v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := upstream.NewRelay(upstream.Provider{Base: base, APIKey: "sk-real"}, flight{p.Client().Transport, p}, hooks)
+	server := httptest.NewServer(r)
+	t.Cleanup(server.Close)
+	return r, server.URL
+}
+
+const posted = `{"model":"m","stream":true,"instructions":"","input":[
+	{"type":"message","id":"msg_codex","role":"user","content":[{"type":"input_text","text":"hi <b>"}]},
+	{"type":"function_call","id":"fc_1","call_id":"c","name":"f","arguments":"{}"}],
+	"tools":[],"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{"effort":"low"},"store":false,
+	"include":["reasoning.encrypted_content"],"prompt_cache_key":"thread","text":{"verbosity":"low"},"client_metadata":{"x":"y"}}`
+
+// child posts as a child does, reads until it has seen completed, and hangs up.
+func child(ctx context.Context, base, key string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, "POST", base+"/v1/responses", strings.NewReader(posted))
+	if err != nil {
+		return 0, "", err
+	}
+	metadata, _ := json.Marshal(map[string]string{"thread_id": "t", upstream.MetaKey: key})
+	req.Header.Set("X-Codex-Turn-Metadata", string(metadata))
+	req.Header.Set("Session-Id", "thread")
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	var got bytes.Buffer
+	for buf := make([]byte, 1024); !strings.Contains(got.String(), `"response.completed"`); {
+		n, err := res.Body.Read(buf)
+		got.Write(buf[:n])
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return res.StatusCode, got.String(), err
+		}
+	}
+	return res.StatusCode, got.String(), nil
+}
+
+func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	r, base := relay(t, p, upstream.Hooks{})
+	call := r.Prepare(upstream.Overrides{"temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)})
+	defer call.Done()
+	if code, _, err := child(t.Context(), base, call.Key); code != 200 || err != nil {
+		t.Fatal(code, err)
+	}
+	requests, bodies, _ := p.seen()
+	want := `{"input":[{"content":[{"type":"input_text","text":"hi <b>"}],"role":"user","type":"message"},` +
+		`{"type":"function_call","id":"fc_1","call_id":"c","name":"f","arguments":"{}"}],` +
+		`"model":"m","prompt_cache_key":"k","store":false,"stream":true,"temperature":0.20}`
+	if diff := cmp.Diff(want, bodies[0]); diff != "" {
+		t.Errorf("body (-want +got)\n%s", diff)
+	}
+	got := requests[0]
+	if got.URL.Path != "/base/v1/responses" || got.Header.Get("Authorization") != "Bearer sk-real" || got.Header.Get("Session-Id") != "k" {
+		t.Errorf("%s %v", got.URL, got.Header)
+	}
+	for name := range got.Header {
+		if !slices.Contains([]string{"Accept", "Accept-Encoding", "Authorization", "Content-Length", "Content-Type", "Session-Id", "User-Agent"}, name) {
+			t.Errorf("header %s: %s", name, got.Header.Get(name))
+		}
+	}
+	if call.Failure() != nil {
+		t.Errorf("a failure: %+v", call.Failure())
+	}
+}
+
+func TestARequestThatBelongsToNoCallIsRefused(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	r, base := relay(t, p, upstream.Hooks{})
+	call := r.Prepare(nil)
+	call.Done()
+	for _, key := range []string{"", "guess", call.Key} {
+		if code, _, _ := child(t.Context(), base, key); code != http.StatusForbidden {
+			t.Errorf("%q: %d", key, code)
+		}
+	}
+	if requests, _, _ := p.seen(); len(requests) != 0 {
+		t.Errorf("%d requests reached the provider", len(requests))
+	}
+}
+
+func TestAHangUpAfterTheLastEventDoesNotCostTheConnection(t *testing.T) {
+	for _, http2 := range []bool{true, false} {
+		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
+			p := newProvider(t, sse(`{"type":"response.output_text.delta","delta":"x"}`, completed))
+			if !http2 {
+				p.Client().Transport.(*http.Transport).ForceAttemptHTTP2 = false
+				p.Client().Transport.(*http.Transport).TLSClientConfig.NextProtos = []string{"http/1.1"}
+			}
+			r, base := relay(t, p, upstream.Hooks{})
+			for range 50 {
+				call := r.Prepare(nil)
+				if code, got, err := child(t.Context(), base, call.Key); code != 200 || err != nil || !strings.Contains(got, `"delta":"x"`) {
+					t.Fatal(code, got, err)
+				}
+				call.Done()
+				p.rest(t)
+			}
+			if _, _, conns := p.seen(); conns != 1 {
+				t.Errorf("%d connections for 50 requests, one at a time", conns)
+			}
+		})
+	}
+}
+
+func TestAHangUpBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
+	ended := make(chan struct{})
+	p := newProvider(t, func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		close(ended)
+	})
+	r, base := relay(t, p, upstream.Hooks{})
+	call := r.Prepare(nil)
+	defer call.Done()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel) // after the headers, in most runs; before them is well, too
+	child(ctx, base, call.Key)
+	<-ended
+	if call.Failure() != nil {
+		t.Errorf("a cancel is no failure: %+v", call.Failure())
+	}
+}
+
+func TestWhatTheProviderReallySaidIsKept(t *testing.T) {
+	envelope := `{"error":{"message":"m","type":"t","param":"p","code":"c"}}`
+	for name, tt := range map[string]struct {
+		answer http.HandlerFunc
+		want   upstream.Failure
+	}{
+		"400":             {status(400, "", envelope), upstream.Failure{Status: 400, Message: "m", Type: "t", Param: "p", Code: "c"}},
+		"429":             {status(429, "Retry-After: 17", envelope), upstream.Failure{Status: 429, Message: "m", Type: "t", Param: "p", Code: "c", RetryAfter: "17"}},
+		"500 without one": {status(500, "", "<html>"), upstream.Failure{Status: 500}},
+		"response.failed": {
+			sse(`{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"slow down"}}}`),
+			upstream.Failure{Status: 200, Code: "rate_limit_exceeded", Message: "slow down"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProvider(t, tt.answer)
+			r, base := relay(t, p, upstream.Hooks{})
+			call := r.Prepare(nil)
+			defer call.Done()
+			child(t.Context(), base, call.Key)
+			if got := call.Failure(); got == nil || *got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestAProviderThatIsNotThereIsAFailureWithoutStatus(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	r, base := relay(t, p, upstream.Hooks{})
+	p.Close()
+	call := r.Prepare(nil)
+	defer call.Done()
+	if code, _, _ := child(t.Context(), base, call.Key); code != http.StatusBadGateway {
+		t.Errorf("%d", code)
+	}
+	if got := call.Failure(); got == nil || *got != (upstream.Failure{}) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestOneRetryWhereNothingCanHaveBeenSaid(t *testing.T) {
+	for name, tt := range map[string]struct {
+		first http.HandlerFunc
+		tries int
+	}{
+		"502":                        {status(502, "", ""), 2},
+		"503":                        {status(503, "", ""), 2},
+		"503 with a long pause":      {status(503, "Retry-After: 60", ""), 1},
+		"504":                        {status(504, "", ""), 2},
+		"429 with a short pause":     {status(429, "Retry-After: 0", ""), 2},
+		"429 with a long pause":      {status(429, "Retry-After: 60", ""), 1},
+		"429 without a word":         {status(429, "", ""), 1},
+		"500":                        {status(500, "", ""), 1},
+		"400":                        {status(400, "", ""), 1},
+		"a connection that was shut": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 2},
+		"a cut after the headers":    {sse(`{"type":"response.created"}`), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			retries := 0
+			p := newProvider(t, tt.first, sse(completed))
+			r, base := relay(t, p, upstream.Hooks{Retried: func() { retries++ }})
+			call := r.Prepare(nil)
+			defer call.Done()
+			code, _, _ := child(t.Context(), base, call.Key)
+			_, bodies, _ := p.seen()
+			if len(bodies) != tt.tries || retries != tt.tries-1 {
+				t.Fatalf("%d tries, %d retries", len(bodies), retries)
+			}
+			if tt.tries == 2 && (code != 200 || bodies[0] != bodies[1] || call.Failure() != nil) {
+				t.Errorf("the second: %d, failure %+v", code, call.Failure())
+			}
+		})
+	}
+}
+
+func TestARefusedCredentialIsKnownUntilOneIsAccepted(t *testing.T) {
+	p := newProvider(t, status(401, "", ""), status(500, "", ""), sse(completed))
+	r, base := relay(t, p, upstream.Hooks{})
+	for i, want := range []bool{true, true, false} {
+		call := r.Prepare(nil)
+		child(t.Context(), base, call.Key)
+		call.Done()
+		if r.Rejected() != want {
+			t.Errorf("after request %d: %v", i+1, r.Rejected())
+		}
+	}
+}
+
+func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
+	p := newProvider(t, status(401, "", ""), status(401, "", ""), status(200, "", "{}"))
+	r, base := relay(t, p, upstream.Hooks{})
+	call := r.Prepare(nil)
+	defer call.Done()
+	child(t.Context(), base, call.Key)
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		r.Watch(ctx, time.Millisecond)
+	}()
+	for r.Rejected() {
+		time.Sleep(time.Millisecond) // a real provider on a real socket
+	}
+	cancel()
+	<-watched
+	requests, _, _ := p.seen()
+	if len(requests) != 3 || requests[2].Method != "GET" || requests[2].URL.Path != "/base/v1/models" {
+		t.Errorf("%d requests, the last is %s %s", len(requests), requests[2].Method, requests[2].URL)
+	}
+}
+
+func TestConnectionReuseIsReported(t *testing.T) {
+	var got []string
+	p := newProvider(t, sse(completed))
+	r, base := relay(t, p, upstream.Hooks{Request: func(status int, reused bool, _ time.Duration) { got = append(got, fmt.Sprint(status, reused)) }})
+	for range 2 {
+		call := r.Prepare(nil)
+		child(t.Context(), base, call.Key)
+		call.Done()
+		p.rest(t)
+	}
+	if !slices.Equal(got, []string{"200 false", "200 true"}) {
+		t.Errorf("got %v", got)
+	}
+}
