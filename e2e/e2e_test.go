@@ -424,7 +424,7 @@ func (d *daemon) deaf(stream bool) {
 func flood(w http.ResponseWriter, _ *http.Request) {
 	s := codextest.StartStream(w)
 	s.Begin()
-	for range 100 {
+	for range 70 {
 		s.Delta(strings.Repeat("word ", 20_000))
 	}
 	s.End()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -231,6 +232,65 @@ func TestACutInTheStreamNeverDoublesTextNorLooksFinished(t *testing.T) {
 	}
 	if text != "half " || last.error != "upstream_error" || len(up.Bodies()) != 1 {
 		t.Errorf("%q, last %+v, %d requests", text, last, len(up.Bodies()))
+	}
+}
+
+// TestAProviderThatMisbehavesCostsOneAnswer has what goes wrong without a word
+// from the provider. Afterwards the pool serves as before.
+func TestAProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
+	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	silentLater := func(w http.ResponseWriter, r *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		<-r.Context().Done()
+	}
+	huge := func(w http.ResponseWriter, r *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		s.Delta(strings.Repeat("x", 30<<20))
+		s.End()
+	}
+	for _, tt := range []struct {
+		name     string
+		reply    http.HandlerFunc
+		idle     string  // PROXY_STREAM_IDLE_TIMEOUT_MS
+		want     string  // status and code
+		children float64 // started in all
+	}{
+		{"it is silent", silent, "1500", "504: idle_timeout", 1},
+		{"it falls silent", silentLater, "1500", "504: idle_timeout", 1},
+		{"an event of 30 MB", huge, "60000", "502: upstream_error", 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			up := codextest.NewUpstream(t, tt.reply, codextest.Text("ok"))
+			d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_STREAM_IDLE_TIMEOUT_MS="+tt.idle, "PROXY_SSE_COMMIT_MS=60000")
+			status, code, _ := strings.Cut(tt.want, " ")
+			if chunks, err := d.stream("hi"); err == nil || !strings.HasPrefix(err.Error(), status) || !strings.Contains(err.Error(), code) {
+				t.Errorf("got %+v, %v, want %s", chunks, err, tt.want)
+			}
+			if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+				t.Errorf("the next: %v", err)
+			}
+			if got := d.metrics()[`codexpool_child_starts_total{outcome="ok"}`]; got != tt.children {
+				t.Errorf("%v children were started", got)
+			}
+		})
+	}
+}
+
+func TestAProviderThatHangsInTheHandshakeIsSilentToo(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never says a word
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM=https://"+listener.Addr().String()+"/v1", "PROXY_STREAM_IDLE_TIMEOUT_MS=1500")
+	if _, err := d.stream("hi"); err == nil || !strings.Contains(err.Error(), "idle_timeout") {
+		t.Errorf("got %v", err)
+	}
+	eventually(t, 5*time.Second, "rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 1 })
+	if got := d.metrics()[`codexpool_child_starts_total{outcome="ok"}`]; got != 1 {
+		t.Errorf("%v children were started", got)
 	}
 }
 

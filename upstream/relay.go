@@ -26,6 +26,7 @@ const MetaKey = "codexpool_call"
 const (
 	maxRequest  = 64 << 20               // of a child, bytes: an API request with images, as Codex writes it
 	maxFailure  = 64 << 10               // of a provider's error that is kept, bytes
+	maxEvent    = 8 << 20                // of one event, bytes: an answer is half a megabyte at most, and Codex needs a minute for 30
 	maxLeftover = 1 << 20                // of a provider's body behind response.completed, bytes
 	leftoverFor = 5 * time.Second        // until that body must have ended
 	retryAfter  = 200 * time.Millisecond // before the one retry, jittered; a provider's own Retry-After goes first
@@ -65,6 +66,9 @@ type Relay struct {
 
 // NewRelay forwards to p over transport, which the caller owns.
 func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
+	if p.Base.Path == "" {
+		p.Base = p.Base.JoinPath("/") // else what is joined to it stays relative
+	}
 	r := &Relay{provider: p, transport: transport, calls: map[string]*Call{}}
 	r.proxy = &httputil.ReverseProxy{
 		Rewrite:        func(*httputil.ProxyRequest) {}, // the request is ours from the start
@@ -357,6 +361,9 @@ type flow struct {
 func (f *flow) Read(b []byte) (int, error) {
 	n, err := f.body.Read(b)
 	f.lines.watch(b[:n], f.event)
+	if f.lines.length > maxEvent {
+		return 0, errors.New("an event is too long")
+	}
 	return n, err
 }
 
@@ -399,7 +406,8 @@ func isType(data []byte, kind string) bool {
 
 // lineWatch cuts a stream into lines and shows those that are data.
 type lineWatch struct {
-	line []byte // at most maxFailure bytes of it
+	line   []byte // at most maxFailure bytes of it
+	length int    // all of its bytes so far
 }
 
 func (l *lineWatch) watch(b []byte, data func([]byte)) {
@@ -408,11 +416,12 @@ func (l *lineWatch) watch(b []byte, data func([]byte)) {
 		if keep := min(len(part), maxFailure-len(l.line)); keep > 0 {
 			l.line = append(l.line, part[:keep]...)
 		}
+		l.length += len(part)
 		if ended {
 			if d, ok := bytes.CutPrefix(l.line, []byte("data:")); ok {
 				data(bytes.TrimSpace(d))
 			}
-			l.line = l.line[:0]
+			l.line, l.length = l.line[:0], 0
 		}
 		b = rest
 	}

@@ -12,8 +12,8 @@ import (
 )
 
 // retrier tries a request a second time where the first cannot have told the
-// caller anything: no connection, 502, 503, 504, or 429 with a short
-// Retry-After. Requests carry their body in GetBody.
+// caller anything, nor set a model to work: no connection, 502, 503, 504, or 429
+// with a short Retry-After. Requests carry their body in GetBody.
 type retrier struct {
 	next  http.RoundTripper
 	hooks Hooks
@@ -21,8 +21,11 @@ type retrier struct {
 
 // RoundTrip does one or two tries within the request's own context.
 func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
-	res, err := t.try(req)
-	wait, again := retryWait(req.Context(), res, err)
+	res, connected, err := t.try(req)
+	wait, again := retryWait(res)
+	if err != nil {
+		again = !connected && req.Context().Err() == nil
+	}
 	if !again {
 		return res, err
 	}
@@ -44,17 +47,18 @@ func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t.hooks.Retried != nil {
 		t.hooks.Retried()
 	}
-	return t.try(req)
+	res, _, err = t.try(req)
+	return res, err
 }
 
-// try does one try and reports it.
-func (t *retrier) try(req *http.Request) (*http.Response, error) {
+// try does one try and reports it. connected says that a connection was there.
+func (t *retrier) try(req *http.Request) (res *http.Response, connected bool, err error) {
 	reused := false
 	began := time.Now()
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+		GotConn: func(info httptrace.GotConnInfo) { connected, reused = true, info.Reused },
 	})
-	res, err := t.next.RoundTrip(req.WithContext(ctx))
+	res, err = t.next.RoundTrip(req.WithContext(ctx))
 	if t.hooks.Request != nil && !errors.Is(err, context.Canceled) {
 		status := 0
 		if err == nil {
@@ -62,14 +66,15 @@ func (t *retrier) try(req *http.Request) (*http.Response, error) {
 		}
 		t.hooks.Request(status, reused, time.Since(began))
 	}
-	return res, err
+	return res, connected, err
 }
 
-// retryWait says whether to try again, and after what pause.
-func retryWait(ctx context.Context, res *http.Response, err error) (time.Duration, bool) {
+// retryWait is the pause before a second try, and whether the response, nil
+// where there is none, calls for one.
+func retryWait(res *http.Response) (time.Duration, bool) {
 	wait := time.Duration(float64(retryAfter) * (0.5 + rand.Float64()))
-	if err != nil {
-		return wait, ctx.Err() == nil
+	if res == nil {
+		return wait, false
 	}
 	switch res.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:

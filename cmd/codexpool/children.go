@@ -130,18 +130,18 @@ func relayTarget(cfg configs.Config) (target upstream.Provider, name string, err
 }
 
 // transport keeps connections to the provider warm: one for every child that
-// may run a turn, and one for every answer that is still ending.
+// may run a turn, and one for every answer that is still ending. It has no
+// deadline for the first byte: the turn has one, and ends the request with it.
 func transport(cfg configs.Config) *http.Transport {
 	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: cfg.StreamIdleTimeout,
-		ForceAttemptHTTP2:     true,
-		MaxIdleConnsPerHost:   2 * cfg.PoolSize,
-		IdleConnTimeout:       90 * time.Second,
-		DisableCompression:    true,
-		ReadBufferSize:        64 << 10, // Codex scans an event anew with each piece of it that comes
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		ForceAttemptHTTP2:   true,
+		MaxIdleConnsPerHost: 2 * cfg.PoolSize,
+		IdleConnTimeout:     90 * time.Second,
+		DisableCompression:  true,
+		ReadBufferSize:      64 << 10, // Codex scans an event anew with each piece of it that comes
 	}
 }
 

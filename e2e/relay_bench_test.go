@@ -1,0 +1,191 @@
+package e2e
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+)
+
+// oneWay is half of the round trip to the provider.
+const oneWay = 20 * time.Millisecond
+
+// BenchmarkFarProvider measures what the relay is worth before a TLS provider
+// that is a round trip of 40 ms away: the time to the first token through the
+// daemon, beside the same lean child that calls the provider itself with the
+// system's roots, and the CPU time that each child takes for a completion.
+func BenchmarkFarProvider(b *testing.B) {
+	server := httptest.NewUnstartedServer(codextest.NewUpstream(b, codextest.Text("token")))
+	certificate, roots := authority(b)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	far := "https://" + delayed(b, server.Listener.Addr().String()) + "/v1"
+
+	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+far, "SSL_CERT_FILE="+roots)
+	cmd := codextest.Real(b, far)
+	cmd.Env = append(cmd.Env, "SSL_CERT_FILE="+roots)
+	child, err := codex.Start(b.Context(), cmd)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer child.Close()
+	ours := d.children()[0]
+
+	var relayed, direct []time.Duration
+	cpuOurs, cpuChild := cpu(b, ours), cpu(b, child.Pid())
+	for b.Loop() {
+		relayed = append(relayed, d.firstToken(b))
+		direct = append(direct, firstToken(b, child))
+	}
+	n := time.Duration(len(direct))
+	cpuOurs, cpuChild = (cpu(b, ours)-cpuOurs)/n, (cpu(b, child.Pid())-cpuChild)/n
+	r, c := median(relayed), median(direct)
+	b.ReportMetric(0, "ns/op") // the round itself says nothing
+	b.ReportMetric(ms(r), "ms-relay")
+	b.ReportMetric(ms(c), "ms-direct")
+	b.ReportMetric(ms(c-r)/ms(2*oneWay), "round-trips-saved")
+	b.ReportMetric(ms(cpuOurs), "cpu-ms-relay")
+	b.ReportMetric(ms(cpuChild), "cpu-ms-direct")
+	b.ReportMetric(ms(cpuOurs)/ms(cpuChild), "cpu-relay/direct")
+}
+
+// authority makes a root and a certificate for 127.0.0.1 that it vouches for, and
+// a file of the system's roots with that root. (httptest's own certificate is
+// its own root, which Codex refuses.)
+func authority(b *testing.B) (server tls.Certificate, roots string) {
+	b.Helper()
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "e2e root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "e2e provider"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	rootKey, leafKey := newKey(b), newKey(b)
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
+	if err != nil {
+		b.Fatal(err)
+	}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, leafKey.Public(), rootKey)
+	if err != nil {
+		b.Fatal(err)
+	}
+	system, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
+	if err != nil {
+		b.Fatal(err)
+	}
+	roots = filepath.Join(b.TempDir(), "roots.pem")
+	own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER})
+	if err := os.WriteFile(roots, append(system, own...), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey}, roots
+}
+
+func newKey(b *testing.B) *ecdsa.PrivateKey {
+	b.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return key
+}
+
+// delayed is the address of a proxy to addr that holds back every byte, and every
+// end, for oneWay.
+func delayed(b *testing.B, addr string) string {
+	b.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { listener.Close() })
+	go func() { // ends with the listener
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends with its connections
+				time.Sleep(2 * oneWay) // the handshake of TCP, which loopback has done already
+				far, err := net.Dial("tcp", addr)
+				if err != nil {
+					near.Close()
+					return
+				}
+				go hold(far, near)
+				hold(near, far)
+			}()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+// hold copies from one connection to the other, each piece oneWay later.
+func hold(to, from net.Conn) {
+	type piece struct {
+		due  time.Time
+		data []byte
+	}
+	pieces := make(chan piece, 1024)
+	go func() {
+		defer close(pieces)
+		for {
+			buf := make([]byte, 32<<10)
+			n, err := from.Read(buf)
+			if n > 0 {
+				pieces <- piece{time.Now().Add(oneWay), buf[:n]}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for p := range pieces {
+		time.Sleep(time.Until(p.due))
+		if _, err := to.Write(p.data); err != nil {
+			break
+		}
+	}
+	to.Close()
+	from.Close()
+	for range pieces { // until the reader has ended
+	}
+}
+
+// cpu is the time that a process has taken so far, in ticks of 10 ms.
+func cpu(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	var ticks time.Duration
+	for _, f := range fields[11:13] { // utime, stime
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * 10 * time.Millisecond
+}
