@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"codexpool/codex"
 	"codexpool/pool"
 	"codexpool/upstream"
 
@@ -50,6 +51,7 @@ type Result struct {
 	Code       string        // error code, "" where there was none; set too when a stream broke after its 200
 	Took       time.Duration // the whole request
 	FirstToken time.Duration // until the first text; 0 where there was none
+	Tokens     codex.Usage   // as the upstream counted them; zero where it did not
 }
 
 // Stat is a snapshot.
@@ -201,7 +203,7 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 
 // report writes the one line of a request and hands its figures on.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
-	result := Result{Route: rt.name, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken}
+	result := Result{Route: rt.name, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens}
 	if e != nil && e.Status == statusClientGone {
 		result.Status = statusClientGone // also where the client left in mid-stream
 	}

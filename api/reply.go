@@ -50,7 +50,7 @@ func (b *reply) note(e codex.Event) {
 	case codex.TextDelta:
 		b.res.token()
 	case codex.Usage:
-		b.usage = usage(e)
+		b.usage, b.res.tokens = usage(e), e
 	case codex.Completed:
 		b.end = e.Finish
 	}

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"codexpool/codex"
 )
 
 // response is the ResponseWriter of one request, with what is to be said of it
@@ -21,6 +23,7 @@ type response struct {
 	stream     bool // the header said text/event-stream
 	firstToken time.Duration
 	child      int // pid of the child that served it
+	tokens     codex.Usage
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {

@@ -62,17 +62,7 @@ type daemon struct {
 // pool is warm.
 func start(t testing.TB, environ ...string) *daemon {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(cache, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	workdir, err := os.MkdirTemp(cache, "codexpool-e2e-") // not below /tmp
-	if err != nil {
-		t.Fatal(err)
-	}
+	workdir := codextest.Workdir(t)
 	d := &daemon{t: t, ended: make(chan struct{})}
 	d.cmd = exec.Command(program)
 	d.cmd.Env = append([]string{
@@ -97,7 +87,6 @@ func start(t testing.TB, environ ...string) *daemon {
 			d.cmd.Process.Kill()
 			<-d.ended
 		}
-		os.RemoveAll(workdir)
 		if t.Failed() {
 			t.Logf("the daemon's log:\n%s", d.logged())
 		}

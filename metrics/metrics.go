@@ -33,10 +33,13 @@ type Metrics struct {
 	errors      *prometheus.CounterVec
 	duration    *prometheus.HistogramVec
 	firstToken  *prometheus.HistogramVec
+	tokens      *prometheus.CounterVec
 
 	upstreamRequests  *prometheus.CounterVec
 	upstreamFirstByte prometheus.Histogram
 	upstreamRetries   prometheus.Counter
+	upstreamLimit     *prometheus.GaugeVec
+	upstreamUsed      *prometheus.GaugeVec
 }
 
 // From a warm child on an idle machine to a queue of minutes, in seconds.
@@ -80,6 +83,15 @@ func New(version, cli string) *Metrics {
 			Help: "Time from a request to the first text of its answer, by route.",
 		}, []string{"route"}),
 	}
+	m.tokens = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "codexpool_tokens_total", Help: "Tokens as the upstream counted them; cached ones are a part of input, reasoning ones of output.",
+	}, []string{"kind"})
+	m.upstreamLimit = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "codexpool_upstream_limit", Help: "The provider's rate limits as it last told them, and what remains of them.",
+	}, []string{"kind", "unit"})
+	m.upstreamUsed = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "codexpool_upstream_used_ratio", Help: "The part of the provider's usage windows that is used, as it last told.",
+	}, []string{"window"})
 	m.upstreamRequests = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "codexpool_upstream_requests_total", Help: "Tries at the provider, by its status (0 = no answer) and whether the connection was warm.",
 	}, []string{"code", "connection"})
@@ -95,7 +107,7 @@ func New(version, cli string) *Metrics {
 	info.WithLabelValues(version, cli).Set(1)
 	m.registry.MustRegister(
 		m.acquireWait, m.starts, m.startTime, m.deaths, m.requests, m.errors, m.duration, m.firstToken, info,
-		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries,
+		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamLimit, m.upstreamUsed, m.tokens,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	// Series of a closed list exist from the start: a rate over one that appears
@@ -152,6 +164,13 @@ func (m *Metrics) RelayHooks() upstream.Hooks {
 			}
 		},
 		Retried: m.upstreamRetries.Inc,
+		Limit: func(l upstream.Limit, value float64) {
+			if l.Kind == "used" {
+				m.upstreamUsed.WithLabelValues(l.Unit).Set(value)
+				return
+			}
+			m.upstreamLimit.WithLabelValues(l.Kind, l.Unit).Set(value)
+		},
 	}
 }
 
@@ -180,6 +199,9 @@ func (m *Metrics) ObserveRequest(r api.Result) {
 	m.duration.WithLabelValues(r.Route).Observe(r.Took.Seconds())
 	if r.Code != "" {
 		m.errors.WithLabelValues(r.Route, r.Code).Inc()
+	}
+	for kind, n := range map[string]int64{"input": r.Tokens.Input, "cached": r.Tokens.Cached, "output": r.Tokens.Output, "reasoning": r.Tokens.Reasoning} {
+		m.tokens.WithLabelValues(kind).Add(float64(n))
 	}
 	if r.FirstToken > 0 {
 		m.firstToken.WithLabelValues(r.Route).Observe(r.FirstToken.Seconds())

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/codex"
 	"codexpool/metrics"
 	"codexpool/pool"
+	"codexpool/upstream"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -36,7 +38,9 @@ func filled() *metrics.Metrics {
 	relay.Request(200, true, 40*time.Millisecond)
 	relay.Request(0, false, time.Second)
 	relay.Retried()
-	m.ObserveRequest(api.Result{Route: "chat", Status: 200, Took: 2 * time.Second, FirstToken: 30 * time.Millisecond})
+	relay.Limit(upstream.Limit{Kind: "remaining", Unit: "tokens"}, 149000)
+	relay.Limit(upstream.Limit{Kind: "used", Unit: "primary"}, 0.125)
+	m.ObserveRequest(api.Result{Route: "chat", Status: 200, Took: 2 * time.Second, FirstToken: 30 * time.Millisecond, Tokens: codex.Usage{Input: 8, Cached: 4, Output: 2, Reasoning: 1}})
 	m.ObserveRequest(api.Result{Route: "chat", Status: 200, Code: "child_exited", Took: time.Second})
 	m.ObserveRequest(api.Result{Route: "unmatched", Status: 404, Code: "not_found", Took: time.Millisecond})
 	return m

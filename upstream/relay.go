@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,23 @@ type Overrides map[string]json.RawMessage
 type Hooks struct {
 	Request func(status int, reused bool, firstByte time.Duration) // one try at the provider; status 0 = no answer
 	Retried func()
+	Limit   func(limit Limit, value float64) // as the provider last said
+}
+
+// Limit is one of the provider's limits, of a closed list.
+type Limit struct {
+	Kind string // limit or remaining (a number of units), or used (a fraction)
+	Unit string // requests or tokens; primary or secondary for the windows of a ChatGPT login
+}
+
+// limitHeaders are how providers tell them.
+var limitHeaders = map[string]Limit{
+	"X-Ratelimit-Limit-Requests":     {"limit", "requests"},
+	"X-Ratelimit-Limit-Tokens":       {"limit", "tokens"},
+	"X-Ratelimit-Remaining-Requests": {"remaining", "requests"},
+	"X-Ratelimit-Remaining-Tokens":   {"remaining", "tokens"},
+	"X-Codex-Primary-Used-Percent":   {"used", "primary"},
+	"X-Codex-Secondary-Used-Percent": {"used", "secondary"},
 }
 
 // Relay forwards the requests of children to the provider: with the caller's
@@ -57,6 +75,7 @@ type Hooks struct {
 type Relay struct {
 	provider  Provider
 	transport http.RoundTripper
+	hooks     Hooks
 	proxy     *httputil.ReverseProxy
 	rejected  atomic.Bool // the provider refused our credential last
 
@@ -69,7 +88,7 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 	if p.Base.Path == "" {
 		p.Base = p.Base.JoinPath("/") // else what is joined to it stays relative
 	}
-	r := &Relay{provider: p, transport: transport, calls: map[string]*Call{}}
+	r := &Relay{provider: p, transport: transport, hooks: hooks, calls: map[string]*Call{}}
 	r.proxy = &httputil.ReverseProxy{
 		Rewrite:        func(*httputil.ProxyRequest) {}, // the request is ours from the start
 		Transport:      &retrier{next: transport, hooks: hooks},
@@ -285,6 +304,7 @@ func (r *Relay) authorize(req *http.Request) {
 // receive looks at the provider's answer before the child gets it.
 func (r *Relay) receive(res *http.Response) error {
 	f := res.Request.Context().Value(callKey{}).(*flow)
+	r.noteLimits(res.Header)
 	switch {
 	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden:
 		r.rejected.Store(true)
@@ -305,6 +325,23 @@ func (r *Relay) receive(res *http.Response) error {
 	f.body = res.Body
 	res.Body = f
 	return nil
+}
+
+// noteLimits reports the limits that the provider tells.
+func (r *Relay) noteLimits(h http.Header) {
+	if r.hooks.Limit == nil {
+		return
+	}
+	for name, limit := range limitHeaders {
+		value, err := strconv.ParseFloat(h.Get(name), 64)
+		if err != nil {
+			continue // not told
+		}
+		if limit.Kind == "used" {
+			value /= 100
+		}
+		r.hooks.Limit(limit, value)
+	}
 }
 
 // parseFailure reads OpenAI's envelope, or the error of a response.failed.

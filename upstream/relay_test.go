@@ -424,6 +424,24 @@ func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
 	}
 }
 
+func TestTheProvidersLimitsAreReported(t *testing.T) {
+	got := map[upstream.Limit]float64{}
+	p := newProvider(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("x-ratelimit-remaining-tokens", "149000")
+		w.Header().Set("x-ratelimit-limit-requests", "many")
+		w.Header().Set("x-codex-primary-used-percent", "12.5")
+		sse(completed)(w, r)
+	})
+	r, base := relay(t, p, upstream.Hooks{Limit: func(l upstream.Limit, value float64) { got[l] = value }})
+	call := r.Prepare(nil)
+	defer call.Done()
+	child(t.Context(), base, call.Key)
+	want := map[upstream.Limit]float64{{Kind: "remaining", Unit: "tokens"}: 149000, {Kind: "used", Unit: "primary"}: 0.125}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 func TestConnectionReuseIsReported(t *testing.T) {
 	var got []string
 	p := newProvider(t, sse(completed))

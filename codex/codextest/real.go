@@ -55,7 +55,7 @@ func Real(t testing.TB, baseURL string) codex.Command {
 	c := codex.Command{
 		Path: binary,
 		Args: []string{"app-server", "--strict-config"},
-		Home: filepath.Join(workdir(t), "home"),
+		Home: filepath.Join(Workdir(t), "home"),
 		Log:  Log(t),
 	}
 	lean := configs.LeanChild(c.CodexHome(), baseURL, file)
@@ -63,8 +63,8 @@ func Real(t testing.TB, baseURL string) codex.Command {
 	return c
 }
 
-// workdir is a folder that is not below /tmp, as Codex wants it.
-func workdir(t testing.TB) string {
+// Workdir is a folder that is not below /tmp, as Codex wants it.
+func Workdir(t testing.TB) string {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
