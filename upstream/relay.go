@@ -169,6 +169,9 @@ func (c *Call) Failure() *Failure { return c.failure.Load() }
 
 // Error is for the log: the provider's sentence may quote the prompt.
 func (f *Failure) Error() string {
+	if f.Cause != nil {
+		return "provider not reached: " + f.Cause.Error()
+	}
 	return fmt.Sprintf("provider failed: status %d, type %q, code %q", f.Status, f.Type, f.Code)
 }
 
@@ -180,6 +183,7 @@ type Failure struct {
 	Param      string
 	Message    string
 	RetryAfter string // the header as sent
+	Cause      error  // why there was no answer, where there was none
 }
 
 type callKey struct{}
@@ -371,7 +375,7 @@ func (b failureBody) failure() *Failure {
 func unreachable(w http.ResponseWriter, req *http.Request, err error) {
 	f := req.Context().Value(callKey{}).(*flow)
 	if !errors.Is(err, context.Canceled) {
-		f.call.failure.Store(&Failure{})
+		f.call.failure.Store(&Failure{Cause: err})
 	}
 	refuse(w, http.StatusBadGateway, "the provider cannot be reached")
 }
