@@ -39,51 +39,51 @@ const DevKey = "codexpool-dev"
 // in the environment.
 type Config struct {
 	Env         string `env:"PROXY_ENV" mean:"dev, or empty for production, which refuses unsafe settings; picks the model prefix"`
-	Host        string `env:"PROXY_HOST" envDefault:"127.0.0.1" mean:"address of the public listener"`
-	Port        int    `env:"PORT" envDefault:"11435" mean:"port of the public listener; 0 = any free one"`
-	AdminAddr   string `env:"PROXY_ADMIN_ADDR" envDefault:"127.0.0.1:11436" empty:"off" mean:"admin listener with /metrics, never public; empty = off"`
-	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" envDefault:"false" mean:"an admin address beyond loopback is meant"`
+	Host        string `env:"PROXY_HOST" default:"127.0.0.1" mean:"address of the public listener"`
+	Port        int    `env:"PORT" default:"11435" mean:"port of the public listener; 0 = any free one"`
+	AdminAddr   string `env:"PROXY_ADMIN_ADDR" default:"127.0.0.1:11436" empty:"off" mean:"admin listener with /metrics, never public; empty = off"`
+	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" default:"false" mean:"an admin address beyond loopback is meant"`
 
 	APIKeys       []string `env:"PROXY_API_KEY" secret:"yes" mean:"bearer keys, comma-separated; none only in dev and on loopback"`
-	ProtectModels bool     `env:"PROXY_PROTECT_MODELS" envDefault:"true" dev:"false" mean:"whether /v1/models wants a key"`
-	CORS          bool     `env:"PROXY_ENABLE_CORS" envDefault:"true" mean:"answer cross-origin requests of PROXY_CORS_ALLOWED_ORIGINS"`
+	ProtectModels bool     `env:"PROXY_PROTECT_MODELS" default:"true" dev:"false" mean:"whether /v1/models wants a key"`
+	CORS          bool     `env:"PROXY_ENABLE_CORS" default:"true" mean:"answer cross-origin requests of PROXY_CORS_ALLOWED_ORIGINS"`
 	CORSOrigins   []string `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"exact origins, comma-separated; * = any, never with credentials"`
 
-	DefaultStream     bool          `env:"PROXY_DEFAULT_STREAM" envDefault:"false" mean:"what a request without stream gets"`
-	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" envDefault:"0" mean:"open streams at most; 0 = no limit of its own"`
-	Keepalive         time.Duration `env:"PROXY_SSE_KEEPALIVE_MS" envDefault:"15000" mean:"a comment into a stream after that much silence; 0 = off"`
-	Commit            time.Duration `env:"PROXY_SSE_COMMIT_MS" envDefault:"2000" mean:"a stream's 200 is sent that long after the turn began, if nothing came before"`
-	Timeout           time.Duration `env:"PROXY_TIMEOUT_MS" envDefault:"600000" mean:"a whole request"`
-	IdleTimeout       time.Duration `env:"PROXY_IDLE_TIMEOUT_MS" envDefault:"120000" mean:"silence of the model, for answers in one piece"`
-	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" envDefault:"300000" mean:"silence of the model, for streams"`
-	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" envDefault:"30000" mean:"one write to a client"`
-	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" envDefault:"16777216" mean:"request body at most, bytes"`
-	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" envDefault:"0" mean:"between not ready and refusing, when stopping"`
-	Drain             time.Duration `env:"PROXY_DRAIN_MS" envDefault:"30000" mean:"how long running turns may go on, when stopping"`
+	DefaultStream     bool          `env:"PROXY_DEFAULT_STREAM" default:"false" mean:"what a request without stream gets"`
+	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" default:"0" mean:"open streams at most; 0 = no limit of its own"`
+	Keepalive         time.Duration `env:"PROXY_SSE_KEEPALIVE_MS" default:"15000" mean:"a comment into a stream after that much silence; 0 = off"`
+	Commit            time.Duration `env:"PROXY_SSE_COMMIT_MS" default:"2000" mean:"a stream's 200 is sent that long after the turn began, if nothing came before"`
+	Timeout           time.Duration `env:"PROXY_TIMEOUT_MS" default:"600000" mean:"a whole request"`
+	IdleTimeout       time.Duration `env:"PROXY_IDLE_TIMEOUT_MS" default:"120000" mean:"silence of the model, for answers in one piece"`
+	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" default:"300000" mean:"silence of the model, for streams"`
+	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" default:"30000" mean:"one write to a client"`
+	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"request body at most, bytes"`
+	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" default:"0" mean:"between not ready and refusing, when stopping"`
+	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"how long running turns may go on, when stopping"`
 
 	Bin          string        `env:"CODEX_BIN" mean:"the Codex CLI, wrapper or native; empty = the pinned one beside the program, else codex from PATH"`
 	Upstream     string        `env:"CODEX_UPSTREAM" mean:"openai, echo, or the http(s) base URL of a Responses API; empty = openai with a key, else echo, in dev only"`
 	UpstreamKey  string        `env:"CODEX_UPSTREAM_API_KEY" secret:"yes" mean:"bearer key for the upstream; the relay adds it, children never see it"`
 	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"the same, for CODEX_UPSTREAM=openai only"`
 	Model        string        `env:"CODEX_MODEL" mean:"the model that the aliases mean; empty = the catalog's default"`
-	Sandbox      string        `env:"PROXY_SANDBOX_MODE" envDefault:"read-only" mean:"Codex sandbox; read-only is the only one so far"`
-	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" envDefault:"20" mean:"between the echo model's words"`
+	Sandbox      string        `env:"PROXY_SANDBOX_MODE" default:"read-only" mean:"Codex sandbox; read-only is the only one so far"`
+	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" default:"20" mean:"between the echo model's words"`
 	Workdir      string        `env:"PROXY_CODEX_WORKDIR" mean:"private homes of children; empty = codexpool in the user's cache directory; not below /tmp"`
-	StartTimeout time.Duration `env:"CODEX_START_TIMEOUT_MS" envDefault:"15000" mean:"a child's start and handshake"`
-	StopGrace    time.Duration `env:"CODEX_STOP_GRACE_MS" envDefault:"2000" mean:"each step of stopping a child"`
+	StartTimeout time.Duration `env:"CODEX_START_TIMEOUT_MS" default:"15000" mean:"a child's start and handshake"`
+	StopGrace    time.Duration `env:"CODEX_STOP_GRACE_MS" default:"2000" mean:"each step of stopping a child"`
 
-	PoolSize       int           `env:"POOL_SIZE" envDefault:"4" mean:"children at most"`
-	MinIdle        int           `env:"POOL_MIN_IDLE" envDefault:"4" mean:"children kept warm, POOL_SIZE at most"`
-	MaxWaiting     int           `env:"POOL_MAX_WAITING" envDefault:"64" mean:"requests in line at most"`
-	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" envDefault:"30000" mean:"a request's time in line"`
-	MaxTurns       int           `env:"POOL_MAX_TURNS" envDefault:"500" mean:"turns of a child before it is replaced; 0 = no limit"`
-	MaxAge         time.Duration `env:"POOL_MAX_AGE_MS" envDefault:"3600000" mean:"age of a child before it is replaced; 0 = no limit"`
-	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" envDefault:"60000" mean:"age below which neither turns nor age replace a child"`
-	Jitter         float64       `env:"POOL_JITTER" envDefault:"0.2" mean:"fraction by which both limits vary from child to child"`
-	BackoffMin     time.Duration `env:"POOL_BACKOFF_MIN_MS" envDefault:"500" mean:"pause after a failed start of a child"`
-	BackoffMax     time.Duration `env:"POOL_BACKOFF_MAX_MS" envDefault:"30000" mean:"the same, after many"`
+	PoolSize       int           `env:"POOL_SIZE" default:"4" mean:"children at most"`
+	MinIdle        int           `env:"POOL_MIN_IDLE" default:"4" mean:"children kept warm, POOL_SIZE at most"`
+	MaxWaiting     int           `env:"POOL_MAX_WAITING" default:"64" mean:"requests in line at most"`
+	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" default:"30000" mean:"a request's time in line"`
+	MaxTurns       int           `env:"POOL_MAX_TURNS" default:"500" mean:"turns of a child before it is replaced; 0 = no limit"`
+	MaxAge         time.Duration `env:"POOL_MAX_AGE_MS" default:"3600000" mean:"age of a child before it is replaced; 0 = no limit"`
+	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" default:"60000" mean:"age below which neither turns nor age replace a child"`
+	Jitter         float64       `env:"POOL_JITTER" default:"0.2" mean:"fraction by which both limits vary from child to child"`
+	BackoffMin     time.Duration `env:"POOL_BACKOFF_MIN_MS" default:"500" mean:"pause after a failed start of a child"`
+	BackoffMax     time.Duration `env:"POOL_BACKOFF_MAX_MS" default:"30000" mean:"the same, after many"`
 
-	LogLevel  string `env:"LOG_LEVEL" envDefault:"info" mean:"debug, info, warn or error"`
+	LogLevel  string `env:"LOG_LEVEL" default:"info" mean:"debug, info, warn or error"`
 	LogFormat string `env:"LOG_FORMAT" mean:"tint or json; empty = tint on a terminal, else json"`
 
 	// Warnings are what the operator should know, for the log.
@@ -109,16 +109,13 @@ func Load(environ, envFiles []string) (Config, error) {
 		return Config{}, err
 	}
 	c := Config{sources: sources}
-	devDefaults(values)
+	fillDefaults(values)
 	var problems []error
 	if err := env.ParseWithOptions(&c, env.Options{
 		Environment: values,
 		FuncMap:     map[reflect.Type]env.ParserFunc{reflect.TypeFor[time.Duration](): milliseconds},
 	}); err != nil {
 		problems = named(err)
-	}
-	if value, set := values["PROXY_ADMIN_ADDR"]; set {
-		c.AdminAddr = value // the decoder takes an empty one for its default
 	}
 	unreadable := map[string]bool{} // said once is enough
 	for _, p := range problems {
@@ -138,7 +135,7 @@ func Load(environ, envFiles []string) (Config, error) {
 func gather(environ, envFiles []string) (values, sources map[string]string, err error) {
 	values, sources = map[string]string{}, map[string]string{}
 	set := func(name, value, source string) {
-		if value == "" && !emptyMeans[name] {
+		if value == "" && variables[name].Tag.Get("empty") == "" {
 			return
 		}
 		values[name], sources[name] = value, source
@@ -159,16 +156,19 @@ func gather(environ, envFiles []string) (values, sources map[string]string, err 
 	return values, sources, nil
 }
 
-// devDefaults adds the defaults of dev to values, where nothing else is set.
-func devDefaults(values map[string]string) {
-	if values["PROXY_ENV"] != "dev" {
-		return
-	}
-	for _, f := range fields {
-		if value, ok := f.Tag.Lookup("dev"); ok {
-			if _, set := values[f.Tag.Get("env")]; !set {
-				values[f.Tag.Get("env")] = value
-			}
+// fillDefaults adds the default of each setting that is not set; dev has some of
+// its own. The decoder's defaults would also replace what is set to empty.
+func fillDefaults(values map[string]string) {
+	for name, f := range variables {
+		if _, set := values[name]; set {
+			continue
+		}
+		value, has := f.Tag.Lookup("default")
+		if dev, differs := f.Tag.Lookup("dev"); differs && values["PROXY_ENV"] == "dev" {
+			value, has = dev, true
+		}
+		if has {
+			values[name] = value
 		}
 	}
 }
@@ -191,7 +191,8 @@ func named(err error) []error {
 	var problems []error
 	for _, e := range aggregate.Errors {
 		parse := env.ParseError{}
-		if f, ok := reflect.TypeFor[Config]().FieldByName(fieldOf(e)); ok && errors.As(e, &parse) {
+		if errors.As(e, &parse) {
+			f, _ := reflect.TypeFor[Config]().FieldByName(parse.Name)
 			e = fmt.Errorf("%s: %w", f.Tag.Get("env"), plain(parse))
 		}
 		problems = append(problems, e)
@@ -203,12 +204,6 @@ func named(err error) []error {
 func variableOf(problem error) string {
 	name, _, _ := strings.Cut(problem.Error(), ":")
 	return name
-}
-
-func fieldOf(err error) string {
-	parse := env.ParseError{}
-	errors.As(err, &parse)
-	return parse.Name
 }
 
 // plain takes strconv's own words out of a parse error.
@@ -417,7 +412,7 @@ func (c Config) Settings() []Setting {
 		s := Setting{
 			Name:    name,
 			Value:   show(value.FieldByIndex(f.Index).Interface()),
-			Default: f.Tag.Get("envDefault"),
+			Default: f.Tag.Get("default"),
 			Source:  cmp.Or(c.sources[name], "default"),
 			Meaning: f.Tag.Get("mean"),
 		}
@@ -439,11 +434,10 @@ func show(v any) string {
 	return fmt.Sprint(v)
 }
 
-// What Config's tags say, read once.
+// What Config's tags say, read once: the settings in their order, and by name.
 var (
-	fields     = settingFields()
-	variables  = variableNames()
-	emptyMeans = emptyVariables()
+	fields    = settingFields()
+	variables = byVariable(fields)
 )
 
 func settingFields() []reflect.StructField {
@@ -453,20 +447,10 @@ func settingFields() []reflect.StructField {
 	})
 }
 
-func variableNames() map[string]bool {
-	names := map[string]bool{}
+func byVariable(fields []reflect.StructField) map[string]reflect.StructField {
+	names := map[string]reflect.StructField{}
 	for _, f := range fields {
-		names[f.Tag.Get("env")] = true
-	}
-	return names
-}
-
-func emptyVariables() map[string]bool {
-	names := map[string]bool{}
-	for _, f := range fields {
-		if f.Tag.Get("empty") != "" {
-			names[f.Tag.Get("env")] = true
-		}
+		names[f.Tag.Get("env")] = f
 	}
 	return names
 }
