@@ -13,7 +13,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -167,14 +166,6 @@ func (c *Call) Done() {
 // Failure is what the provider really said when it failed, nil otherwise.
 func (c *Call) Failure() *Failure { return c.failure.Load() }
 
-// Error is for the log: the provider's sentence may quote the prompt.
-func (f *Failure) Error() string {
-	if f.Cause != nil {
-		return "provider not reached: " + f.Cause.Error()
-	}
-	return fmt.Sprintf("provider failed: status %d, type %q, code %q", f.Status, f.Type, f.Code)
-}
-
 // Failure is a provider's refusal, or the lack of an answer.
 type Failure struct {
 	Status     int    // HTTP status; 0 where there was no answer, 200 for a response.failed
@@ -184,6 +175,14 @@ type Failure struct {
 	Message    string
 	RetryAfter string // the header as sent
 	Cause      error  // why there was no answer, where there was none
+}
+
+// Error is for the log: the provider's sentence may quote the prompt.
+func (f *Failure) Error() string {
+	if f.Cause != nil {
+		return "provider not reached: " + f.Cause.Error()
+	}
+	return fmt.Sprintf("provider failed: status %d, type %q, code %q", f.Status, f.Type, f.Code)
 }
 
 type callKey struct{}
@@ -419,13 +418,15 @@ func (f *flow) Close() error {
 	return f.body.Close()
 }
 
-// event sees the data of each event, at most its first maxFailure bytes.
+// event sees the data of each event, at most its first maxFailure bytes. It looks
+// for the event's own type at the beginning, where providers put it.
 func (f *flow) event(data []byte) {
+	head := bytes.ReplaceAll(data[:min(len(data), 256)], []byte(" "), nil)
+	is := func(kind string) bool { return bytes.Contains(head, []byte(`"type":"`+kind+`"`)) }
 	switch {
-	case !bytes.Contains(data[:min(len(data), 256)], []byte(`"response.`)):
-	case isType(data, "response.completed"), isType(data, "response.incomplete"):
+	case is("response.completed"), is("response.incomplete"):
 		f.completed.Store(true)
-	case isType(data, "response.failed"):
+	case is("response.failed"):
 		f.completed.Store(true)
 		var e struct {
 			Response struct {
@@ -437,12 +438,6 @@ func (f *flow) event(data []byte) {
 		failure.Status = http.StatusOK
 		f.call.failure.Store(failure)
 	}
-}
-
-// isType looks for the event's own type, which providers put first.
-func isType(data []byte, kind string) bool {
-	head := strings.ReplaceAll(string(data[:min(len(data), 256)]), " ", "")
-	return strings.Contains(head, `"type":"`+kind+`"`)
 }
 
 // lineWatch cuts a stream into lines and shows those that are data.
