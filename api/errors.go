@@ -178,34 +178,58 @@ func describe(ctx context.Context, err error) *Error {
 	return &Error{Status: 500, Type: serverError, Code: "internal_error", Message: "internal error", cause: err}
 }
 
+// What the upstream can do to a request, however we come to know. wait is its
+// Retry-After, "" where it gave none.
+
+func upstreamOverloaded(wait string) *Error {
+	return &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: "The upstream is overloaded.", Retry: true, Wait: wait}
+}
+
+func upstreamLimited(wait string) *Error {
+	return &Error{Status: 429, Type: rateLimit, Code: "upstream_rate_limited", Message: "The upstream limits the rate of requests.", Retry: true, Wait: wait}
+}
+
+func upstreamExhausted(wait string) *Error {
+	return &Error{Status: 429, Type: rateLimit, Code: "usage_limit_reached", Message: "The upstream's usage limit is reached.", Retry: true, Wait: wait}
+}
+
+func upstreamAuth(cause error) *Error {
+	return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream refused this server's credentials.", cause: cause}
+}
+
+func upstreamFailed(cause error) *Error {
+	return &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: cause}
+}
+
+// tooLong is a conversation that is too long; said is the upstream's sentence.
+func tooLong(said string) *Error {
+	return &Error{Status: 400, Type: invalidRequest, Code: "context_length_exceeded", Param: "messages", Message: cmp.Or(said, "The messages are longer than the model's context window.")}
+}
+
 // providerFailed maps what the provider said. Its words reach the caller where
 // they are about the caller's request.
 func providerFailed(f *upstream.Failure) *Error {
-	overloaded := &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: "The upstream is overloaded.", Retry: true, Wait: f.RetryAfter}
-	limited := &Error{Status: 429, Type: rateLimit, Code: "upstream_rate_limited", Message: "The upstream limits the rate of requests.", Retry: true, Wait: f.RetryAfter}
-	exhausted := &Error{Status: 429, Type: rateLimit, Code: "usage_limit_reached", Message: "The upstream's usage limit is reached.", Retry: true, Wait: f.RetryAfter}
-	failed := &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: f}
 	switch f.Code {
 	case "context_length_exceeded":
-		return &Error{Status: 400, Type: invalidRequest, Code: f.Code, Param: "messages", Message: cmp.Or(f.Message, "The messages are longer than the model's context window.")}
+		return tooLong(f.Message)
 	case "insufficient_quota", "usage_limit_reached", "usage_not_included":
-		return exhausted
+		return upstreamExhausted(f.RetryAfter)
 	case "rate_limit_exceeded":
-		return limited
+		return upstreamLimited(f.RetryAfter)
 	case "server_is_overloaded", "slow_down":
-		return overloaded
+		return upstreamOverloaded(f.RetryAfter)
 	}
 	switch {
 	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden:
-		return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream refused this server's credentials.", cause: f}
+		return upstreamAuth(f)
 	case f.Status == http.StatusTooManyRequests:
-		return limited
+		return upstreamLimited(f.RetryAfter)
 	case f.Status == http.StatusServiceUnavailable, f.Status == 529: // not in any RFC, but in use for this
-		return overloaded
+		return upstreamOverloaded(f.RetryAfter)
 	case f.Status >= 400 && f.Status < 500 && f.Message != "":
 		return &Error{Status: f.Status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: f.Message, counted: "upstream_refused"}
 	}
-	return failed
+	return upstreamFailed(f)
 }
 
 // turnFailed maps what the upstream did, as far as Codex tells it. Its messages
@@ -213,22 +237,22 @@ func providerFailed(f *upstream.Failure) *Error {
 func turnFailed(turn *codex.TurnError) *Error {
 	switch {
 	case turn.Info == codex.InfoContextWindow:
-		return &Error{Status: 400, Type: invalidRequest, Code: "context_length_exceeded", Param: "messages", Message: "The messages are longer than the model's context window."}
+		return tooLong("")
 	case turn.Info == "modelNotFound":
 		return &Error{Status: 404, Type: invalidRequest, Code: "model_not_found", Param: "model", Message: "The model does not exist upstream."}
 	case turn.Info == "usageLimitExceeded":
-		return &Error{Status: 429, Type: rateLimit, Code: "usage_limit_reached", Message: "The upstream's usage limit is reached.", Retry: true}
+		return upstreamExhausted("")
 	case turn.Info == "rateLimitExceeded", turn.HTTPStatus == http.StatusTooManyRequests:
-		return &Error{Status: 429, Type: rateLimit, Code: "upstream_rate_limited", Message: "The upstream limits the rate of requests.", Retry: true}
+		return upstreamLimited("")
 	case turn.Info == "serverOverloaded", turn.HTTPStatus == http.StatusServiceUnavailable:
-		return &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: "The upstream is overloaded.", Retry: true}
+		return upstreamOverloaded("")
 	case turn.Info == "unauthorized", turn.HTTPStatus == http.StatusUnauthorized, turn.HTTPStatus == http.StatusForbidden:
-		return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream refused this server's credentials.", cause: turn}
+		return upstreamAuth(turn)
 	}
 	if refusal := refused(turn.Message); refusal != nil {
 		return refusal
 	}
-	return &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: turn}
+	return upstreamFailed(turn)
 }
 
 // refused reads the raw body of an upstream's 400, which Codex passes on as the

@@ -134,11 +134,12 @@ type fieldReader func(req *chatRequest, name string, value json.RawMessage) erro
 // that the provider takes are checked and kept for it, and the rest of them
 // checked, ignored and named. All others are unknown: ignored and named too.
 var chatFields = map[string]fieldReader{
-	"model":            func(req *chatRequest, n string, v json.RawMessage) error { return into(&req.Name, n, v, "a string") },
+	"model":            field(func(req *chatRequest) *string { return &req.Name }, "a string"),
 	"messages":         readMessages,
-	"stream":           func(req *chatRequest, n string, v json.RawMessage) error { return into(&req.Stream, n, v, "a boolean") },
-	"stream_options":   readStreamOptions,
-	"reasoning_effort": func(req *chatRequest, n string, v json.RawMessage) error { return into(&req.Effort, n, v, "a string") },
+	"stream":           field(func(req *chatRequest) *bool { return &req.Stream }, "a boolean"),
+	"stream_options":   object("include_usage", func(req *chatRequest) *bool { return &req.IncludeUsage }, "a boolean"),
+	"reasoning":        object("effort", func(req *chatRequest) *string { return &req.Effort }, "a string"),
+	"reasoning_effort": field(func(req *chatRequest) *string { return &req.Effort }, "a string"), // read after reasoning: it wins
 	"n":                only("1"),
 	"response_format":  readResponseFormat,
 	"modalities":       only(`["text"]`),
@@ -150,7 +151,6 @@ var chatFields = map[string]fieldReader{
 	"function_call":    only(`"none"`, `"auto"`),
 	"stop":             only("[]"),
 
-	"reasoning":             readReasoning,
 	"max_tokens":            tokens,
 	"max_completion_tokens": tokens,
 	"audio":                 refuse,
@@ -173,6 +173,9 @@ var chatFields = map[string]fieldReader{
 	"seed":                typed[int64]("an integer", ignored),
 	"logit_bias":          typed[map[string]float64]("an object of numbers", ignored),
 }
+
+// taker does something with a field that was checked.
+type taker func(req *chatRequest, name string, value json.RawMessage)
 
 // tuned keeps a field for the provider.
 func tuned(req *chatRequest, name string, value json.RawMessage) { req.Tuned[name] = value }
@@ -206,23 +209,6 @@ func tokens(req *chatRequest, name string, value json.RawMessage) error {
 	return nil
 }
 
-// readReasoning reads the object that some clients send; reasoning_effort, which
-// comes after it, wins.
-func readReasoning(req *chatRequest, name string, value json.RawMessage) error {
-	var options map[string]json.RawMessage
-	if err := into(&options, name, value, "an object"); err != nil {
-		return err
-	}
-	for _, key := range slices.Sorted(maps.Keys(options)) {
-		if key != "effort" {
-			req.Ignored = append(req.Ignored, name+"."+key)
-		} else if err := into(&req.Effort, name+".effort", options[key], "a string"); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // into decodes a field, or says what it must be.
 func into[T any](to *T, name string, value json.RawMessage, what string) error {
 	if err := json.Unmarshal(value, to); err != nil {
@@ -244,14 +230,14 @@ func only(values ...string) fieldReader {
 	}
 }
 
-func typed[T any](what string, take func(*chatRequest, string, json.RawMessage)) fieldReader {
+func typed[T any](what string, take taker) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
 		take(req, name, value)
 		return into(new(T), name, value, what)
 	}
 }
 
-func number(least, most float64, take func(*chatRequest, string, json.RawMessage)) fieldReader {
+func number(least, most float64, take taker) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
 		var f float64
 		if err := into(&f, name, value, "a number"); err != nil {
@@ -265,19 +251,29 @@ func number(least, most float64, take func(*chatRequest, string, json.RawMessage
 	}
 }
 
-func readStreamOptions(req *chatRequest, name string, value json.RawMessage) error {
-	var options map[string]json.RawMessage
-	if err := into(&options, name, value, "an object"); err != nil {
-		return err
+// field takes a field as it is.
+func field[T any](to func(*chatRequest) *T, what string) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		return into(to(req), name, value, what)
 	}
-	for _, key := range slices.Sorted(maps.Keys(options)) {
-		if key != "include_usage" {
-			req.Ignored = append(req.Ignored, name+"."+key)
-		} else if err := into(&req.IncludeUsage, name+"."+key, options[key], "a boolean"); err != nil {
+}
+
+// object takes one key of an object; the others are ignored and named.
+func object[T any](key string, to func(*chatRequest) *T, what string) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		var options map[string]json.RawMessage
+		if err := into(&options, name, value, "an object"); err != nil {
 			return err
 		}
+		for _, k := range slices.Sorted(maps.Keys(options)) {
+			if k != key {
+				req.Ignored = append(req.Ignored, name+"."+k)
+			} else if err := into(to(req), name+"."+k, options[k], what); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	return nil
 }
 
 func readResponseFormat(_ *chatRequest, name string, value json.RawMessage) error {
