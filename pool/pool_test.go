@@ -133,6 +133,32 @@ func complete(ctx context.Context, l *pool.Lease, text string) (string, error) {
 	return answer.String(), nil
 }
 
+// queue puts n callers in line, one after the other, each for a whole turn. It
+// tells their numbers as they are served.
+func queue(t *testing.T, p *pool.Pool, n int) (served <-chan int) {
+	t.Helper()
+	numbers := make(chan int, n)
+	for i := range n {
+		go func() {
+			l := acquire(t, p)
+			numbers <- i
+			complete(t.Context(), l, "x")
+			l.Release()
+		}()
+		synctest.Wait()
+	}
+	return numbers
+}
+
+func expectInOrder(t *testing.T, served <-chan int, n int) {
+	t.Helper()
+	for i := range n {
+		if got := <-served; got != i {
+			t.Errorf("%d was served when it was the turn of %d", got, i)
+		}
+	}
+}
+
 // shape is Stat without what a test does not compare.
 func shape(p *pool.Pool) string {
 	s := p.Stat()
@@ -336,23 +362,10 @@ func TestAFailedStartDoesNotCostThePlaceInLine(t *testing.T) {
 		synctest.Wait()
 		n.set(func() { n.broken, n.slow = errors.New("disk full"), 5*time.Second })
 		l := acquire(t, p)
-		served := make(chan int, 3)
-		for i := range 3 {
-			go func() {
-				l := acquire(t, p)
-				served <- i
-				complete(t.Context(), l, "x")
-				l.Release()
-			}()
-			synctest.Wait()
-		}
+		served := queue(t, p, 3)
 		time.Sleep(10 * time.Second)
 		l.Release()
-		for i := range 3 {
-			if got := <-served; got != i {
-				t.Errorf("%d was served when it was the turn of %d", got, i)
-			}
-		}
+		expectInOrder(t, served, 3)
 	})
 }
 
@@ -425,23 +438,10 @@ func TestTheLineIsFirstComeFirstServed(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 10})
 		l := acquire(t, p)
-		served := make(chan int, 10)
-		for i := range 10 {
-			go func() {
-				l := acquire(t, p)
-				served <- i
-				complete(t.Context(), l, "x")
-				l.Release()
-			}()
-			synctest.Wait()
-		}
+		served := queue(t, p, 10)
 		expect(t, "in line", shape(p), "starting 0 idle 0 leased 1 waiting 10")
 		l.Release()
-		for i := range 10 {
-			if got := <-served; got != i {
-				t.Errorf("%d was served when it was the turn of %d", got, i)
-			}
-		}
+		expectInOrder(t, served, 10)
 	})
 }
 
