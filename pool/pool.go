@@ -370,8 +370,8 @@ func (p *Pool) Close() {
 }
 
 // Stat is a snapshot. Starting, Idle and Leased add up to the children that the
-// pool has now; a child that is made ready after a lease, or is being destroyed,
-// still counts as leased.
+// pool has now, but that one which has just become idle may count twice; a child
+// that is made ready after a lease, or is being destroyed, counts as leased.
 type Stat struct {
 	Size     int
 	Starting int // includes those that wait for another try
@@ -384,12 +384,15 @@ type Stat struct {
 
 // Stat reads the pool's figures.
 func (p *Pool) Stat() Stat {
+	// First, so that a child that has just become idle is counted twice and not
+	// missed: fill must not start one for which there is no room.
+	starting := p.starting.Load()
 	p.sweeping.Lock()
 	s := p.children.Stat()
 	p.sweeping.Unlock()
 	return Stat{
 		Size:     p.cfg.Size,
-		Starting: int(p.starting.Load()),
+		Starting: int(starting),
 		Idle:     int(s.IdleResources()),
 		Leased:   int(s.AcquiredResources()),
 		Waiting:  int(p.waiting.Load()),

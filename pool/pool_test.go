@@ -559,6 +559,9 @@ func TestOneTurnAChildMeansOneTurnAChildWhateverTheJitter(t *testing.T) {
 		if n.spawned < 25 { // ceil(1 ± 0.5) is 1 or 2
 			t.Errorf("%d children for 50 turns", n.spawned)
 		}
+		if err := p.Stat().Failure; err != nil {
+			t.Errorf("a start was tried where there was no room: %v", err)
+		}
 	})
 }
 
