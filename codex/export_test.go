@@ -10,6 +10,7 @@ var Spoken = map[string]any{
 	"turn/start":          turnStartParams{Input: []string{}, Model: "m", Effort: "low", ClientMetadata: map[string]string{"k": "v"}},
 	"turn/interrupt":      turnInterruptParams{},
 	"model/list":          modelListParams{Cursor: new(string)},
+	"account/read":        accountReadParams{RefreshToken: true},
 	"server/diagnostics":  struct{}{},
 }
 

@@ -88,6 +88,14 @@ type diagnosticsResult struct {
 	} `json:"gauges"`
 }
 
+type accountReadParams struct {
+	RefreshToken bool `json:"refreshToken"`
+}
+
+type accountReadResult struct {
+	Account *struct{} `json:"account"` // null where there is no login that works
+}
+
 type modelListParams struct {
 	Cursor *string `json:"cursor,omitempty"`
 }

@@ -19,6 +19,7 @@ var nobody []byte
 
 // Child is what a lean child is given at its start.
 type Child struct {
+	Args  []string          // after "app-server"
 	Files map[string][]byte // for its CODEX_HOME
 	Env   []string          // beside what the daemon adds, such as PATH
 }
@@ -52,6 +53,48 @@ stream_idle_timeout_ms = 300000
 		c.Env = append(c.Env, "SSL_CERT_FILE="+filepath.Join(home, "nobody.pem"))
 	}
 	return c
+}
+
+// KeeperChild configures the child that refreshes a ChatGPT login: it keeps it
+// in a file, calls the login's own service, and runs no turn.
+func KeeperChild() Child {
+	return Child{
+		Files: map[string][]byte{"config.toml": []byte("cli_auth_credentials_store = \"file\"\n" + lean)},
+		Env:   []string{"TOKIO_WORKER_THREADS=1"},
+	}
+}
+
+// DirectChild configures a child that calls the provider that CODEX_HOME/config.toml
+// names, here given as config. It is lean by its arguments, which win over the
+// file.
+func DirectChild(home string, config, catalog []byte) Child {
+	c := Child{
+		Files: map[string][]byte{"models.json": catalog, "config.toml": config},
+		Args:  []string{"-c", "model_catalog_json=" + quote(filepath.Join(home, "models.json"))},
+		Env:   []string{"TOKIO_WORKER_THREADS=1"},
+	}
+	for _, setting := range leanSettings() {
+		c.Args = append(c.Args, "-c", setting)
+	}
+	return c
+}
+
+// leanSettings is lean.toml as the arguments of -c: one "a.b.c=value" a line.
+func leanSettings() []string {
+	var settings []string
+	table := ""
+	for line := range strings.Lines(lean) {
+		line = strings.TrimSpace(line)
+		name, value, set := strings.Cut(line, " = ")
+		switch {
+		case strings.HasPrefix(line, "#"):
+		case strings.HasPrefix(line, "["):
+			table = strings.Trim(line, "[]") + "."
+		case set:
+			settings = append(settings, table+name+"="+value)
+		}
+	}
+	return settings
 }
 
 // quote makes a TOML basic string: JSON's escapes are a part of TOML's.

@@ -1,0 +1,118 @@
+package codextest
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// AuthFile writes the auth.json of a made-up ChatGPT login into dir. Its access
+// token was issued an hour ago and expires in life.
+func AuthFile(t testing.TB, dir, refresh string, life time.Duration) {
+	t.Helper()
+	auth := map[string]any{
+		"auth_mode": "chatgpt", "OPENAI_API_KEY": nil, "last_refresh": time.Now().Add(-time.Hour).UTC(),
+		"tokens": map[string]string{
+			"id_token": token(refresh, life), "access_token": token(refresh, life), "refresh_token": refresh, "account_id": "account",
+		},
+	}
+	data, err := json.Marshal(auth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As codex login does: whole, or not at all.
+	if err := os.WriteFile(filepath.Join(dir, "new"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, "auth.json")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// RefreshToken is the refresh token in the auth.json in dir.
+func RefreshToken(t testing.TB, dir string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(dir, "auth.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var auth struct {
+		Tokens struct {
+			Refresh string `json:"refresh_token"`
+		}
+	}
+	if err := json.Unmarshal(data, &auth); err != nil {
+		t.Fatal(err)
+	}
+	return auth.Tokens.Refresh
+}
+
+// token is an unsigned JWT. It names the refresh token that it came with.
+func token(name string, life time.Duration) string {
+	now := time.Now()
+	claims, _ := json.Marshal(map[string]any{
+		"iat": now.Add(-time.Hour).Unix(), "exp": now.Add(life).Unix(), "jti": name, "email": "nobody@example.com",
+		"https://api.openai.com/auth": map[string]string{"chatgpt_account_id": "account", "chatgpt_plan_type": "plus", "chatgpt_user_id": "user"},
+	})
+	enc := base64.RawURLEncoding
+	return enc.EncodeToString([]byte(`{"alg":"none"}`)) + "." + enc.EncodeToString(claims) + "." + enc.EncodeToString([]byte("-"))
+}
+
+// Tokens is a scripted token endpoint.
+type Tokens struct {
+	*httptest.Server
+
+	mu     sync.Mutex
+	refuse bool     // guarded by mu
+	spent  []string // refresh tokens that it was given; guarded by mu
+}
+
+// NewTokens refreshes a login once: "rt-fresh" is the refresh token of the new one,
+// whose access token lives for a day.
+func NewTokens(t testing.TB) *Tokens {
+	k := &Tokens{}
+	k.Server = httptest.NewServer(k)
+	t.Cleanup(k.Close)
+	return k
+}
+
+// Refuse makes it refuse every refresh token, as one that was used before.
+func (k *Tokens) Refuse() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.refuse = true
+}
+
+// Spent are the refresh tokens that it was given so far.
+func (k *Tokens) Spent() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return append([]string(nil), k.spent...)
+}
+
+func (k *Tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var asked struct {
+		Refresh string `json:"refresh_token"`
+	}
+	json.NewDecoder(r.Body).Decode(&asked)
+	k.mu.Lock()
+	k.spent = append(k.spent, asked.Refresh)
+	refuse := k.refuse
+	k.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	if refuse {
+		w.WriteHeader(http.StatusUnauthorized)
+		io.WriteString(w, `{"error":{"code":"refresh_token_reused","message":"used before"}}`)
+		return
+	}
+	access := token("rt-fresh", 24*time.Hour)
+	fmt.Fprintf(w, `{"id_token":%q,"access_token":%q,"refresh_token":"rt-fresh"}`, access, access)
+}

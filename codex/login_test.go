@@ -1,0 +1,188 @@
+package codex_test
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+	"codexpool/configs"
+)
+
+// keeperOf runs the real CLI as keeper against a token endpoint.
+func keeperOf(t *testing.T, tokens *codextest.Tokens) func(home string) codex.Command {
+	binary := codextest.Binary(t)
+	return func(home string) codex.Command {
+		keeper := configs.KeeperChild()
+		return codex.Command{
+			Path: binary, Args: []string{"app-server", "--strict-config"}, Home: home, Files: keeper.Files, Log: codextest.Log(t),
+			Env: append(keeper.Env, "PATH="+os.Getenv("PATH"), codextest.Mark(),
+				"CODEX_REFRESH_TOKEN_URL_OVERRIDE="+tokens.URL+"/token", "HTTPS_PROXY=http://127.0.0.1:1"),
+		}
+	}
+}
+
+// until polls: what it waits for happens in a child.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for began := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("no %s", what)
+		}
+	}
+}
+
+// keepLogin runs Keep until the test ends.
+func keepLogin(t *testing.T, l *codex.Login) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { // ends with stop
+		defer close(ended)
+		l.Keep(ctx)
+	}()
+	t.Cleanup(func() { stop(); <-ended })
+}
+
+// A child refreshes by itself what expires within five minutes, and anything
+// else when it is told to. Either way the refresh token is spent once.
+func TestALoginIsRefreshedOnceAndWrittenBack(t *testing.T) {
+	for name, life := range map[string]time.Duration{"half of its life is left": 50 * time.Minute, "it expires in a minute": time.Minute, "it has expired": -time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			dir := codextest.Workdir(t)
+			codextest.AuthFile(t, dir, "rt-old", life)
+			tokens := codextest.NewTokens(t)
+			l, err := codex.OpenLogin(dir, keeperOf(t, tokens), codextest.Log(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			before, _, err := l.Bearer()
+			if (err != nil) != (life < 0) {
+				t.Errorf("before: %v", err)
+			}
+			keepLogin(t, l)
+			until(t, "new token", func() bool {
+				token, account, err := l.Bearer()
+				return err == nil && token != before && account == "account"
+			})
+			until(t, "end of the keeper", func() bool {
+				_, err := os.Stat(filepath.Join(dir, ".codexpool-keeper"))
+				return os.IsNotExist(err)
+			})
+			if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
+				t.Errorf("spent %q", spent)
+			}
+			info, err := os.Stat(filepath.Join(dir, "auth.json"))
+			if got := codextest.RefreshToken(t, dir); got != "rt-fresh" || err != nil || info.Mode() != 0o600 {
+				t.Errorf("on disk: %q, mode %v, %v", got, info.Mode(), err)
+			}
+		})
+	}
+}
+
+func TestDaemonsThatShareALoginRefreshItOnce(t *testing.T) {
+	dir := codextest.Workdir(t)
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	tokens := codextest.NewTokens(t)
+	var logins []*codex.Login
+	for range 3 {
+		l, err := codex.OpenLogin(dir, keeperOf(t, tokens), codextest.Log(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		logins = append(logins, l)
+	}
+	for _, l := range logins {
+		keepLogin(t, l)
+	}
+	for _, l := range logins {
+		until(t, "new token", func() bool { _, _, err := l.Bearer(); return err == nil })
+	}
+	if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
+		t.Errorf("spent %q", spent)
+	}
+}
+
+func TestARefusedLoginIsAskedForOnceAndANewOneIsTakenOver(t *testing.T) {
+	dir := codextest.Workdir(t)
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	tokens := codextest.NewTokens(t)
+	tokens.Refuse()
+	l, err := codex.OpenLogin(dir, keeperOf(t, tokens), codextest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keepLogin(t, l)
+	until(t, "attempt", func() bool { return len(tokens.Spent()) > 0 })
+	if _, _, err := l.Bearer(); err == nil {
+		t.Error("an expired token is given out")
+	}
+	codextest.AuthFile(t, dir, "another", 24*time.Hour)
+	until(t, "new login", func() bool { _, _, err := l.Bearer(); return err == nil })
+	for _, spent := range tokens.Spent() {
+		if spent != "rt-old" {
+			t.Errorf("%q was spent", spent)
+		}
+	}
+}
+
+// What a killed daemon's keeper had written is the only login that works.
+func TestALoginThatAKilledDaemonLeftBehindIsTakenOver(t *testing.T) {
+	dir := codextest.Workdir(t)
+	codextest.AuthFile(t, dir, "spent", time.Hour)
+	home := filepath.Join(dir, ".codexpool-keeper", "codex")
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	codextest.AuthFile(t, home, "works", time.Hour) // refreshed later than the other
+	if _, err := codex.OpenLogin(dir, nil, codextest.Log(t)); err != nil {
+		t.Fatal(err)
+	}
+	if got := codextest.RefreshToken(t, dir); got != "works" {
+		t.Errorf("got %q", got)
+	}
+	if _, err := os.Stat(filepath.Dir(home)); !os.IsNotExist(err) {
+		t.Errorf("the keeper's home is still there: %v", err)
+	}
+}
+
+func TestAFolderWithoutALoginIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	for content, want := range map[string]string{
+		"":                            "there is no ChatGPT login",
+		`{"OPENAI_API_KEY":"sk-..."}`: "there is no ChatGPT login",
+		`{"tokens`:                    "not what Codex writes",
+	} {
+		if content != "" {
+			if err := os.WriteFile(filepath.Join(dir, "auth.json"), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := codex.OpenLogin(dir, nil, codextest.Log(t)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+}
+
+func TestWhatAChildMayHaveOfALoginHasNoRefreshToken(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "secret", time.Hour)
+	l, err := codex.OpenLogin(dir, nil, codextest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var auth struct {
+		Mode   string `json:"auth_mode"`
+		Tokens map[string]string
+	}
+	if err := json.Unmarshal(l.WithoutRefresh(), &auth); err != nil {
+		t.Fatal(err)
+	}
+	if auth.Mode != "chatgpt" || auth.Tokens["access_token"] == "" || auth.Tokens["refresh_token"] != "" {
+		t.Errorf("got %+v", auth)
+	}
+}
