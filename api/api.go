@@ -61,7 +61,7 @@ type Stat struct{ Streams int } // open SSE streams
 type Server struct {
 	cfg     Config
 	pool    *pool.Pool
-	relay   *upstream.Relay // nil for the echo model
+	relay   *upstream.Relay // nil where children call the provider themselves
 	log     *slog.Logger
 	observe func(Result)
 	auth    auth
@@ -73,8 +73,8 @@ type Server struct {
 	draining atomic.Bool // completions are refused
 }
 
-// New builds the routes. Without a relay, for the echo model, what the caller
-// wants of the provider is refused or named as ignored. observe is called once a
+// New builds the routes. Without a relay, where children call the provider
+// themselves, what the caller wants of it is named as ignored. observe is called once a
 // request; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(Result)) *Server {
 	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}

@@ -274,7 +274,6 @@ func TestBadRequestsAreRefusedWithTheirOwnStatus(t *testing.T) {
 		{"n", authorized(msg(`"n":2`)), "400 invalid_request_error unsupported_parameter n"},
 		{"tools", authorized(msg(`"tools":[{"type":"function"}]`)), "400 invalid_request_error unsupported_parameter tools"},
 		{"stop", authorized(msg(`"stop":"x"`)), "400 invalid_request_error unsupported_parameter stop"},
-		{"max_tokens", authorized(msg(`"max_tokens":5`)), "400 invalid_request_error unsupported_parameter max_tokens"},
 		{"logprobs", authorized(msg(`"logprobs":true`)), "400 invalid_request_error unsupported_parameter logprobs"},
 		{"json", authorized(msg(`"response_format":{"type":"json_object"}`)), "400 invalid_request_error unsupported_parameter response_format"},
 		{"audio", authorized(msg(`"modalities":["text","audio"]`)), "400 invalid_request_error unsupported_parameter modalities"},

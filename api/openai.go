@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,11 +48,7 @@ func (s *Server) decodeChat(res *response, r *http.Request) (chatRequest, error)
 	if err := req.decode(body, s.cfg.Models); err != nil {
 		return chatRequest{}, err
 	}
-	if s.relay == nil {
-		if err := req.untune(); err != nil {
-			return chatRequest{}, err
-		}
-	}
+	req.untune(func(field string) bool { return s.relay != nil && s.relay.Takes(field) })
 	if len(req.Ignored) > 0 {
 		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
 	}
@@ -185,16 +182,22 @@ func ignored(req *chatRequest, name string, _ json.RawMessage) {
 	req.Ignored = append(req.Ignored, name)
 }
 
-// untune is for an upstream that takes no parameters: what only tunes the answer
-// is ignored, what bounds it refused.
-func (req *chatRequest) untune() error {
-	for _, name := range slices.Sorted(maps.Keys(req.Tuned)) {
-		if name == "max_tokens" || name == "max_completion_tokens" {
-			return unsupported(name)
+// providerNames are the fields of the Responses API that hold what a chat
+// completion calls otherwise.
+var providerNames = map[string]string{
+	"max_completion_tokens": "max_output_tokens",
+	"max_tokens":            "max_output_tokens",
+	"verbosity":             "text",
+}
+
+// untune ignores, and names, what the provider does not take.
+func (req *chatRequest) untune(takes func(field string) bool) {
+	for name := range req.Tuned {
+		if !takes(cmp.Or(providerNames[name], name)) {
+			delete(req.Tuned, name)
+			req.Ignored = append(req.Ignored, name)
 		}
-		req.Ignored = append(req.Ignored, name)
 	}
-	return nil
 }
 
 func tokens(req *chatRequest, name string, value json.RawMessage) error {

@@ -28,8 +28,10 @@ import (
 
 // The values of CODEX_UPSTREAM that are not URLs.
 const (
-	Echo   = "echo"   // the offline echo model
-	OpenAI = "openai" // https://api.openai.com/v1
+	Echo    = "echo"    // the offline echo model
+	OpenAI  = "openai"  // https://api.openai.com/v1
+	ChatGPT = "chatgpt" // https://chatgpt.com/backend-api/codex, with the login in CODEX_HOME
+	Direct  = "direct"  // children call the provider themselves, as CODEX_HOME/config.toml says
 )
 
 // DevKey is the API key of the dev profile. It is public, so production refuses it.
@@ -62,9 +64,11 @@ type Config struct {
 	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"how long running turns may go on, when stopping"`
 
 	Bin          string        `env:"CODEX_BIN" mean:"the Codex CLI, wrapper or native; empty = the pinned one beside the program, else codex from PATH"`
-	Upstream     string        `env:"CODEX_UPSTREAM" mean:"openai, echo, or the http(s) base URL of a Responses API; empty = openai with a key, else echo, in dev only"`
+	Upstream     string        `env:"CODEX_UPSTREAM" mean:"openai, chatgpt, echo, the http(s) base URL of a Responses API, or direct (as CODEX_HOME/config.toml says); empty = openai with a key, chatgpt with a login in CODEX_HOME, else echo, in dev only"`
 	UpstreamKey  string        `env:"CODEX_UPSTREAM_API_KEY" secret:"yes" mean:"bearer key for the upstream; the relay adds it, children never see it"`
 	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"the same, for CODEX_UPSTREAM=openai only"`
+	Home         string        `env:"CODEX_HOME" mean:"folder with a ChatGPT login, which is refreshed and written back; with direct also the children's config.toml"`
+	RefreshURL   string        `env:"CODEX_REFRESH_TOKEN_URL_OVERRIDE" mean:"Codex's own: where a login is refreshed; for tests"`
 	Model        string        `env:"CODEX_MODEL" mean:"the model that the aliases mean; empty = the catalog's default"`
 	Sandbox      string        `env:"PROXY_SANDBOX_MODE" default:"read-only" mean:"Codex sandbox; read-only is the only one so far"`
 	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" default:"20" mean:"between the echo model's words"`
@@ -263,7 +267,7 @@ func (c *Config) check() []error {
 	} {
 		bad(d.value <= 0, d.variable, "it must be more than 0")
 	}
-	for _, problem := range []error{c.checkAccess(), c.checkAdmin(), c.checkUpstream(), c.checkWorkdir()} {
+	for _, problem := range []error{c.checkAccess(), c.checkAdmin(), c.checkHome(), c.checkUpstream(), c.checkWorkdir()} {
 		if problem != nil {
 			problems = append(problems, problem)
 		}
@@ -316,24 +320,55 @@ func (c *Config) checkAdmin() error {
 func (c *Config) checkUpstream() error {
 	hasKey := c.UpstreamKey != "" || c.OpenAIKey != ""
 	switch {
-	case c.Upstream == "" && hasKey:
+	case c.Upstream != "":
+	case hasKey:
 		c.Upstream = OpenAI
-	case c.Upstream == "" && c.Dev():
+	case c.Home != "" && exists(filepath.Join(c.Home, "auth.json")):
+		c.Upstream = ChatGPT
+	case c.Dev():
 		c.Upstream = Echo
-	case c.Upstream == "":
-		return errors.New("CODEX_UPSTREAM: production needs it, or OPENAI_API_KEY: openai, the http(s) base URL of a Responses API, or echo")
+	default:
+		return errors.New("CODEX_UPSTREAM: production needs it, or OPENAI_API_KEY, or a login in CODEX_HOME: openai, chatgpt, the http(s) base URL of a Responses API, direct, or echo")
 	}
 	switch {
 	case c.Upstream == OpenAI && !hasKey:
 		return errors.New("CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY")
-	case c.Upstream == Echo, c.Upstream == OpenAI:
+	case (c.Upstream == ChatGPT || c.Upstream == Direct) && c.Home == "":
+		return fmt.Errorf("CODEX_UPSTREAM: %s needs CODEX_HOME", c.Upstream)
+	case slices.Contains([]string{Echo, OpenAI, ChatGPT, Direct}, c.Upstream):
 		return nil
 	}
 	u, err := url.Parse(c.Upstream)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
 		// The value is not repeated: a URL may hold a password.
-		return errors.New("CODEX_UPSTREAM: it is neither openai, nor echo, nor the http(s) base URL of a Responses API (chatgpt and direct are not there yet)")
+		return errors.New("CODEX_UPSTREAM: it is neither openai, nor chatgpt, nor echo, nor direct, nor the http(s) base URL of a Responses API")
 	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// OpenUpstream says that the provider may have models that no catalog lists.
+func (c Config) OpenUpstream() bool {
+	return c.Upstream == Direct || strings.Contains(c.Upstream, "://")
+}
+
+// checkHome makes CODEX_HOME absolute: children have another working directory.
+func (c *Config) checkHome() error {
+	if c.Home == "" {
+		return nil
+	}
+	abs, err := filepath.Abs(c.Home)
+	if err != nil {
+		return fmt.Errorf("CODEX_HOME: %w", err)
+	}
+	if info, err := os.Stat(abs); err != nil || !info.IsDir() {
+		return fmt.Errorf("CODEX_HOME: %q is not a folder", c.Home)
+	}
+	c.Home = abs
 	return nil
 }
 
@@ -392,6 +427,18 @@ var gone = map[string]string{
 	"PROXY_OUTPUT_MODE":               "tool calls are not text here",
 	"PROXY_KILL_ON_DISCONNECT":        "a disconnect always cancels",
 	"PROXY_TEST_ENDPOINTS":            "there are none",
+}
+
+// Secrets are the variables of ours whose value no child may see. OPENAI_API_KEY
+// is not one of them: it is also Codex's own.
+func Secrets() []string {
+	var names []string
+	for _, f := range fields {
+		if name := f.Tag.Get("env"); f.Tag.Get("secret") != "" && name != "OPENAI_API_KEY" {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Setting is one row of the reference.

@@ -23,7 +23,7 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 		want string
 	}{
 		{[]string{}, "PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)\n" +
-			"CODEX_UPSTREAM: production needs it, or OPENAI_API_KEY: openai, the http(s) base URL of a Responses API, or echo"},
+			"CODEX_UPSTREAM: production needs it, or OPENAI_API_KEY, or a login in CODEX_HOME: openai, chatgpt, the http(s) base URL of a Responses API, direct, or echo"},
 		{
 			with("POOL_SIZE=zwei", "PROXY_TIMEOUT_MS=1.5", "POOL_JITTER=lots", "PROXY_ENABLE_CORS=maybe"),
 			`PROXY_ENABLE_CORS: "maybe" is not a valid bool` + "\n" +
@@ -53,8 +53,11 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 		{with("LOG_LEVEL=loud"), `LOG_LEVEL: "loud" is not one of debug, info, warn, error`},
 		{with("LOG_FORMAT=xml"), `LOG_FORMAT: "xml" is not one of tint, json`},
 		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY"},
-		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: it is neither openai, nor echo, nor the http(s) base URL of a Responses API (chatgpt and direct are not there yet)"},
-		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it is neither openai, nor echo, nor the http(s) base URL of a Responses API (chatgpt and direct are not there yet)"},
+		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: chatgpt needs CODEX_HOME"},
+		{with("CODEX_UPSTREAM=direct"), "CODEX_UPSTREAM: direct needs CODEX_HOME"},
+		{with("CODEX_HOME=/not/there"), `CODEX_HOME: "/not/there" is not a folder`},
+		{with("CODEX_UPSTREAM=azure"), "CODEX_UPSTREAM: it is neither openai, nor chatgpt, nor echo, nor direct, nor the http(s) base URL of a Responses API"},
+		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it is neither openai, nor chatgpt, nor echo, nor direct, nor the http(s) base URL of a Responses API"},
 	} {
 		_, err := configs.Load(tt.env, nil)
 		if err == nil || err.Error() != tt.want {

@@ -1,18 +1,8 @@
 package e2e
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net"
-	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,12 +20,7 @@ const oneWay = 20 * time.Millisecond
 // daemon, beside the same lean child that calls the provider itself with the
 // system's roots, and the CPU time that each child takes for a completion.
 func BenchmarkFarProvider(b *testing.B) {
-	server := httptest.NewUnstartedServer(codextest.NewUpstream(b, codextest.Text("token")))
-	certificate, roots := authority(b)
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
-	server.EnableHTTP2 = true
-	server.StartTLS()
-	defer server.Close()
+	server, roots := secure(b, codextest.NewUpstream(b, codextest.Text("token")), true)
 	far := "https://" + delayed(b, server.Listener.Addr().String()) + "/v1"
 
 	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+far, "SSL_CERT_FILE="+roots)
@@ -64,49 +49,6 @@ func BenchmarkFarProvider(b *testing.B) {
 	b.ReportMetric(ms(cpuOurs), "cpu-ms-relay")
 	b.ReportMetric(ms(cpuChild), "cpu-ms-direct")
 	b.ReportMetric(ms(cpuOurs)/ms(cpuChild), "cpu-relay/direct")
-}
-
-// authority makes a root and a certificate for 127.0.0.1 that it vouches for, and
-// a file of the system's roots with that root. (httptest's own certificate is
-// its own root, which Codex refuses.)
-func authority(b *testing.B) (server tls.Certificate, roots string) {
-	b.Helper()
-	root := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "e2e root"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "e2e provider"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	rootKey, leafKey := newKey(b), newKey(b)
-	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
-	if err != nil {
-		b.Fatal(err)
-	}
-	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, leafKey.Public(), rootKey)
-	if err != nil {
-		b.Fatal(err)
-	}
-	system, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
-	if err != nil {
-		b.Fatal(err)
-	}
-	roots = filepath.Join(b.TempDir(), "roots.pem")
-	own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER})
-	if err := os.WriteFile(roots, append(system, own...), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: leafKey}, roots
-}
-
-func newKey(b *testing.B) *ecdsa.PrivateKey {
-	b.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return key
 }
 
 // delayed is the address of a proxy to addr that holds back every byte, and every

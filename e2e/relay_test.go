@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,11 +22,12 @@ import (
 
 const upstreamKey = "sk-upstream-never-in-a-child"
 
-// withRelay starts a daemon before a scripted provider.
+// withRelay starts a daemon before a scripted provider that speaks TLS and HTTP/2.
 func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.Upstream) {
 	t.Helper()
 	up := codextest.NewUpstream(t, replies...)
-	return start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_UPSTREAM_API_KEY="+upstreamKey), up
+	server, roots := secure(t, up, true)
+	return start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+server.URL+"/v1", "SSL_CERT_FILE="+roots, "CODEX_UPSTREAM_API_KEY="+upstreamKey), up
 }
 
 // TestTheProviderGetsExactlyWhatTheCallerAskedFor has a row for every field that
@@ -140,6 +142,11 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 			s := codextest.StartStream(w)
 			s.Event(map[string]any{"type": "response.failed", "response": map[string]any{"id": "r", "error": map[string]any{"code": "server_is_overloaded", "message": "busy"}}})
 		}, "503 upstream_overloaded  [1 2 3] The upstream is overloaded."},
+		{"cut before the first token", func(w http.ResponseWriter, _ *http.Request) {
+			codextest.StartStream(w).Begin()
+			panic(http.ErrAbortHandler)
+		}, "502 upstream_error  [] The upstream failed."},
+		{"401", codextest.Status(401, envelope("invalid_api_key")), "502 upstream_auth  [] The upstream refused this server's credentials."},
 		{"403", codextest.Status(403, envelope("denied")), "502 upstream_auth  [] The upstream refused this server's credentials."},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -305,54 +312,163 @@ func TestNoChildHoldsTheKey(t *testing.T) {
 	<-reached
 	defer close(release)
 	for _, pid := range d.children() {
-		for _, file := range []string{"environ", "cmdline"} {
-			holds(t, fmt.Sprintf("/proc/%d/%s", pid, file))
+		holdsNot(t, pid, upstreamKey)
+	}
+}
+
+// holdsNot asserts that a child has none of the secrets in its environment, its
+// arguments, its files, or its memory.
+func holdsNot(t *testing.T, pid int, secrets ...string) {
+	t.Helper()
+	check := func(where string, data []byte) {
+		for _, secret := range secrets {
+			if bytes.Contains(data, []byte(secret)) {
+				t.Errorf("%q is in %s", secret, where)
+			}
 		}
-		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	}
+	proc := fmt.Sprintf("/proc/%d", pid)
+	environ, err := os.ReadFile(proc + "/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("environ", environ)
+	cmdline, err := os.ReadFile(proc + "/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("cmdline", cmdline)
+	files, size := 0, 0
+	var home string
+	for _, v := range strings.Split(string(environ), "\x00") {
+		if value, ok := strings.CutPrefix(v, "HOME="); ok {
+			home = value
+		}
+	}
+	filepath.WalkDir(home, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			data, _ := os.ReadFile(path) // it may have just gone
+			files++
+			check(path, data)
+		}
+		return nil
+	})
+	memory(t, proc, func(part []byte) {
+		size += len(part)
+		check("memory", part)
+	})
+	if files == 0 || size == 0 {
+		t.Errorf("%d files in %q, %d bytes of memory: this test proves nothing", files, home, size)
+	}
+}
+
+// memory reads what a process has written into its memory.
+func memory(t *testing.T, proc string, each func([]byte)) {
+	t.Helper()
+	maps, err := os.ReadFile(proc + "/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(proc + "/mem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	for line := range strings.Lines(string(maps)) {
+		var from, to uint64
+		var mode string
+		if n, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); n != 3 || err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		if !strings.HasPrefix(mode, "rw") || to-from > 256<<20 {
+			continue
+		}
+		part := make([]byte, to-from)
+		if n, _ := mem.ReadAt(part, int64(from)); n > 0 { // a part may have just been unmapped
+			each(part[:n])
+		}
+	}
+}
+
+// TestConnectionsToTheProviderStayWarm counts them at a provider that ends its
+// body a little after the last event, when the child has hung up.
+func TestConnectionsToTheProviderStayWarm(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
+			var mu sync.Mutex
+			var inFlight, most, versions int
+			connections := map[string]bool{}
+			server, roots := secure(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				inFlight++
+				most = max(most, inFlight)
+				connections[r.RemoteAddr] = true
+				versions |= r.ProtoMajor
+				mu.Unlock()
+				codextest.Text("ok")(w, r)
+				time.Sleep(3 * time.Millisecond)
+				mu.Lock()
+				inFlight--
+				mu.Unlock()
+			}), http2)
+			d := start(t, "CODEX_UPSTREAM="+server.URL+"/v1", "SSL_CERT_FILE="+roots)
+			var clients sync.WaitGroup
+			for range 8 {
+				clients.Go(func() {
+					for range 25 {
+						if _, err := d.stream("hi"); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			clients.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if len(connections) > most || (versions == 2) != http2 {
+				t.Errorf("%d connections for at most %d requests in flight, HTTP/%d", len(connections), most, versions)
+			}
+			m := d.metrics()
+			if warm, cold := m[`codexpool_upstream_requests_total{code="200",connection="warm"}`], m[`codexpool_upstream_requests_total{code="200",connection="new"}`]; warm+cold != 200 || cold > float64(most) {
+				t.Errorf("counted %v requests over warm connections, %v over new ones", warm, cold)
+			}
+		})
+	}
+}
+
+func TestAnotherProcessCannotUseTheRelay(t *testing.T) {
+	d, up := withRelay(t, codextest.Text("ok"))
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", d.children()[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config []byte
+	for _, v := range strings.Split(string(environ), "\x00") {
+		if home, ok := strings.CutPrefix(v, "CODEX_HOME="); ok {
+			if config, err = os.ReadFile(filepath.Join(home, "config.toml")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_, rest, _ := strings.Cut(string(config), `base_url = "http://`)
+	addr, path, _ := strings.Cut(strings.TrimSuffix(strings.SplitN(rest, "\n", 2)[0], `"`), "/")
+	for url, want := range map[string]int{
+		"http://" + addr + "/v1/responses":                     404,
+		"http://" + addr + "/" + path + "x/responses":          404,
+		"http://" + addr + "/guess/v1/responses":               404,
+		"http://" + addr + "/" + path + "/responses":           403, // a child's, but no running turn's
+		"http://" + addr + "/" + path + "/models?client_id=me": 404,
+	} {
+		res, err := http.Post(url, "application/json", strings.NewReader(`{"model":"m","input":[]}`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, rest, _ := strings.Cut(string(environ), "\x00HOME=")
-		home, _, _ := strings.Cut(rest, "\x00")
-		files := 0
-		filepath.WalkDir(home, func(path string, e fs.DirEntry, err error) error {
-			if err == nil && e.Type().IsRegular() {
-				files++
-				holds(t, path)
-			}
-			return nil
-		})
-		if files == 0 {
-			t.Errorf("no files in %q: this test proves nothing", home)
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("%s: %d, want %d", strings.ReplaceAll(url, path, "PATH"), res.StatusCode, want)
 		}
 	}
-}
-
-// holds asserts that a file does not hold the key.
-func holds(t *testing.T, path string) {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil && !os.IsNotExist(err) {
-		t.Error(err)
-	}
-	if bytes.Contains(data, []byte(upstreamKey)) {
-		t.Errorf("the key is in %s", path)
-	}
-}
-
-func TestConnectionsToTheProviderStayWarm(t *testing.T) {
-	d, _ := withRelay(t, func(w http.ResponseWriter, r *http.Request) {
-		codextest.Text("ok")(w, r)
-		time.Sleep(3 * time.Millisecond) // a provider ends its body a little after the last event
-	})
-	for range 30 {
-		if _, err := d.stream("hi"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	m := d.metrics()
-	warm, cold := m[`codexpool_upstream_requests_total{code="200",connection="warm"}`], m[`codexpool_upstream_requests_total{code="200",connection="new"}`]
-	if warm+cold != 30 || cold > 3 {
-		t.Errorf("%v requests over warm connections, %v over new ones", warm, cold)
+	if len(up.Bodies()) != 0 {
+		t.Error("a request reached the provider")
 	}
 }

@@ -38,6 +38,9 @@ type Metrics struct {
 	upstreamRequests  *prometheus.CounterVec
 	upstreamFirstByte prometheus.Histogram
 	upstreamRetries   prometheus.Counter
+	upstreamSent      prometheus.Counter
+	upstreamReceived  prometheus.Counter
+	upstreamOverrides *prometheus.CounterVec
 	upstreamLimit     *prometheus.GaugeVec
 	upstreamUsed      *prometheus.GaugeVec
 }
@@ -101,13 +104,22 @@ func New(version, cli string) *Metrics {
 	m.upstreamRetries = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "codexpool_upstream_retries_total", Help: "Second tries at the provider.",
 	})
+	m.upstreamSent = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "codexpool_upstream_sent_bytes_total", Help: "Request bodies sent to the provider.",
+	})
+	m.upstreamReceived = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "codexpool_upstream_received_bytes_total", Help: "Response bodies that came from the provider.",
+	})
+	m.upstreamOverrides = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "codexpool_upstream_overrides_total", Help: "Fields of the caller's that were written into requests to the provider, by their name there.",
+	}, []string{"field"})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "codexpool_build_info", Help: "Always 1; the versions are in the labels.",
 	}, []string{"version", "codex_version"})
 	info.WithLabelValues(version, cli).Set(1)
 	m.registry.MustRegister(
 		m.acquireWait, m.starts, m.startTime, m.deaths, m.requests, m.errors, m.duration, m.firstToken, info,
-		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamLimit, m.upstreamUsed, m.tokens,
+		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamSent, m.upstreamReceived, m.upstreamOverrides, m.upstreamLimit, m.upstreamUsed, m.tokens,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	// Series of a closed list exist from the start: a rate over one that appears
@@ -163,7 +175,10 @@ func (m *Metrics) RelayHooks() upstream.Hooks {
 				m.upstreamFirstByte.Observe(firstByte.Seconds())
 			}
 		},
-		Retried: m.upstreamRetries.Inc,
+		Retried:    m.upstreamRetries.Inc,
+		Sent:       func(bytes int64) { m.upstreamSent.Add(float64(bytes)) },
+		Received:   func(bytes int64) { m.upstreamReceived.Add(float64(bytes)) },
+		Overridden: func(field string) { m.upstreamOverrides.WithLabelValues(field).Inc() },
 		Limit: func(l upstream.Limit, value float64) {
 			if l.Kind == "used" {
 				m.upstreamUsed.WithLabelValues(l.Unit).Set(value)

@@ -11,7 +11,8 @@ import (
 
 // Echo is a model that needs no network: it streams back the last user message
 // word by word, with delay before each, and counts words as tokens. It serves
-// POST /v1/responses as the OpenAI API does with "stream": true.
+// POST /v1/responses as the OpenAI API does with "stream": true, and what
+// [EchoModel] names.
 func Echo(delay time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/responses", func(w http.ResponseWriter, r *http.Request) {
@@ -27,7 +28,8 @@ func Echo(delay time.Duration) http.Handler {
 
 // responsesRequest is the part of a Responses request that the echo reads.
 type responsesRequest struct {
-	Input []struct {
+	MaxOutputTokens *int `json:"max_output_tokens"`
+	Input           []struct {
 		Type    string `json:"type"`
 		Role    string `json:"role"`
 		Content []struct {
@@ -72,7 +74,12 @@ func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay ti
 
 	send("response.created", map[string]any{"response": map[string]any{"id": "resp_echo"}})
 	send("response.output_item.added", map[string]any{"output_index": 0, "item": message("in_progress")})
-	for _, word := range words(text) {
+	pieces, end := words(text), "completed"
+	if most := req.MaxOutputTokens; most != nil && *most < len(pieces) {
+		pieces, end = pieces[:*most], "incomplete"
+		text = strings.Join(pieces, "")
+	}
+	for _, word := range pieces {
 		select {
 		case <-r.Context().Done():
 			return
@@ -80,14 +87,18 @@ func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay ti
 		}
 		send("response.output_text.delta", map[string]any{"item_id": "msg_echo", "output_index": 0, "content_index": 0, "delta": word})
 	}
-	send("response.output_item.done", map[string]any{"output_index": 0, "item": message("completed",
+	send("response.output_item.done", map[string]any{"output_index": 0, "item": message(end,
 		map[string]any{"type": "output_text", "text": text, "annotations": []any{}})})
 	output := len(strings.Fields(text))
-	send("response.completed", map[string]any{"response": map[string]any{"id": "resp_echo", "usage": map[string]any{
+	response := map[string]any{"id": "resp_echo", "status": end, "usage": map[string]any{
 		"input_tokens": input, "input_tokens_details": map[string]any{"cached_tokens": 0},
 		"output_tokens": output, "output_tokens_details": map[string]any{"reasoning_tokens": 0},
 		"total_tokens": input + output,
-	}}})
+	}}
+	if end == "incomplete" {
+		response["incomplete_details"] = map[string]any{"reason": "max_output_tokens"}
+	}
+	send("response."+end, map[string]any{"response": response})
 }
 
 // words cuts text before each word; the pieces together are the text.

@@ -1,10 +1,11 @@
 // Package upstream is the Responses API that children post to on loopback: the
-// offline echo model, or the relay to the real provider.
+// relay to the provider, and a provider for those who have none, the echo.
 //
 // cmd serves it on a listener of its own. A child knows only its own path
 // through the [Gate], so that no other process of the machine can use it. The
 // relay knows the provider, the credential, and for each running turn what its
-// caller asked for, by a key that travels through the child.
+// caller asked for, by a key that travels through the child. The echo stands
+// behind the relay like any provider.
 package upstream
 
 import (

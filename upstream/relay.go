@@ -12,7 +12,9 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,9 +37,48 @@ const (
 
 // Provider is where the relay forwards to.
 type Provider struct {
-	Base   *url.URL // of a Responses API, such as https://api.openai.com/v1
-	APIKey string   // bearer; "" = none. It is added here and nowhere else.
+	Base *url.URL // of a Responses API, such as https://api.openai.com/v1
+	Kind Kind
+
+	// Credential adds the credential, here and nowhere else; nil = there is none.
+	// An error says that none is at hand that could work.
+	Credential func(http.Header) error
 }
+
+// Bearer is the credential of an API key.
+func Bearer(key string) func(http.Header) error {
+	return func(h http.Header) error {
+		h.Set("Authorization", "Bearer "+key)
+		return nil
+	}
+}
+
+// Kind is what a provider takes beside model and input.
+type Kind struct {
+	fields       []string // of the Responses API; nil = all
+	instructions bool     // refuses a request without instructions
+}
+
+// The kinds of provider.
+var (
+	// OpenAI is the Responses API as it is written down, by whoever serves it.
+	OpenAI = Kind{}
+
+	// ChatGPT is the backend of a ChatGPT login. It is known to refuse
+	// max_output_tokens and a lack of instructions; so it gets the fields that
+	// Codex itself sends there, and no others. It could not be tried.
+	ChatGPT = Kind{
+		fields: []string{
+			"include", "parallel_tool_calls", "prompt_cache_key", "reasoning", "service_tier", "text", "tool_choice", "tools",
+		},
+		instructions: true,
+	}
+
+	// EchoModel is what [Echo] takes.
+	EchoModel = Kind{fields: []string{"max_output_tokens", "prompt_cache_key", "reasoning"}}
+)
+
+func (k Kind) takes(field string) bool { return k.fields == nil || slices.Contains(k.fields, field) }
 
 // Overrides are the fields of the provider's request that the caller asked for,
 // by their names in the Responses API. A child carries none of them: the relay
@@ -47,9 +88,12 @@ type Overrides map[string]json.RawMessage
 
 // Hooks are told numbers as things happen. Any may be nil; none may block.
 type Hooks struct {
-	Request func(status int, reused bool, firstByte time.Duration) // one try at the provider; status 0 = no answer
-	Retried func()
-	Limit   func(limit Limit, value float64) // as the provider last said
+	Request    func(status int, reused bool, firstByte time.Duration) // one try at the provider; status 0 = no answer
+	Retried    func()
+	Sent       func(bytes int64)                // bodies, to the provider
+	Received   func(bytes int64)                // the same, from it
+	Overridden func(field string)               // a field of Overrides was written into a request
+	Limit      func(limit Limit, value float64) // as the provider last said
 }
 
 // Limit is one of the provider's limits, of a closed list.
@@ -99,9 +143,13 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 	return r
 }
 
-// Rejected says that the provider refused our credential and has not accepted
-// it since.
-func (r *Relay) Rejected() bool { return r.rejected.Load() }
+// Takes says whether the provider takes a field of the Responses API; what it
+// does not take is not to be given to Prepare.
+func (r *Relay) Takes(field string) bool { return r.provider.Kind.takes(field) }
+
+// Rejected says that there is no credential that could work, or that the
+// provider refused it and has not accepted it since.
+func (r *Relay) Rejected() bool { return r.rejected.Load() || r.authorize(http.Header{}) != nil }
 
 // Watch asks a provider that refused our credential for its models, for free,
 // until it no longer does: while we say that we are not ready nobody may send us
@@ -115,7 +163,7 @@ func (r *Relay) Watch(ctx context.Context, every time.Duration) {
 			return
 		case <-ticker.C:
 		}
-		if r.Rejected() {
+		if r.rejected.Load() {
 			r.recheck(ctx)
 		}
 	}
@@ -128,7 +176,9 @@ func (r *Relay) recheck(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	r.authorize(req)
+	if r.authorize(req.Header) != nil {
+		return
+	}
 	res, err := r.transport.RoundTrip(req)
 	if err != nil {
 		return
@@ -174,11 +224,14 @@ type Failure struct {
 	Param      string
 	Message    string
 	RetryAfter string // the header as sent
-	Cause      error  // why there was no answer, where there was none
+	Cause      error  // why there was no answer, or why nobody was asked
 }
 
 // Error is for the log: the provider's sentence may quote the prompt.
 func (f *Failure) Error() string {
+	if f.Cause != nil && f.Status != 0 {
+		return "provider not asked: " + f.Cause.Error()
+	}
 	if f.Cause != nil {
 		return "provider not reached: " + f.Cause.Error()
 	}
@@ -203,7 +256,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		refuse(w, http.StatusBadRequest, "the body could not be read")
 		return
 	}
-	if body, err = rewrite(body, call.overrides); err != nil {
+	if body, err = r.rewrite(body, call.overrides); err != nil {
 		refuse(w, http.StatusBadRequest, "the body is not a Responses request")
 		return
 	}
@@ -219,6 +272,11 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	})
 	defer stop()
 	out := r.outgoing(context.WithValue(ctx, callKey{}, flow), body)
+	if err := r.authorize(out.Header); err != nil {
+		call.failure.Store(&Failure{Status: http.StatusUnauthorized, Cause: err})
+		refuse(w, http.StatusUnauthorized, "there is no credential for the provider")
+		return
+	}
 	var cacheKey string
 	if json.Unmarshal(call.overrides["prompt_cache_key"], &cacheKey) == nil {
 		out.Header.Set("Session-Id", cacheKey) // Codex sends both alike
@@ -240,7 +298,7 @@ func (r *Relay) call(metadata string) *Call {
 
 // rewrite makes the provider's body: model and input of the child's, without
 // the ids that Codex gave to messages, and the caller's own fields.
-func rewrite(body []byte, o Overrides) ([]byte, error) {
+func (r *Relay) rewrite(body []byte, o Overrides) ([]byte, error) {
 	var posted struct {
 		Model json.RawMessage   `json:"model"`
 		Input []json.RawMessage `json:"input"`
@@ -254,8 +312,37 @@ func rewrite(body []byte, o Overrides) ([]byte, error) {
 	fields := map[string]any{"model": posted.Model, "input": posted.Input, "stream": true, "store": false}
 	for name, value := range o {
 		fields[name] = value
+		if r.hooks.Overridden != nil {
+			r.hooks.Overridden(name)
+		}
+	}
+	if r.provider.Kind.instructions {
+		fields["instructions"], fields["input"] = instructions(posted.Input)
 	}
 	return encode(fields)
+}
+
+// instructions takes the system's text from the beginning of input, for a
+// provider that wants it apart.
+func instructions(input []json.RawMessage) (text string, rest []json.RawMessage) {
+	var texts []string
+	for len(input) > 0 {
+		var m struct {
+			Role    string
+			Content []struct{ Text string }
+		}
+		if json.Unmarshal(input[0], &m) != nil || m.Role != "developer" {
+			break
+		}
+		for _, part := range m.Content {
+			texts = append(texts, part.Text)
+		}
+		input = input[1:]
+	}
+	if len(texts) == 0 {
+		return "You are a helpful assistant.", input
+	}
+	return strings.Join(texts, "\n\n"), input
 }
 
 // encode is json.Marshal without the escapes that are for HTML: text goes on as
@@ -294,14 +381,14 @@ func (r *Relay) outgoing(ctx context.Context, body []byte) *http.Request {
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "text/event-stream")
 	req.Header.Set("User-Agent", "codexpool")
-	r.authorize(req)
 	return req
 }
 
-func (r *Relay) authorize(req *http.Request) {
-	if r.provider.APIKey != "" {
-		req.Header.Set("Authorization", "Bearer "+r.provider.APIKey)
+func (r *Relay) authorize(h http.Header) error {
+	if r.provider.Credential == nil {
+		return nil
 	}
+	return r.provider.Credential(h)
 }
 
 // receive looks at the provider's answer before the child gets it.
@@ -316,6 +403,7 @@ func (r *Relay) receive(res *http.Response) error {
 	}
 	if res.StatusCode != http.StatusOK {
 		head, _ := io.ReadAll(io.LimitReader(res.Body, maxFailure))
+		r.received(len(head))
 		failure := parseFailure(head)
 		failure.Status, failure.RetryAfter = res.StatusCode, res.Header.Get("Retry-After")
 		f.call.failure.Store(failure)
@@ -325,9 +413,15 @@ func (r *Relay) receive(res *http.Response) error {
 		}{io.MultiReader(bytes.NewReader(head), res.Body), res.Body}
 		return nil
 	}
-	f.body = res.Body
+	f.body, f.received = res.Body, r.received
 	res.Body = f
 	return nil
+}
+
+func (r *Relay) received(n int) {
+	if r.hooks.Received != nil {
+		r.hooks.Received(int64(n))
+	}
 }
 
 // noteLimits reports the limits that the provider tells.
@@ -394,12 +488,14 @@ func refuse(w http.ResponseWriter, status int, message string) {
 type flow struct {
 	call      *Call
 	body      io.ReadCloser
+	received  func(bytes int)
 	lines     lineWatch
 	completed atomic.Bool // response.completed, .incomplete or .failed has passed
 }
 
 func (f *flow) Read(b []byte) (int, error) {
 	n, err := f.body.Read(b)
+	f.received(n)
 	f.lines.watch(b[:n], f.event)
 	if f.lines.length > maxEvent {
 		return 0, errors.New("an event is too long")

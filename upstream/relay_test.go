@@ -145,7 +145,7 @@ func relay(t *testing.T, p *provider, hooks upstream.Hooks) (*upstream.Relay, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := upstream.NewRelay(upstream.Provider{Base: base, APIKey: "sk-real"}, flight{p.Client().Transport, p}, hooks)
+	r := upstream.NewRelay(upstream.Provider{Base: base, Credential: upstream.Bearer("sk-real")}, flight{p.Client().Transport, p}, hooks)
 	server := httptest.NewServer(r)
 	t.Cleanup(server.Close)
 	return r, server.URL
@@ -159,7 +159,11 @@ const posted = `{"model":"m","stream":true,"instructions":"","input":[
 
 // child posts as a child does, reads until it has seen completed, and hangs up.
 func child(ctx context.Context, base, key string) (int, string, error) {
-	req, err := http.NewRequestWithContext(ctx, "POST", base+"/v1/responses", strings.NewReader(posted))
+	return childPosts(ctx, base, key, posted)
+}
+
+func childPosts(ctx context.Context, base, key, body string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, "POST", base+"/v1/responses", strings.NewReader(body))
 	if err != nil {
 		return 0, "", err
 	}
@@ -188,7 +192,13 @@ func child(ctx context.Context, base, key string) (int, string, error) {
 
 func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 	p := newProvider(t, sse(completed))
-	r, base := relay(t, p, upstream.Hooks{})
+	var sent, received int64
+	var overridden []string
+	r, base := relay(t, p, upstream.Hooks{
+		Sent:       func(n int64) { sent += n },
+		Received:   func(n int64) { received += n },
+		Overridden: func(field string) { overridden = append(overridden, field) },
+	})
 	call := r.Prepare(upstream.Overrides{"temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)})
 	defer call.Done()
 	if code, _, err := child(t.Context(), base, call.Key); code != 200 || err != nil {
@@ -212,6 +222,77 @@ func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 	}
 	if call.Failure() != nil {
 		t.Errorf("a failure: %+v", call.Failure())
+	}
+	p.rest(t)
+	if sent != int64(len(want)) || received != int64(len("data: "+completed+"\n\n")) || len(overridden) != 2 {
+		t.Errorf("counted %d bytes sent, %d received, and the overrides %v", sent, received, overridden)
+	}
+}
+
+func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	base, err := url.Parse(p.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := upstream.NewRelay(upstream.Provider{Base: base, Kind: upstream.ChatGPT}, flight{p.Client().Transport, p}, upstream.Hooks{})
+	server := httptest.NewServer(r)
+	defer server.Close()
+	if r.Takes("max_output_tokens") || r.Takes("temperature") || !r.Takes("tools") {
+		t.Error("it takes other fields")
+	}
+	call := r.Prepare(nil)
+	defer call.Done()
+	for _, tt := range []struct{ input, instructions, rest string }{
+		{
+			`[{"type":"message","role":"developer","content":[{"type":"input_text","text":"be"},{"type":"input_text","text":"brief"}]},
+		   {"type":"message","role":"developer","content":[{"type":"input_text","text":"and kind"}]},
+		   {"type":"message","role":"user","content":[]},{"type":"message","role":"developer","content":[]}]`,
+			"be\n\nbrief\n\nand kind", `[{"content":[],"role":"user","type":"message"},{"content":[],"role":"developer","type":"message"}]`,
+		},
+		{`[{"type":"message","role":"user","content":[]}]`, "You are a helpful assistant.", `[{"content":[],"role":"user","type":"message"}]`},
+	} {
+		if code, _, err := childPosts(t.Context(), server.URL, call.Key, `{"model":"m","input":`+tt.input+`}`); code != 200 || err != nil {
+			t.Fatal(code, err)
+		}
+		_, bodies, _ := p.seen()
+		var got struct {
+			Instructions string
+			Input        json.RawMessage
+		}
+		if err := json.Unmarshal([]byte(bodies[len(bodies)-1]), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.Instructions != tt.instructions || string(got.Input) != tt.rest {
+			t.Errorf("instructions %q, input %s", got.Instructions, got.Input)
+		}
+	}
+}
+
+func TestWithoutACredentialTheProviderIsNotAsked(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	base, err := url.Parse(p.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expired := errors.New("the login has expired")
+	r := upstream.NewRelay(upstream.Provider{Base: base, Credential: func(http.Header) error { return expired }}, p.Client().Transport, upstream.Hooks{})
+	server := httptest.NewServer(r)
+	defer server.Close()
+	call := r.Prepare(nil)
+	defer call.Done()
+	if code, _, _ := child(t.Context(), server.URL, call.Key); code != http.StatusUnauthorized {
+		t.Errorf("the child got %d", code)
+	}
+	if f := call.Failure(); f == nil || f.Status != http.StatusUnauthorized || !errors.Is(f.Cause, expired) || !r.Rejected() {
+		t.Errorf("failure %+v, rejected %v", f, r.Rejected())
+	}
+	expired = nil
+	if r.Rejected() {
+		t.Error("a login that is there again is not noticed")
+	}
+	if requests, _, _ := p.seen(); len(requests) != 0 {
+		t.Errorf("%d requests reached the provider", len(requests))
 	}
 }
 

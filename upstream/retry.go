@@ -59,6 +59,9 @@ func (t *retrier) try(req *http.Request) (res *http.Response, connected bool, er
 		GotConn: func(info httptrace.GotConnInfo) { connected, reused = true, info.Reused },
 	})
 	res, err = t.next.RoundTrip(req.WithContext(ctx))
+	if t.hooks.Sent != nil && connected {
+		t.hooks.Sent(req.ContentLength)
+	}
 	if t.hooks.Request != nil && !errors.Is(err, context.Canceled) {
 		status := 0
 		if err == nil {

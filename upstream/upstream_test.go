@@ -68,6 +68,16 @@ func TestTheEchoAnswersWithTheLastUserMessageWordByWord(t *testing.T) {
 	}
 }
 
+func TestTheEchoStopsAtMaxOutputTokens(t *testing.T) {
+	server := httptest.NewServer(upstream.Echo(0))
+	defer server.Close()
+	events := post(t, t.Context(), server.URL+"/v1/responses", `{"max_output_tokens":2,"input":[{"role":"user","content":[{"text":"one two three"}]}]}`)
+	last := events[len(events)-1]
+	if got := strings.Join(deltas(events), "|"); got != "one| two" || last["type"] != "response.incomplete" {
+		t.Errorf("%s, then %v", got, last)
+	}
+}
+
 func TestTheEchoOfNothingIsAnEmptyAnswer(t *testing.T) {
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()

@@ -30,13 +30,14 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	fmt.Fprintln(stdout, "version:   ", c.version)
 	fmt.Fprintln(stdout, "model:     ", c.model(cfg.Model))
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
-	p, err := newProvider(cfg, upstream.Hooks{})
+	p, err := newProvider(cfg, c, upstream.Hooks{}, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
 	}
 	defer p.Close()
-	fmt.Fprintln(stdout, "upstream:  ", p.name)
+	fmt.Fprintln(stdout, "upstream:  ", p.choice)
+	fmt.Fprintln(stdout, "credential:", p.credential)
 	if err := probe(ctx, spawner(cfg, c, p, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"codexpool/codex"
@@ -79,54 +83,139 @@ func cliPath(given string) (string, error) {
 	return codex.Locate(path)
 }
 
-// provider is the loopback port where children find their model: the echo, or
-// the relay to the real one.
+// provider is where children find their model: a loopback port of ours with the
+// relay, or with direct what the operator's own configuration says.
 type provider struct {
-	name   string          // for the log
-	relay  *upstream.Relay // nil for the echo
-	gate   *upstream.Gate
-	addr   string
-	server *http.Server
+	choice     string          // as in CODEX_UPSTREAM; a base URL without what may be secret in it
+	credential string          // its kind, never its value
+	relay      *upstream.Relay // nil for direct
+	login      *codex.Login    // nil where there is none to be kept
+	gate       *upstream.Gate
+	addr       string
+	servers    []*http.Server
 }
 
-// newProvider serves on a port of its own.
-func newProvider(cfg configs.Config, hooks upstream.Hooks) (*provider, error) {
-	p := &provider{name: configs.Echo}
-	handler := upstream.Echo(cfg.EchoDelay)
-	if cfg.Upstream != configs.Echo {
-		target, name, err := relayTarget(cfg)
+// newProvider serves the relay on a port of its own.
+func newProvider(cfg configs.Config, c cli, hooks upstream.Hooks, log *slog.Logger) (_ *provider, err error) {
+	p := &provider{choice: cfg.Upstream, credential: "none"}
+	defer func() {
 		if err != nil {
-			return nil, err
+			p.Close()
 		}
-		p.relay, p.name = upstream.NewRelay(target, transport(cfg), hooks), name
-		handler = p.relay
+	}()
+	target, err := p.target(cfg, c, log)
+	if err != nil || cfg.Upstream == configs.Direct {
+		return p, err
 	}
+	p.relay = upstream.NewRelay(target, transport(cfg), hooks)
+	p.gate, p.addr, err = p.serve(p.relay)
+	return p, err
+}
+
+// target is the provider behind the relay.
+func (p *provider) target(cfg configs.Config, c cli, log *slog.Logger) (target upstream.Provider, err error) {
+	base, key := cfg.Upstream, cfg.UpstreamKey
+	switch cfg.Upstream {
+	case configs.Echo:
+		gate, addr, err := p.serve(upstream.Echo(cfg.EchoDelay))
+		if err != nil {
+			return target, err
+		}
+		path, _ := gate.Admit() // for as long as we live
+		base, key, target.Kind = "http://"+addr+path+"/v1", "", upstream.EchoModel
+	case configs.OpenAI:
+		base, key = "https://api.openai.com/v1", cmp.Or(key, cfg.OpenAIKey)
+	case configs.ChatGPT, configs.Direct:
+		if err := p.openLogin(cfg, c, log); err != nil {
+			return target, err
+		}
+		base, key, target.Kind = "https://chatgpt.com/backend-api/codex", "", upstream.ChatGPT
+		target.Credential = p.bearer
+	}
+	if target.Base, err = url.Parse(base); err != nil {
+		return target, err
+	}
+	if cfg.OpenUpstream() && cfg.Upstream != configs.Direct {
+		p.choice = target.Base.Redacted()
+	}
+	if key != "" {
+		p.credential, target.Credential = "API key", upstream.Bearer(key)
+	}
+	return target, nil
+}
+
+// openLogin opens the ChatGPT login in CODEX_HOME. With direct there need not
+// be one.
+func (p *provider) openLogin(cfg configs.Config, c cli, log *slog.Logger) (err error) {
+	p.login, err = codex.OpenLogin(cfg.Home, func(home string) codex.Command {
+		cmd := codex.Command{Path: c.path, Args: []string{"app-server"}, Home: home, StopGrace: cfg.StopGrace, Log: log}
+		keeper := configs.KeeperChild()
+		cmd.Files, cmd.Env = keeper.Files, append(keeper.Env, networkEnv()...)
+		if cfg.RefreshURL != "" {
+			cmd.Env = append(cmd.Env, "CODEX_REFRESH_TOKEN_URL_OVERRIDE="+cfg.RefreshURL)
+		}
+		return cmd
+	}, log)
+	switch {
+	case err == nil:
+		p.credential = "ChatGPT login"
+	case cfg.Upstream == configs.Direct && errors.Is(err, codex.ErrNoLogin):
+		p.login, p.credential, err = nil, "as CODEX_HOME says", nil
+	default:
+		err = fmt.Errorf("CODEX_HOME: %w", err)
+	}
+	return err
+}
+
+// bearer adds the ChatGPT login's credential.
+func (p *provider) bearer(h http.Header) error {
+	token, account, err := p.login.Bearer()
+	if err != nil {
+		return err
+	}
+	h.Set("Authorization", "Bearer "+token)
+	h.Set("Chatgpt-Account-Id", account)
+	return nil
+}
+
+// keep does what the provider needs in the background: it watches a credential
+// that was refused, and refreshes a login. It returns some time after ctx ends.
+func (p *provider) keep(ctx context.Context) {
+	var tasks sync.WaitGroup
+	if p.relay != nil {
+		tasks.Go(func() { p.relay.Watch(ctx, 30*time.Second) }) // ends with ctx
+	}
+	if p.login != nil {
+		tasks.Go(func() { p.login.Keep(ctx) }) // ends with ctx and a refresh under way
+	}
+	tasks.Wait()
+}
+
+// networkEnv is the part of our environment that says how to reach the outside.
+func networkEnv() []string {
+	var environ []string
+	for _, name := range []string{
+		"PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
+		"SSL_CERT_FILE", "SSL_CERT_DIR", "CODEX_CA_CERTIFICATE",
+	} {
+		if value, set := os.LookupEnv(name); set {
+			environ = append(environ, name+"="+value)
+		}
+	}
+	return environ
+}
+
+// serve serves h on a loopback port of its own, behind a gate.
+func (p *provider) serve(h http.Handler) (*upstream.Gate, string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	p.gate, p.addr = upstream.NewGate(handler), listener.Addr().String()
-	p.server = &http.Server{Handler: p.gate, ReadHeaderTimeout: 10 * time.Second}
-	go p.server.Serve(listener) // ends with Close
-	return p, nil
-}
-
-// relayTarget is the provider, and its name for the log: a URL without what may
-// be secret in it, and the kind of credential, never its value.
-func relayTarget(cfg configs.Config) (target upstream.Provider, name string, err error) {
-	base, key := cfg.Upstream, cfg.UpstreamKey
-	if base == configs.OpenAI {
-		base, key = "https://api.openai.com/v1", cmp.Or(key, cfg.OpenAIKey)
-	}
-	u, err := url.Parse(base)
-	if err != nil {
-		return target, "", err
-	}
-	credential := "no credential"
-	if key != "" {
-		credential = "an API key"
-	}
-	return upstream.Provider{Base: u, APIKey: key}, fmt.Sprintf("%s with %s", u.Redacted(), credential), nil
+	gate := upstream.NewGate(h)
+	server := &http.Server{Handler: gate, ReadHeaderTimeout: 10 * time.Second}
+	p.servers = append(p.servers, server)
+	go server.Serve(listener) // ends with Close
+	return gate, listener.Addr().String(), nil
 }
 
 // transport keeps connections to the provider warm: one for every child that
@@ -151,24 +240,53 @@ func (p *provider) admit() (baseURL string, revoke func()) {
 	return "http://" + p.addr + path + "/v1", revoke
 }
 
-func (p *provider) Close() { p.server.Close() }
+func (p *provider) Close() {
+	for _, s := range p.servers {
+		s.Close()
+	}
+}
 
 // spawner makes the function that starts one child.
 func spawner(cfg configs.Config, c cli, p *provider, log *slog.Logger) func(context.Context) (*codex.Client, error) {
 	return func(ctx context.Context) (*codex.Client, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, cfg.StartTimeout, codex.ErrUnresponsive)
 		defer cancel()
-		baseURL, revoke := p.admit()
 		cmd := codex.Command{
 			Path:      c.path,
 			Args:      []string{"app-server"},
 			Home:      filepath.Join(cfg.Workdir, fmt.Sprintf("child-%d-%s", os.Getpid(), rand.Text()[:8])),
 			StopGrace: cfg.StopGrace,
-			Exited:    revoke,
 			Log:       log,
 		}
-		lean := configs.LeanChild(cmd.CodexHome(), baseURL, c.catalog)
-		cmd.Files, cmd.Env = lean.Files, append(lean.Env, "PATH="+os.Getenv("PATH")) // for the CLI's own helpers
+		var child configs.Child
+		if cfg.Upstream == configs.Direct {
+			child = p.directChild(cfg, cmd.CodexHome(), c.catalog)
+		} else {
+			var baseURL string
+			baseURL, cmd.Exited = p.admit()
+			child = configs.LeanChild(cmd.CodexHome(), baseURL, c.catalog)
+			child.Env = append(child.Env, "PATH="+os.Getenv("PATH")) // for the CLI's own helpers
+		}
+		cmd.Args, cmd.Files, cmd.Env = append(cmd.Args, child.Args...), child.Files, child.Env
 		return codex.Start(ctx, cmd)
 	}
+}
+
+// directChild configures a child that calls the provider itself: with the
+// operator's config.toml and credentials, and with our environment, for that is
+// where config.toml may look for keys.
+func (p *provider) directChild(cfg configs.Config, home string, catalog []byte) configs.Child {
+	config, _ := os.ReadFile(filepath.Join(cfg.Home, "config.toml")) // there need not be one
+	child := configs.DirectChild(home, config, catalog)
+	if p.login != nil {
+		child.Files["auth.json"] = p.login.WithoutRefresh()
+	} else if auth, err := os.ReadFile(filepath.Join(cfg.Home, "auth.json")); err == nil {
+		child.Files["auth.json"] = auth // an API key
+	}
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); !slices.Contains(configs.Secrets(), name) {
+			child.Env = append(child.Env, entry)
+		}
+	}
+	return child
 }

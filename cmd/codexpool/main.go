@@ -201,17 +201,22 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		adminAddr = admin.Addr().String()
 	}
 	m := metrics.New(version(), cli.version)
-	provider, err := newProvider(cfg, m.RelayHooks())
+	provider, err := newProvider(cfg, cli, m.RelayHooks(), log)
 	if err != nil {
-		log.Error("upstream listener", "err", err)
-		return exitFailed
+		log.Error("upstream", "err", err)
+		return exitBadUsage
 	}
 	defer provider.Close()
-	if provider.relay != nil {
-		watching, stop := context.WithCancel(context.Background())
-		defer stop()
-		go provider.relay.Watch(watching, 30*time.Second) // ends with stop
-	}
+	keeping, stopKeeping := context.WithCancel(context.Background())
+	kept := make(chan struct{})
+	go func() { // ends with stopKeeping and a refresh of a login that is under way
+		defer close(kept)
+		provider.keep(keeping)
+	}()
+	defer func() {
+		stopKeeping()
+		<-kept
+	}()
 
 	children, err := pool.New(pool.Config{
 		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
@@ -256,7 +261,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	if admin != nil {
 		defer start(admin, server.Admin(m.Handler())).Close()
 	}
-	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", provider.name, "codex", cli.version, "size", cfg.PoolSize)
+	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", provider.choice, "credential", provider.credential, "codex", cli.version, "size", cfg.PoolSize)
 	greet(stdout, cfg, public.Addr())
 	ready(public.Addr().String())
 
@@ -295,7 +300,7 @@ func apiConfig(cfg configs.Config, cli cli) api.Config {
 	}
 	return api.Config{
 		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
-		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.Upstream != configs.Echo && cfg.Upstream != configs.OpenAI},
+		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.OpenUpstream()},
 		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,

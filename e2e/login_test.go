@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"codexpool/codex/codextest"
+)
+
+// chatGPT is a made-up ChatGPT: a backend that the daemon finds through a proxy,
+// a token endpoint, and a CODEX_HOME with a login.
+type chatGPT struct {
+	home   string
+	tokens *codextest.Tokens
+	env    []string // for a daemon
+
+	mu      sync.Mutex
+	bearers []string // of the completions, in their order; guarded by mu
+	account string   // of the last; guarded by mu
+	body    []byte   // of the last; guarded by mu
+}
+
+func newChatGPT(t *testing.T, life time.Duration) *chatGPT {
+	t.Helper()
+	g := &chatGPT{home: codextest.Workdir(t), tokens: codextest.NewTokens(t)}
+	codextest.AuthFile(t, g.home, "rt-old", life)
+	server, roots := secure(t, g, true)
+	g.env = []string{
+		"CODEX_HOME=" + g.home, "HTTPS_PROXY=" + detour(t, server.Listener.Addr().String()), "SSL_CERT_FILE=" + roots,
+		"CODEX_REFRESH_TOKEN_URL_OVERRIDE=" + g.tokens.URL + "/token",
+	}
+	return g
+}
+
+// ServeHTTP is the backend. It takes what came with a token that has not expired,
+// and nothing that it is known to refuse.
+func (g *chatGPT) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/backend-api/codex/responses" {
+		http.NotFound(w, r) // the keeper looks around
+		return
+	}
+	body, _ := io.ReadAll(r.Body)
+	var asked map[string]any
+	json.Unmarshal(body, &asked)
+	g.mu.Lock()
+	g.bearers = append(g.bearers, r.Header.Get("Authorization"))
+	g.account, g.body = r.Header.Get("Chatgpt-Account-Id"), body
+	g.mu.Unlock()
+	if text, _ := asked["instructions"].(string); text == "" {
+		codextest.Status(400, `{"detail":"Instructions are required"}`)(w, r)
+		return
+	}
+	if _, there := asked["max_output_tokens"]; there {
+		codextest.Status(400, `{"detail":"Unsupported parameter: max_output_tokens"}`)(w, r)
+		return
+	}
+	codextest.Text("ok")(w, r)
+}
+
+func (g *chatGPT) seen() (bearers []string, account, body string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return append([]string(nil), g.bearers...), g.account, string(g.body)
+}
+
+func TestALoginThatExpiresIsRefreshedOnceForTheWholePool(t *testing.T) {
+	const life = 4 * time.Second
+	expired := time.Now().Add(life)
+	g := newChatGPT(t, life)
+	t.Run("a daemon", func(t *testing.T) {
+		d := start(t, append(g.env, "POOL_SIZE=8", "POOL_MIN_IDLE=8")...)
+		for n := 0; n < 8 || time.Now().Before(expired.Add(time.Second)); n++ {
+			if chunks, err := d.stream("hi"); err != nil {
+				t.Fatal(err)
+			} else if _, err := answer(chunks); err != nil {
+				t.Fatal(err)
+			}
+		}
+		bearers, _, _ := g.seen()
+		for _, pid := range d.children() {
+			holdsNot(t, pid, "rt-old", "rt-fresh", strings.TrimPrefix(bearers[len(bearers)-1], "Bearer "))
+		}
+	})
+	if spent := g.tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
+		t.Errorf("the refresh tokens that were spent: %q", spent)
+	}
+	if got := codextest.RefreshToken(t, g.home); got != "rt-fresh" {
+		t.Errorf("on disk: %q", got)
+	}
+	t.Run("the next", func(t *testing.T) {
+		d := start(t, append(g.env, "POOL_SIZE=1")...)
+		res, err := d.post(`{"max_tokens":5,"temperature":1,"messages":[{"role":"system","content":"be brief"},{"role":"user","content":"hi"}]}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if got := res.Header.Get("X-Codexpool-Ignored"); res.StatusCode != 200 || got != "max_tokens, temperature" {
+			t.Errorf("%d, ignored: %s", res.StatusCode, got)
+		}
+		if _, account, body := g.seen(); account != "account" || !strings.Contains(body, `"instructions":"be brief"`) || strings.Count(body, "be brief") != 1 {
+			t.Errorf("account %q, body %s", account, body)
+		}
+	})
+	if spent := g.tokens.Spent(); len(spent) != 1 {
+		t.Errorf("the refresh tokens that were spent after a restart: %q", spent)
+	}
+}
+
+func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
+	g := newChatGPT(t, 3*time.Second)
+	g.tokens.Refuse()
+	d := start(t, append(g.env, "POOL_SIZE=1")...)
+	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+		t.Errorf("before it expires: %v", err)
+	}
+	eventually(t, 20*time.Second, "upstream_auth", func() bool { return d.ready() == `503 {"ready":false,"reason":"upstream_auth"}` })
+	if _, err := d.stream("hi"); err == nil || !strings.Contains(err.Error(), "upstream_auth") {
+		t.Errorf("after it has expired: %v", err)
+	}
+	codextest.AuthFile(t, g.home, "another", time.Hour*24)
+	eventually(t, 20*time.Second, "readiness", func() bool { return d.ready() == `200 {"ready":true}` })
+	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+		t.Errorf("after a new login: %v", err)
+	}
+	if bearers, _, _ := g.seen(); len(bearers) != 2 || bearers[0] == bearers[1] {
+		t.Errorf("%d requests reached the backend", len(bearers))
+	}
+	if log := d.logged(); strings.Contains(log, strings.TrimPrefix(g.bearers[1], "Bearer ")) {
+		t.Error("a token is in the log")
+	}
+}
+
+// TestDirectChildrenCallTheProviderThemselves has a provider as an operator of
+// the CLI configures it, whose key is in the environment.
+func TestDirectChildrenCallTheProviderThemselves(t *testing.T) {
+	var mu sync.Mutex
+	var authorization string
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		authorization = r.Header.Get("Authorization")
+		mu.Unlock()
+		codextest.Text("ok")(w, r)
+	})
+	home := codextest.Workdir(t)
+	config := `model_provider = "mine"
+[features]
+shell_tool = true
+[model_providers.mine]
+name = "mine"
+base_url = "` + up.URL + `/v1"
+wire_api = "responses"
+env_key = "MY_KEY"
+`
+	if err := os.WriteFile(filepath.Join(home, "config.toml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM=direct", "CODEX_HOME="+home, "MY_KEY=k-mine", "CODEX_UPSTREAM_API_KEY="+upstreamKey)
+	res, err := d.post(`{"temperature":1,"reasoning_effort":"low","messages":[{"role":"user","content":"hi"}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if got := res.Header.Get("X-Codexpool-Ignored"); res.StatusCode != 200 || got != "temperature" {
+		t.Errorf("%d, ignored: %q", res.StatusCode, got)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if authorization != "Bearer k-mine" {
+		t.Errorf("the provider got %q", authorization)
+	}
+	body := up.Bodies()[0]
+	if len(body) > 4000 || strings.Contains(string(body), "temperature") || !strings.Contains(string(body), `"effort":"low"`) {
+		t.Errorf("%d bytes: %.4000s", len(body), body)
+	}
+	for _, pid := range d.children() {
+		holdsNot(t, pid, upstreamKey, key)
+	}
+}
