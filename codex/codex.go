@@ -129,29 +129,63 @@ func (c *Client) Warm(ctx context.Context) error {
 }
 
 func (c *Client) warm(ctx context.Context) error {
-	if c.left != "" {
-		// An ephemeral thread cannot be deleted. Unsubscribed it is closed at
-		// once, as thread_unload_delay_secs = 0 asks.
-		if err := c.call(ctx, "thread/unsubscribe", threadParams{ThreadID: c.left}, nil); err != nil {
-			return err
-		}
-		c.left = ""
-	}
-	if c.ready != "" {
-		return nil
-	}
-	var answer threadStartResult
-	if err := c.call(ctx, "thread/start", threadStartParams{
-		Ephemeral:        true,
-		BaseInstructions: "",
-		Sandbox:          "read-only",
-		ApprovalPolicy:   "never",
-		Environments:     []string{},
-	}, &answer); err != nil {
+	if err := c.leave(ctx); err != nil || c.ready != "" {
 		return err
 	}
-	c.ready = answer.Thread.ID
-	return nil
+	ready, err := c.startThread(ctx, threadStartParams{})
+	c.ready = ready
+	return err
+}
+
+// leave gives up the thread of the last turn. An ephemeral one cannot be
+// deleted: unsubscribed it is closed at once, as thread_unload_delay_secs = 0
+// asks.
+func (c *Client) leave(ctx context.Context) error {
+	if c.left == "" {
+		return nil
+	}
+	err := c.call(ctx, "thread/unsubscribe", threadParams{ThreadID: c.left}, nil)
+	if err == nil {
+		c.left = ""
+	}
+	return err
+}
+
+// startThread starts a thread as plain as it can be, but for what p has set.
+func (c *Client) startThread(ctx context.Context, p threadStartParams) (id string, err error) {
+	p.Ephemeral, p.Sandbox, p.ApprovalPolicy, p.Environments = true, "read-only", "never", []string{}
+	var answer threadStartResult
+	err = c.call(ctx, "thread/start", p, &answer)
+	return answer.Thread.ID, err
+}
+
+// thread takes the ready thread for a turn, or starts one that knows tools: they
+// can be told to a new thread only. The ready one then stays for a plain turn.
+func (c *Client) thread(ctx context.Context, tools []Tool) (id string, err error) {
+	if len(tools) > 0 {
+		id, err = c.toolThread(ctx, tools)
+	} else if err = c.warm(ctx); err == nil {
+		id, c.ready = c.ready, ""
+	}
+	if err == nil {
+		c.left = id
+	}
+	return id, err
+}
+
+func (c *Client) toolThread(ctx context.Context, tools []Tool) (string, error) {
+	declared, err := dynamicTools(tools)
+	if err != nil {
+		return "", err
+	}
+	if err := c.leave(ctx); err != nil {
+		return "", err
+	}
+	id, err := c.startThread(ctx, threadStartParams{DynamicTools: declared, ExperimentalRawEvents: true})
+	if refused := (*RPCError)(nil); errors.As(err, &refused) && refused.Code == invalidRequest {
+		return "", &ToolsError{Problem: refused.Message}
+	}
+	return id, err
 }
 
 // Health is what a child says of itself.

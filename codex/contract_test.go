@@ -2,6 +2,7 @@ package codex_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -146,6 +147,39 @@ func TestTheModelAndEffortOfATurnReachTheUpstream(t *testing.T) {
 	}
 	if body.Model != p.Model || body.Reasoning.Effort != p.Effort {
 		t.Errorf("sent %s %s, arrived %+v", p.Model, p.Effort, body)
+	}
+}
+
+func TestTheModelIsAskedOnceForATurnWithCalls(t *testing.T) {
+	calls := []codex.ToolCall{{ID: "call_1", Name: "weather", Arguments: `{"city":  "Oslo"}`}, {ID: "call_2", Name: "clock", Arguments: `{}`}}
+	up := codextest.NewUpstream(t, codextest.Calls(calls...))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	p := hello()
+	p.Tools = []codex.Tool{
+		{Name: "weather", Description: "of a city", Parameters: json.RawMessage(`{"type":"object","properties":{"city":{"type":"string"}}}`)},
+		{Name: "clock"},
+	}
+	events, err := run(t, c, p)
+	want := []string{fmt.Sprintf("codex.ToolCalls{Calls:%+v}", calls), "codex.Usage{Input:7 Cached:0 Output:2 Reasoning:0 Total:9}", "codex.Completed{Finish:tool_calls}"}
+	if diff := cmp.Diff(want, events); diff != "" || err != nil {
+		t.Errorf("%v (-want +got)\n%s", err, diff)
+	}
+	if n := len(up.Bodies()); n != 1 || !c.Reusable() {
+		t.Errorf("%d requests; reusable: %v, %v", n, c.Reusable(), c.Err())
+	}
+	var body struct{ Tools []map[string]any }
+	if err := json.Unmarshal(up.Bodies()[0], &body); err != nil {
+		t.Fatal(err)
+	}
+	tool := func(name, description string, properties map[string]any) map[string]any {
+		return map[string]any{
+			"type": "function", "name": name, "description": description, "strict": false,
+			"parameters": map[string]any{"type": "object", "properties": properties},
+		}
+	}
+	tools := []map[string]any{tool("weather", "of a city", map[string]any{"city": map[string]any{"type": "string"}}), tool("clock", "", map[string]any{})}
+	if diff := cmp.Diff(tools, body.Tools); diff != "" {
+		t.Errorf("(-sent +arrived)\n%s", diff)
 	}
 }
 

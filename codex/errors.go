@@ -10,7 +10,11 @@ import (
 // a child is killed, not asked to leave.
 var ErrUnresponsive = errors.New("child does not answer")
 
-const methodNotFound = -32601 // JSON-RPC 2.0, 5.1
+// Codes of JSON-RPC 2.0, 5.1.
+const (
+	invalidRequest = -32600
+	methodNotFound = -32601
+)
 
 // RPCError is the child's refusal of one call.
 type RPCError struct {
@@ -34,6 +38,11 @@ func (e *TurnError) Error() string {
 	}
 	return "turn failed: " + e.Info
 }
+
+// ToolsError says that the child cannot take the tools of a turn. It is well.
+type ToolsError struct{ Problem string }
+
+func (e *ToolsError) Error() string { return "tools: " + e.Problem }
 
 // InfoContextWindow is the Info of a [TurnError] for a history that is too long.
 const InfoContextWindow = "contextWindowExceeded"

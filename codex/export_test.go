@@ -4,10 +4,10 @@ package codex
 // with every field set that is left out when empty.
 var Spoken = map[string]any{
 	"initialize":          initializeParams{Capabilities: capabilities{OptOutNotificationMethods: unread}},
-	"thread/start":        threadStartParams{Sandbox: "read-only", ApprovalPolicy: "never", Environments: []string{}},
+	"thread/start":        threadStartParams{Sandbox: "read-only", ApprovalPolicy: "never", Environments: []string{}, DynamicTools: []dynamicTool{{}}, ExperimentalRawEvents: true},
 	"thread/unsubscribe":  threadParams{},
 	"thread/inject_items": injectItemsParams{},
-	"turn/start":          turnStartParams{Input: []string{}, Model: "m", Effort: "low", ClientMetadata: map[string]string{"k": "v"}},
+	"turn/start":          turnStartParams{Input: []string{}, Model: "m", Effort: "low", Summary: "auto", ClientMetadata: map[string]string{"k": "v"}},
 	"turn/interrupt":      turnInterruptParams{},
 	"model/list":          modelListParams{Cursor: new(string)},
 	"account/read":        accountReadParams{RefreshToken: true},

@@ -28,7 +28,7 @@ type clientInfo struct {
 }
 
 type capabilities struct {
-	ExperimentalAPI           bool     `json:"experimentalApi"` // for environments, responsesapiClientMetadata, server/diagnostics
+	ExperimentalAPI           bool     `json:"experimentalApi"` // for dynamicTools, environments, experimentalRawEvents, responsesapiClientMetadata, server/diagnostics
 	OptOutNotificationMethods []string `json:"optOutNotificationMethods"`
 }
 
@@ -42,6 +42,17 @@ type threadStartParams struct {
 	Sandbox          string   `json:"sandbox"`
 	ApprovalPolicy   string   `json:"approvalPolicy"`
 	Environments     []string `json:"environments"` // [] and not absent: no shell, no files
+
+	// For function calls only: raw events also echo the history that is injected.
+	DynamicTools          []dynamicTool `json:"dynamicTools,omitempty"`
+	ExperimentalRawEvents bool          `json:"experimentalRawEvents,omitempty"`
+}
+
+type dynamicTool struct {
+	Type        string          `json:"type"`
+	Name        string          `json:"name"`
+	Description string          `json:"description"`
+	InputSchema json.RawMessage `json:"inputSchema"`
 }
 
 type threadStartResult struct {
@@ -64,6 +75,7 @@ type turnStartParams struct {
 	Input          []string          `json:"input"` // always empty: the history was injected
 	Model          string            `json:"model,omitempty"`
 	Effort         string            `json:"effort,omitempty"`
+	Summary        string            `json:"summary,omitempty"`
 	ClientMetadata map[string]string `json:"responsesapiClientMetadata,omitempty"`
 }
 
@@ -76,6 +88,12 @@ type turnStartResult struct {
 type turnInterruptParams struct {
 	ThreadID string `json:"threadId"`
 	TurnID   string `json:"turnId"`
+}
+
+// toolCallResult answers item/tool/call.
+type toolCallResult struct {
+	ContentItems []string `json:"contentItems"` // always empty
+	Success      bool     `json:"success"`
 }
 
 type diagnosticsResult struct {
@@ -125,32 +143,35 @@ func (l listedModel) model() Model {
 // set depends on the method.
 type notification struct {
 	ThreadID string `json:"threadId"`
+	TurnID   string `json:"turnId"`
 
 	// item/agentMessage/delta, item/reasoning/summaryTextDelta
 	ItemID string `json:"itemId"`
 	Delta  string `json:"delta"`
 
-	// item/started, item/completed
+	// item/started, item/completed, rawResponseItem/completed
 	Item struct {
 		ID    string  `json:"id"`
 		Type  string  `json:"type"`
 		Text  string  `json:"text"`
 		Phase *string `json:"phase"`
+
+		CallID    string          `json:"call_id"`
+		Name      string          `json:"name"`
+		Arguments json.RawMessage `json:"arguments"` // a string where Type is function_call
 	} `json:"item"`
 
 	// thread/tokenUsage/updated
 	TokenUsage struct {
-		Total struct {
-			Input     int64 `json:"inputTokens"`
-			Cached    int64 `json:"cachedInputTokens"`
-			Output    int64 `json:"outputTokens"`
-			Reasoning int64 `json:"reasoningOutputTokens"`
-			Total     int64 `json:"totalTokens"`
-		} `json:"total"`
+		Total tokenUsage `json:"total"`
 	} `json:"tokenUsage"`
+
+	// rawResponse/completed
+	Usage *tokenUsage `json:"usage"`
 
 	// turn/completed
 	Turn struct {
+		ID     string      `json:"id"`
 		Status string      `json:"status"`
 		Error  *turnFailed `json:"error"`
 	} `json:"turn"`
@@ -158,6 +179,14 @@ type notification struct {
 	// error
 	Error     *turnFailed `json:"error"`
 	WillRetry bool        `json:"willRetry"`
+}
+
+type tokenUsage struct {
+	Input     int64 `json:"inputTokens"`
+	Cached    int64 `json:"cachedInputTokens"`
+	Output    int64 `json:"outputTokens"`
+	Reasoning int64 `json:"reasoningOutputTokens"`
+	Total     int64 `json:"totalTokens"`
 }
 
 type turnFailed struct {

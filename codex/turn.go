@@ -12,14 +12,17 @@ import (
 
 // TurnParams is one completion. It holds what a caller wrote: never log it.
 type TurnParams struct {
-	Model  string            // catalog id; "" = the catalog's default
-	Effort string            // reasoning effort; "" = the model's default
-	Items  []json.RawMessage // the whole history, as Responses items; a message of role "system" is dropped by Codex
-	Meta   map[string]string // comes out upstream in the header x-codex-turn-metadata
-	Tick   time.Duration     // how often a Tick is yielded; 0 means 1 s
+	Model   string            // catalog id; "" = the catalog's default
+	Effort  string            // reasoning effort; "" = the model's default
+	Summary string            // of the reasoning: auto, concise, detailed or none; "" = the model's default
+	Items   []json.RawMessage // the whole history, as Responses items; a message of role "system" is dropped by Codex
+	Tools   []Tool            // what the model may call; with any the turn may end in ToolCalls
+	Meta    map[string]string // comes out upstream in the header x-codex-turn-metadata
+	Tick    time.Duration     // how often a Tick is yielded; 0 means 1 s
 }
 
-// Event is one of [Tick], [TextDelta], [ReasoningDelta], [Usage], [Completed].
+// Event is one of [Tick], [TextDelta], [ReasoningDelta], [ToolCalls], [Usage],
+// [Completed].
 type Event interface{ event() }
 
 // Tick says that the turn is running. The first comes as soon as the turn was
@@ -35,6 +38,11 @@ type TextDelta struct{ Text string }
 // ReasoningDelta is the next piece of the reasoning summary, or of a message
 // that the model marks as commentary.
 type ReasoningDelta struct{ Text string }
+
+// ToolCalls are all the functions that the answer calls, in its order. What they
+// return goes into the history of another turn: the call as an item of type
+// function_call, its result as a function_call_output.
+type ToolCalls struct{ Calls []ToolCall }
 
 // Usage is what the upstream counted, in tokens, for the whole turn.
 type Usage struct {
@@ -52,6 +60,7 @@ type Finish string
 // The ends of an answer.
 const (
 	FinishStop          Finish = "stop"
+	FinishToolCalls     Finish = "tool_calls"
 	FinishLength        Finish = "length"
 	FinishContentFilter Finish = "content_filter"
 )
@@ -59,6 +68,7 @@ const (
 func (Tick) event()           {}
 func (TextDelta) event()      {}
 func (ReasoningDelta) event() {}
+func (ToolCalls) event()      {}
 func (Usage) event()          {}
 func (Completed) event()      {}
 
@@ -68,9 +78,10 @@ var (
 )
 
 // Turn runs one turn on a thread of its own. The last pair is Completed or an
-// error: a *TurnError (the child is well), an *ExitError, a *ProtocolError,
-// ErrUnresponsive, an *RPCError, or the cause of ctx's end. Leaving the loop
-// early, in whatever way, interrupts the turn and waits for its end.
+// error: a *TurnError or a *ToolsError (the child is well), an *ExitError, a
+// *ProtocolError, ErrUnresponsive, an *RPCError, or the cause of ctx's end.
+// Leaving the loop early, in whatever way, interrupts the turn and waits for its
+// end.
 func (c *Client) Turn(ctx context.Context, p TurnParams) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		err := c.turn(ctx, p, func(e Event) bool { return yield(e, nil) })
@@ -82,11 +93,11 @@ func (c *Client) Turn(ctx context.Context, p TurnParams) iter.Seq2[Event, error]
 
 func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool) error {
 	defer c.enter()()
-	if err := c.warm(ctx); err != nil {
+	thread, err := c.thread(ctx, p.Tools)
+	if err != nil {
 		return err
 	}
-	t := &turn{c: c, thread: c.ready, commentary: map[string]bool{}, streamed: map[string]bool{}}
-	c.ready, c.left = "", c.ready
+	t := &turn{c: c, thread: thread, commentary: map[string]bool{}, streamed: map[string]bool{}, calls: map[string][]ToolCall{}}
 	if err := c.call(ctx, "thread/inject_items", injectItemsParams{ThreadID: t.thread, Items: p.Items}, nil); err != nil {
 		return err
 	}
@@ -107,11 +118,17 @@ type turn struct {
 	request    int64  // id of our turn/start
 	id         string // the turn's, once turn/start is answered
 	answered   bool   // turn/start is answered
+	interrupt  int64  // id of our turn/interrupt, or 0
+	stopped    bool   // turn/interrupt is answered
 	over       bool   // turn/completed has come, or turn/start was refused
 	spoke      bool   // text has been passed on
 	heard      time.Time
-	commentary map[string]bool // items of phase commentary
-	streamed   map[string]bool // items whose text came in deltas
+	commentary map[string]bool       // items of phase commentary
+	streamed   map[string]bool       // items whose text came in deltas
+	usage      Usage                 // as last told
+	calls      map[string][]ToolCall // written so far, by the id of the turn
+	asked      []json.RawMessage     // ids of the child's requests to run them, not answered
+	called     bool                  // the answer is over, and has calls
 }
 
 func (t *turn) start(ctx context.Context, p TurnParams) error {
@@ -122,6 +139,7 @@ func (t *turn) start(ctx context.Context, p TurnParams) error {
 		Input:          []string{},
 		Model:          p.Model,
 		Effort:         p.Effort,
+		Summary:        p.Summary,
 		ClientMetadata: p.Meta,
 	})
 	t.request, t.heard = id, time.Now()
@@ -139,43 +157,54 @@ func (t *turn) events(ctx context.Context, every time.Duration, yield func(Event
 	if !yield(Tick{}) {
 		return errStopped
 	}
-	for {
-		m, err := t.c.inbox.next(ctx, ticker.C)
-		if err == errTick {
-			silent := time.Since(t.heard)
-			if t.id == "" && silent > callTimeout {
-				t.c.spoil(ErrUnresponsive)
-				return fmt.Errorf("turn/start: %w", ErrUnresponsive)
-			}
-			if !yield(Tick{Silent: silent}) {
+	for !t.over && !t.called {
+		events, err := t.next(ctx, ticker.C)
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			if !yield(e) {
 				return errStopped
 			}
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		e, err := t.handle(ctx, m)
-		if err != nil {
-			return err
-		}
-		if e != nil && !yield(e) {
-			return errStopped
-		}
-		if t.over {
-			return nil
 		}
 	}
+	return nil
 }
 
-// handle takes one message; the event is nil where nobody need know.
-func (t *turn) handle(ctx context.Context, m message) (Event, error) {
+// next takes one message, or a tick.
+func (t *turn) next(ctx context.Context, tick <-chan time.Time) ([]Event, error) {
+	m, err := t.c.inbox.next(ctx, tick)
+	switch {
+	case err == errTick:
+		return t.tick(ctx)
+	case err != nil:
+		return nil, err
+	}
+	events, err := t.handle(ctx, m)
+	if t.called {
+		t.stop(ctx) // before the reader hears of it, who may take his time
+	}
+	return events, err
+}
+
+func (t *turn) tick(ctx context.Context) ([]Event, error) {
+	silent := time.Since(t.heard)
+	if t.id == "" && silent > callTimeout {
+		t.c.spoil(ErrUnresponsive)
+		return nil, fmt.Errorf("turn/start: %w", ErrUnresponsive)
+	}
+	if silent >= callsHeld {
+		t.release(ctx)
+	}
+	return []Event{Tick{Silent: silent}}, nil
+}
+
+// handle takes one message; there are no events where nobody need know.
+func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 	switch {
 	case m.isRequest():
 		t.heard = time.Now()
-		ctx, cancel := callContext(ctx)
-		defer cancel()
-		t.c.answer(ctx, m)
+		t.asks(ctx, m)
 		return nil, nil
 	case m.answers(t.request) && m.Error != nil:
 		t.answered, t.over = true, true
@@ -190,8 +219,11 @@ func (t *turn) handle(ctx context.Context, m message) (Event, error) {
 		}
 		t.id, t.heard = r.Turn.ID, time.Now()
 		return nil, nil
+	case t.interrupt != 0 && m.answers(t.interrupt):
+		t.stopped = true
+		return nil, nil
 	case !m.isNotification():
-		return nil, nil // the answer to an interrupt, for end
+		return nil, nil
 	}
 	var n notification
 	if err := json.Unmarshal(m.Params, &n); err != nil {
@@ -207,7 +239,7 @@ func (t *turn) handle(ctx context.Context, m message) (Event, error) {
 }
 
 // notified is the one place that knows what the notifications of a turn mean.
-func (t *turn) notified(method string, n *notification) (Event, error) {
+func (t *turn) notified(method string, n *notification) ([]Event, error) {
 	switch method {
 	case "item/started":
 		if n.Item.Type == "contextCompaction" {
@@ -224,10 +256,14 @@ func (t *turn) notified(method string, n *notification) (Event, error) {
 			return t.text(n.Item.ID, n.Item.Text), nil // an upstream that sends no deltas
 		}
 	case "item/reasoning/summaryTextDelta":
-		return ReasoningDelta{Text: n.Delta}, nil
+		return []Event{ReasoningDelta{Text: n.Delta}}, nil
+	case "rawResponseItem/completed":
+		t.wrote(n)
+	case "rawResponse/completed":
+		return t.responded(n), nil
 	case "thread/tokenUsage/updated":
-		u := n.TokenUsage.Total
-		return Usage{Input: u.Input, Cached: u.Cached, Output: u.Output, Reasoning: u.Reasoning, Total: u.Total}, nil
+		t.usage = Usage(n.TokenUsage.Total)
+		return []Event{t.usage}, nil
 	case "error":
 		if n.WillRetry && n.Error != nil && t.spoke {
 			// The answer would start again from its beginning.
@@ -240,57 +276,67 @@ func (t *turn) notified(method string, n *notification) (Event, error) {
 	return nil, nil
 }
 
-func (t *turn) text(item, text string) Event {
+func (t *turn) text(item, text string) []Event {
 	if text == "" {
 		return nil
 	}
 	if t.commentary[item] {
-		return ReasoningDelta{Text: text}
+		return []Event{ReasoningDelta{Text: text}}
 	}
 	t.spoke = true
-	return TextDelta{Text: text}
+	return []Event{TextDelta{Text: text}}
 }
 
 // completed reads the end of the turn. Codex reports an answer that the
 // upstream cut as a failure, with its reason in a sentence.
-func (t *turn) completed(n *notification) (Event, error) {
+func (t *turn) completed(n *notification) ([]Event, error) {
 	switch {
 	case n.Turn.Status == "completed":
-		return Completed{Finish: FinishStop}, nil
+		return []Event{Completed{Finish: FinishStop}}, nil
 	case n.Turn.Error == nil:
 		return nil, &TurnError{Info: n.Turn.Status, Message: "the turn ended as " + n.Turn.Status}
 	case strings.HasSuffix(n.Turn.Error.Message, "reason: max_output_tokens"):
-		return Completed{Finish: FinishLength}, nil
+		return t.cut(n.Turn.ID, FinishLength), nil
 	case strings.HasSuffix(n.Turn.Error.Message, "reason: content_filter"):
-		return Completed{Finish: FinishContentFilter}, nil
+		return t.cut(n.Turn.ID, FinishContentFilter), nil
 	}
 	return nil, n.Turn.Error.turnError()
+}
+
+// cut is the end of an answer that is not whole; its calls are.
+func (t *turn) cut(id string, finish Finish) []Event {
+	if calls := t.calls[id]; len(calls) > 0 {
+		return []Event{ToolCalls{Calls: calls}, Completed{Finish: finish}}
+	}
+	return []Event{Completed{Finish: finish}}
+}
+
+// stop interrupts the turn, once, as soon as it has an id.
+func (t *turn) stop(ctx context.Context) {
+	if t.interrupt != 0 || t.id == "" || t.over {
+		return
+	}
+	ctx, cancel := callContext(ctx)
+	defer cancel()
+	t.interrupt, _ = t.c.send(ctx, "turn/interrupt", turnInterruptParams{ThreadID: t.thread, TurnID: t.id}) // an error spoils the child
 }
 
 // end makes sure that the turn is over: a second turn/start on a busy thread
 // would steer the old turn, and an abandoned one costs the caller money. It
 // interrupts, then waits for turn/completed and whatever answer is still due.
 func (t *turn) end(ctx context.Context) {
-	if (t.over && t.answered) || t.c.Err() != nil {
-		return
-	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), endTimeout, ErrUnresponsive)
 	defer cancel()
-	var interrupt int64
-	for answered := false; !t.over || !t.answered || (interrupt != 0 && !answered); {
-		if interrupt == 0 && t.id != "" && !t.over {
-			id, err := t.c.send(ctx, "turn/interrupt", turnInterruptParams{ThreadID: t.thread, TurnID: t.id})
-			if err != nil {
-				return // send has spoiled the child
-			}
-			interrupt = id
+	for !t.over || !t.answered || (t.interrupt != 0 && !t.stopped) {
+		t.stop(ctx)
+		if t.c.Err() != nil {
+			return
 		}
 		m, err := t.c.inbox.next(ctx, nil)
 		if err != nil {
 			t.c.spoil(err)
 			return
 		}
-		answered = answered || (interrupt != 0 && m.answers(interrupt))
 		t.handle(ctx, m) // what the turn still says does not matter
 	}
 }

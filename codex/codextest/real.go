@@ -141,6 +141,18 @@ func Text(deltas ...string) http.HandlerFunc {
 	}
 }
 
+// Calls answers with these calls, one token each.
+func Calls(calls ...codex.ToolCall) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		s := StartStream(w)
+		s.Begin()
+		for _, c := range calls {
+			s.Call(c)
+		}
+		s.End()
+	}
+}
+
 // Status answers with an error, as OpenAI does.
 func Status(code int, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -152,10 +164,11 @@ func Status(code int, body string) http.HandlerFunc {
 
 // Stream writes the events of one answer, for replies that take their time.
 type Stream struct {
-	w    http.ResponseWriter
-	id   string
-	text string
-	n    int
+	w     http.ResponseWriter
+	id    string
+	items int     // that are complete
+	text  *string // of the message that is open, or nil
+	n     int     // tokens
 }
 
 // StartStream sends the headers.
@@ -177,30 +190,80 @@ func (s *Stream) Event(fields map[string]any) {
 	http.NewResponseController(s.w).Flush()
 }
 
-// Begin opens the response and its one message.
+// Begin opens the response.
 func (s *Stream) Begin() {
 	s.Event(map[string]any{"type": "response.created", "response": map[string]any{"id": s.id}})
-	s.Event(map[string]any{"type": "response.output_item.added", "output_index": 0, "item": map[string]any{
-		"type": "message", "id": "msg_" + s.id, "role": "assistant", "status": "in_progress", "content": []any{},
-	}})
 }
 
-// Delta writes one piece of text.
+// Delta writes one piece of a message.
 func (s *Stream) Delta(text string) {
-	s.text += text
+	if s.text == nil {
+		s.text = new(string)
+		s.item("response.output_item.added", s.message("in_progress"))
+	}
+	*s.text += text
 	s.n++
-	s.Event(map[string]any{"type": "response.output_text.delta", "item_id": "msg_" + s.id, "output_index": 0, "content_index": 0, "delta": text})
+	s.Event(map[string]any{"type": "response.output_text.delta", "item_id": s.itemID("msg"), "output_index": s.items, "content_index": 0, "delta": text})
 }
 
-// End completes the message and the response: 7 tokens in, one out per delta.
+// Call writes one call of a function, after the message that is open.
+func (s *Stream) Call(c codex.ToolCall) {
+	s.closeMessage()
+	call := func(status, arguments string) map[string]any {
+		return map[string]any{
+			"type": "function_call", "id": s.itemID("fc"), "call_id": c.ID, "name": c.Name, "arguments": arguments, "status": status,
+		}
+	}
+	s.item("response.output_item.added", call("in_progress", ""))
+	s.n++
+	s.Event(map[string]any{"type": "response.function_call_arguments.delta", "item_id": s.itemID("fc"), "output_index": s.items, "delta": c.Arguments})
+	s.item("response.output_item.done", call("completed", c.Arguments))
+	s.items++
+}
+
+// End completes the response: 7 tokens in, one out per delta and call.
 func (s *Stream) End() {
-	s.Event(map[string]any{"type": "response.output_item.done", "output_index": 0, "item": map[string]any{
-		"type": "message", "id": "msg_" + s.id, "role": "assistant", "status": "completed",
-		"content": []any{map[string]any{"type": "output_text", "text": s.text, "annotations": []any{}}},
-	}})
+	s.closeMessage()
 	s.Event(map[string]any{"type": "response.completed", "response": map[string]any{"id": s.id, "usage": map[string]any{
 		"input_tokens": 7, "input_tokens_details": map[string]any{"cached_tokens": 0},
 		"output_tokens": s.n, "output_tokens_details": map[string]any{"reasoning_tokens": 0},
 		"total_tokens": 7 + s.n,
 	}}})
 }
+
+// Fail ends the response with a failure.
+func (s *Stream) Fail(code, message string) {
+	s.Event(map[string]any{"type": "response.failed", "response": map[string]any{
+		"id": s.id, "error": map[string]any{"code": code, "message": message},
+	}})
+}
+
+// Incomplete ends the response before its end.
+func (s *Stream) Incomplete(reason string) {
+	s.closeMessage()
+	s.Event(map[string]any{"type": "response.incomplete", "response": map[string]any{
+		"id": s.id, "incomplete_details": map[string]any{"reason": reason},
+	}})
+}
+
+func (s *Stream) closeMessage() {
+	if s.text == nil {
+		return
+	}
+	s.item("response.output_item.done", s.message("completed", map[string]any{"type": "output_text", "text": *s.text, "annotations": []any{}}))
+	s.text = nil
+	s.items++
+}
+
+func (s *Stream) message(status string, content ...any) map[string]any {
+	return map[string]any{
+		"type": "message", "id": s.itemID("msg"), "role": "assistant", "status": status, "content": append([]any{}, content...),
+	}
+}
+
+func (s *Stream) item(event string, item map[string]any) {
+	s.Event(map[string]any{"type": event, "output_index": s.items, "item": item})
+}
+
+// itemID is the id of the item that is being written.
+func (s *Stream) itemID(kind string) string { return fmt.Sprintf("%s_%s_%d", kind, s.id, s.items) }
