@@ -2,8 +2,11 @@ package codex_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -180,6 +183,64 @@ func TestTheModelIsAskedOnceForATurnWithCalls(t *testing.T) {
 	tools := []map[string]any{tool("weather", "of a city", map[string]any{"city": map[string]any{"type": "string"}}), tool("clock", "", map[string]any{})}
 	if diff := cmp.Diff(tools, body.Tools); diff != "" {
 		t.Errorf("(-sent +arrived)\n%s", diff)
+	}
+}
+
+// throughRelay is a real child whose provider is up, behind the relay, and a
+// turn that it lets pass.
+func throughRelay(t *testing.T, up *codextest.Upstream) (*codex.Client, func() codex.TurnParams) {
+	t.Helper()
+	base, err := url.Parse(up.URL + "/v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay := upstream.NewRelay(upstream.Provider{Base: base}, http.DefaultTransport, upstream.Hooks{})
+	server := httptest.NewServer(relay)
+	t.Cleanup(server.Close)
+	return start(t, codextest.Real(t, server.URL+"/v1")), func() codex.TurnParams {
+		call := relay.Prepare(nil)
+		t.Cleanup(call.Done)
+		p := hello()
+		p.Meta = map[string]string{upstream.MetaKey: call.Key}
+		return p
+	}
+}
+
+func TestTheModelIsAskedOnceAlsoWhereTheChildAnswersACallByItself(t *testing.T) {
+	up := codextest.NewUpstream(t)
+	c, params := throughRelay(t, up)
+	asked := 0
+	for name, call := range map[string]codex.ToolCall{
+		"a function that it does not know":       {ID: "c", Name: "nope", Arguments: `{}`},
+		"a name that it keeps for MCP":           {ID: "c", Name: "mcp__files__read", Arguments: `{}`},
+		"a function of its own":                  {ID: "c", Name: "exec_command", Arguments: `{"cmd":"id"}`},
+		"arguments that are no JSON":             {ID: "c", Name: "weather", Arguments: `{"city":`},
+		"no arguments, not even an empty object": {ID: "c", Name: "weather"},
+	} {
+		up.Script(codextest.Calls(call))
+		p := params()
+		for _, name := range []string{"weather", "mcp__files__read", "exec_command"} {
+			p.Tools = append(p.Tools, codex.Tool{Name: name})
+		}
+		events, err := run(t, c, p)
+		if want := fmt.Sprintf("codex.ToolCalls{Calls:[%+v]}", call); err != nil || len(events) != 3 || events[0] != want {
+			t.Errorf("%s: %q, %v", name, events, err)
+		}
+		if asked++; len(up.Bodies()) != asked {
+			t.Fatalf("%s: %d requests for %d turns", name, len(up.Bodies()), asked)
+		}
+	}
+}
+
+func TestACallInAPlainTurnIsAFailure(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Calls(codex.ToolCall{ID: "c", Name: "nope", Arguments: `{}`}), codextest.Text("again"))
+	c, params := throughRelay(t, up)
+	_, err := run(t, c, params())
+	if failed := (*codex.TurnError)(nil); !errors.As(err, &failed) || failed.HTTPStatus != http.StatusConflict {
+		t.Errorf("got %v", err)
+	}
+	if n := len(up.Bodies()); n != 1 || !c.Reusable() {
+		t.Errorf("%d requests; reusable: %v, %v", n, c.Reusable(), c.Err())
 	}
 }
 

@@ -34,8 +34,8 @@ type ToolCall struct {
 //
 //   - A call of a function that the child does not know, or whose arguments are
 //     no JSON, it answers by itself, and asks the model again about 2 ms after the
-//     answer was over. The interrupt is mostly there first; what refuses the
-//     second request for certain is the relay.
+//     answer was over. The interrupt comes too late for one in twenty on an idle
+//     host, for most on a busy one. So the relay refuses that second request.
 //   - When the upstream fails after a call, the child says so only once its
 //     requests are answered. See [callsHeld].
 

@@ -194,10 +194,13 @@ type Call struct {
 	Key       string // for the child, under MetaKey
 	relay     *Relay
 	overrides Overrides
+	asked     atomic.Bool // a child has brought the key
 	failure   atomic.Pointer[Failure]
 }
 
 // Prepare makes a call. Until Done, a child that brings its key is forwarded.
+// It is for one turn: when the child has answered a function call by itself and
+// asks again, it is refused (see package codex).
 func (r *Relay) Prepare(o Overrides) *Call {
 	c := &Call{Key: rand.Text(), relay: r, overrides: o}
 	r.mu.Lock()
@@ -256,7 +259,16 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		refuse(w, http.StatusBadRequest, "the body could not be read")
 		return
 	}
-	if body, err = r.rewrite(body, call.overrides); err != nil {
+	var asked question
+	if err := json.Unmarshal(body, &asked); err != nil {
+		refuse(w, http.StatusBadRequest, "the body is not a Responses request")
+		return
+	}
+	if call.asked.Swap(true) && asked.endsInResult() {
+		refuse(w, http.StatusConflict, "what a function returns is the caller's to say")
+		return
+	}
+	if body, err = r.rewrite(asked, call.overrides); err != nil {
 		refuse(w, http.StatusBadRequest, "the body is not a Responses request")
 		return
 	}
@@ -296,20 +308,20 @@ func (r *Relay) call(metadata string) *Call {
 	return r.calls[key]
 }
 
+// question is what is read of a child's request.
+type question struct {
+	Model json.RawMessage   `json:"model"`
+	Input []json.RawMessage `json:"input"`
+}
+
 // rewrite makes the provider's body: model and input of the child's, without
 // the ids that Codex gave to messages, and the caller's own fields.
-func (r *Relay) rewrite(body []byte, o Overrides) ([]byte, error) {
-	var posted struct {
-		Model json.RawMessage   `json:"model"`
-		Input []json.RawMessage `json:"input"`
+func (r *Relay) rewrite(q question, o Overrides) ([]byte, error) {
+	input := make([]json.RawMessage, len(q.Input))
+	for i, item := range q.Input {
+		input[i] = withoutID(item)
 	}
-	if err := json.Unmarshal(body, &posted); err != nil {
-		return nil, err
-	}
-	for i, item := range posted.Input {
-		posted.Input[i] = withoutID(item)
-	}
-	fields := map[string]any{"model": posted.Model, "input": posted.Input, "stream": true, "store": false}
+	fields := map[string]any{"model": q.Model, "input": input, "stream": true, "store": false}
 	for name, value := range o {
 		fields[name] = value
 		if r.hooks.Overridden != nil {
@@ -317,7 +329,7 @@ func (r *Relay) rewrite(body []byte, o Overrides) ([]byte, error) {
 		}
 	}
 	if r.provider.Kind.instructions {
-		fields["instructions"], fields["input"] = instructions(posted.Input)
+		fields["instructions"], fields["input"] = instructions(input)
 	}
 	return encode(fields)
 }
@@ -343,6 +355,17 @@ func instructions(input []json.RawMessage) (text string, rest []json.RawMessage)
 		return "You are a helpful assistant.", input
 	}
 	return strings.Join(texts, "\n\n"), input
+}
+
+// endsInResult says that the last item is what some tool has returned.
+func (q question) endsInResult() bool {
+	var last struct {
+		Type string `json:"type"`
+	}
+	if n := len(q.Input); n > 0 {
+		json.Unmarshal(q.Input[n-1], &last) // what cannot be read is none
+	}
+	return strings.HasSuffix(last.Type, "_output")
 }
 
 // encode is json.Marshal without the escapes that are for HTML: text goes on as

@@ -311,6 +311,33 @@ func TestARequestThatBelongsToNoCallIsRefused(t *testing.T) {
 	}
 }
 
+func TestAChildThatAnswersACallByItselfIsRefused(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	r, base := relay(t, p, upstream.Hooks{})
+	call := r.Prepare(nil)
+	defer call.Done()
+	const (
+		result  = `{"model":"m","input":[{"type":"function_call","call_id":"c"},{"type":"function_call_output","call_id":"c"}]}`
+		message = `{"model":"m","input":[{"type":"function_call_output","call_id":"c"},{"type":"message","role":"assistant"}]}`
+	)
+	for i, step := range []struct {
+		body string
+		want int
+	}{
+		{result, http.StatusOK}, // the caller's own history
+		{result, http.StatusConflict},
+		{message, http.StatusOK}, // a model that has more to say
+		{result, http.StatusConflict},
+	} {
+		if code, _, _ := childPosts(t.Context(), base, call.Key, step.body); code != step.want {
+			t.Errorf("request %d: %d, want %d", i+1, code, step.want)
+		}
+	}
+	if requests, _, _ := p.seen(); len(requests) != 2 {
+		t.Errorf("%d requests reached the provider", len(requests))
+	}
+}
+
 func TestAHangUpAfterTheLastEventDoesNotCostTheConnection(t *testing.T) {
 	for _, http2 := range []bool{true, false} {
 		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
