@@ -315,7 +315,7 @@ type question struct {
 }
 
 // rewrite makes the provider's body: model and input of the child's, without
-// the ids that Codex gave to messages, and the caller's own fields.
+// the ids that Codex gave to items, and the caller's own fields.
 func (r *Relay) rewrite(q question, o Overrides) ([]byte, error) {
 	input := make([]json.RawMessage, len(q.Input))
 	for i, item := range q.Input {
@@ -380,8 +380,13 @@ func encode(v any) ([]byte, error) {
 
 func withoutID(item json.RawMessage) json.RawMessage {
 	var fields map[string]json.RawMessage
-	if json.Unmarshal(item, &fields) != nil || string(fields["type"]) != `"message"` {
+	if json.Unmarshal(item, &fields) != nil {
 		return item
+	}
+	switch string(fields["type"]) {
+	case `"message"`, `"function_call"`, `"function_call_output"`:
+	default:
+		return item // an id that is needed, for all we know
 	}
 	delete(fields, "id")
 	if b, err := encode(fields); err == nil {

@@ -153,7 +153,9 @@ func relay(t *testing.T, p *provider, hooks upstream.Hooks) (*upstream.Relay, st
 
 const posted = `{"model":"m","stream":true,"instructions":"","input":[
 	{"type":"message","id":"msg_codex","role":"user","content":[{"type":"input_text","text":"hi <b>"}]},
-	{"type":"function_call","id":"fc_1","call_id":"c","name":"f","arguments":"{}"}],
+	{"type":"function_call","id":"fc_codex","call_id":"c","name":"f","arguments":"{}"},
+	{"type":"function_call_output","id":"fco_codex","call_id":"c","output":"<b>"},
+	{"type":"reasoning","id":"rs_1","summary":[]}],
 	"tools":[],"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{"effort":"low"},"store":false,
 	"include":["reasoning.encrypted_content"],"prompt_cache_key":"thread","text":{"verbosity":"low"},"client_metadata":{"x":"y"}}`
 
@@ -206,7 +208,8 @@ func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 	}
 	requests, bodies, _ := p.seen()
 	want := `{"input":[{"content":[{"type":"input_text","text":"hi <b>"}],"role":"user","type":"message"},` +
-		`{"type":"function_call","id":"fc_1","call_id":"c","name":"f","arguments":"{}"}],` +
+		`{"arguments":"{}","call_id":"c","name":"f","type":"function_call"},{"call_id":"c","output":"<b>","type":"function_call_output"},` +
+		`{"type":"reasoning","id":"rs_1","summary":[]}],` +
 		`"model":"m","prompt_cache_key":"k","store":false,"stream":true,"temperature":0.20}`
 	if diff := cmp.Diff(want, bodies[0]); diff != "" {
 		t.Errorf("body (-want +got)\n%s", diff)
