@@ -66,8 +66,12 @@ func Catalog(ctx context.Context, path string) (file []byte, models []Model, err
 	return file, listed(file), nil
 }
 
-// plainModel turns an agent's model into a plain one.
+// plainModel turns an agent's model into a plain one. How much it takes is for
+// the provider to say: Codex counts a token for every four bytes, believes in a
+// third of what the model can take, and compacts what it thinks too long.
 var plainModel = map[string]any{
+	"context_window":               1_000_000_000,
+	"max_context_window":           1_000_000_000,
 	"apply_patch_tool_type":        nil,
 	"base_instructions":            "",
 	"experimental_supported_tools": []string{},

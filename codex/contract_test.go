@@ -25,7 +25,14 @@ import (
 // here on the day that the pin moves.
 
 func message(role, kind, text string) json.RawMessage {
-	b, _ := json.Marshal(map[string]any{"type": "message", "role": role, "content": []any{map[string]any{"type": kind, "text": text}}})
+	return object(map[string]any{"type": "message", "role": role, "content": []any{map[string]any{"type": kind, "text": text}}})
+}
+
+func object(fields map[string]any) json.RawMessage {
+	b, err := json.Marshal(fields)
+	if err != nil {
+		panic(err)
+	}
 	return b
 }
 
@@ -57,7 +64,6 @@ func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
 		var body struct {
 			Instructions string
 			Tools        []any
-			Input        []map[string]any
 		}
 		if err := json.Unmarshal(bodies[i], &body); err != nil {
 			t.Fatal(err)
@@ -65,18 +71,58 @@ func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
 		if body.Instructions != "" || len(body.Tools) != 0 {
 			t.Errorf("instructions %q, tools %v", body.Instructions, body.Tools)
 		}
-		for _, item := range body.Input {
-			delete(item, "id") // Codex's own
-		}
-		var want []map[string]any
-		for _, item := range items {
-			var w map[string]any
-			json.Unmarshal(item, &w)
-			want = append(want, w)
-		}
-		if diff := cmp.Diff(want, body.Input); diff != "" {
-			t.Errorf("(-sent +arrived)\n%s", diff)
-		}
+		arrivesAs(t, items, bodies[i])
+	}
+}
+
+func TestAHistoryOfCallsArrivesAsItWasGiven(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	call := func(id, name, arguments string) json.RawMessage {
+		return object(map[string]any{"type": "function_call", "call_id": id, "name": name, "arguments": arguments})
+	}
+	result := func(id string, output any) json.RawMessage {
+		return object(map[string]any{"type": "function_call_output", "call_id": id, "output": output})
+	}
+	p := codex.TurnParams{
+		Tools: []codex.Tool{{Name: "weather"}},
+		Items: []json.RawMessage{
+			codextest.UserItem("weather and time?"),
+			message("assistant", "output_text", "Let me look."),
+			call("call_1", "weather", `{"city":  "Oslo"}`), call("call_2", "forgotten", `{"zone": `), call("call 3", "weather", ""),
+			result("call_2", ""), result("call_1", "odd \u2028 \"<b>&amp; \U0001F9EA \u0001"),
+			result("call 3", []any{map[string]any{"type": "input_text", "text": "a"}, map[string]any{"type": "input_text", "text": "b"}}),
+			codextest.UserItem("all of it"),
+			call("call_4", "weather", "{}"), result("call_4", strings.Repeat("long ", 1<<20/5)),
+		},
+	}
+	events, err := run(t, c, p)
+	want := []string{"codex.TextDelta{Text:ok}", "codex.Usage{Input:7 Cached:0 Output:1 Reasoning:0 Total:8}", "codex.Completed{Finish:stop}"}
+	if diff := cmp.Diff(want, events); diff != "" || err != nil {
+		t.Fatalf("%v (-want +got)\n%s", err, diff)
+	}
+	arrivesAs(t, p.Items, up.Bodies()[0])
+}
+
+// arrivesAs asserts that the input of a request is the items, but for the ids
+// that Codex gives to them.
+func arrivesAs(t *testing.T, items []json.RawMessage, request []byte) {
+	t.Helper()
+	var body struct{ Input []map[string]any }
+	if err := json.Unmarshal(request, &body); err != nil {
+		t.Fatal(err)
+	}
+	for _, item := range body.Input {
+		delete(item, "id")
+	}
+	var want []map[string]any
+	for _, item := range items {
+		var w map[string]any
+		json.Unmarshal(item, &w)
+		want = append(want, w)
+	}
+	if diff := cmp.Diff(want, body.Input); diff != "" {
+		t.Errorf("(-sent +arrived)\n%.2000s", diff)
 	}
 }
 

@@ -11,11 +11,15 @@ import (
 )
 
 // TurnParams is one completion. It holds what a caller wrote: never log it.
+//
+// Items reach the model as they are, with these exceptions: Codex drops a message
+// of role "system", drops a function_call_output whose function_call is not there,
+// and gives a function_call without its output the output "aborted".
 type TurnParams struct {
 	Model   string            // catalog id; "" = the catalog's default
 	Effort  string            // reasoning effort; "" = the model's default
 	Summary string            // of the reasoning: auto, concise, detailed or none; "" = the model's default
-	Items   []json.RawMessage // the whole history, as Responses items; a message of role "system" is dropped by Codex
+	Items   []json.RawMessage // the whole history, as Responses items
 	Tools   []Tool            // what the model may call; with any the turn may end in ToolCalls
 	Meta    map[string]string // comes out upstream in the header x-codex-turn-metadata
 	Tick    time.Duration     // how often a Tick is yielded; 0 means 1 s

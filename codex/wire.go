@@ -11,8 +11,9 @@ import (
 )
 
 // maxLine bounds one line of the child, in bytes. The longest lines repeat a
-// whole answer; 128,000 tokens are about half a megabyte.
-const maxLine = 16 << 20
+// whole answer, half a megabyte for 128,000 tokens, or, in a turn with tools, one
+// item of the history: as long as a request may be, and a little more.
+const maxLine = 17 << 20
 
 // message is one line from the child: a request (method and id), a notification
 // (method), or an answer (id). The "jsonrpc" member is left out by app-server.
