@@ -157,28 +157,64 @@ func New(cfg Config) (*Pool, error) {
 	return p, nil
 }
 
+// Place is the right of one caller to stand in line. Acquire uses it up.
+type Place struct{ pool *Pool }
+
+// Admit gives n places, or ErrFull and none: who needs several children must not
+// hold some while the line has no room for him to wait for the others. Acquire
+// must be called on each.
+func (p *Pool) Admit(n int) ([]*Place, error) {
+	if p.admitted.Add(int64(n)) > int64(p.cfg.Size+p.cfg.MaxWaiting) {
+		p.admitted.Add(int64(-n))
+		p.acquired(time.Now(), ErrFull)
+		return nil, ErrFull
+	}
+	places := make([]*Place, n)
+	for i := range places {
+		places[i] = &Place{p}
+	}
+	return places, nil
+}
+
 // Acquire lends a child, waiting for one in line, first come first served. It
-// returns ErrFull, ErrDraining, ErrClosed, an error that wraps ErrUnavailable,
-// or the cause of ctx's end.
-func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
+// returns ErrDraining, ErrClosed, an error that wraps ErrUnavailable, or the
+// cause of ctx's end.
+func (pl *Place) Acquire(ctx context.Context) (*Lease, error) {
+	p := pl.pool
+	if p == nil {
+		panic("BUG: a place that was used before")
+	}
+	pl.pool = nil
 	began := time.Now()
 	lease, err := p.acquire(ctx)
-	if p.cfg.Hooks.Acquired != nil {
-		p.cfg.Hooks.Acquired(time.Since(began), err)
+	if err != nil {
+		p.admitted.Add(-1)
 	}
+	p.acquired(began, err)
 	return lease, err
 }
 
-func (p *Pool) acquire(ctx context.Context) (*Lease, error) {
-	if p.admitted.Add(1) > int64(p.cfg.Size+p.cfg.MaxWaiting) {
-		p.admitted.Add(-1)
-		return nil, ErrFull
+// Acquire is Admit and Acquire for one.
+func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
+	places, err := p.Admit(1)
+	if err != nil {
+		return nil, err
 	}
+	return places[0].Acquire(ctx)
+}
+
+// acquired reports an end of waiting.
+func (p *Pool) acquired(began time.Time, err error) {
+	if p.cfg.Hooks.Acquired != nil {
+		p.cfg.Hooks.Acquired(time.Since(began), err)
+	}
+}
+
+func (p *Pool) acquire(ctx context.Context) (*Lease, error) {
 	defer p.look() // MinIdle may want another in the place of the one that was lent
 	for {
 		res, err := p.stand(ctx)
 		if err != nil {
-			p.admitted.Add(-1)
 			return nil, err
 		}
 		if why := fault(res.Value()); why != "" {
