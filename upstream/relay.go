@@ -195,14 +195,18 @@ type Call struct {
 	relay     *Relay
 	overrides Overrides
 	asked     atomic.Bool // a child has brought the key
+	details   []string    // of the conversation's images
 	failure   atomic.Pointer[Failure]
+	refusal   atomic.Pointer[string]
 }
 
 // Prepare makes a call. Until Done, a child that brings its key is forwarded.
 // It is for one turn: when the child has answered a function call by itself and
 // asks again, it is refused (see package codex).
-func (r *Relay) Prepare(o Overrides) *Call {
-	c := &Call{Key: rand.Text(), relay: r, overrides: o}
+// details are what the caller said of each image of the conversation, "" where
+// it said nothing: Codex has its own idea of how closely to look.
+func (r *Relay) Prepare(o Overrides, details ...string) *Call {
+	c := &Call{Key: rand.Text(), relay: r, overrides: o, details: details}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls[c.Key] = c
@@ -218,6 +222,15 @@ func (c *Call) Done() {
 
 // Failure is what the provider really said when it failed, nil otherwise.
 func (c *Call) Failure() *Failure { return c.failure.Load() }
+
+// Refusal is what the model said instead of an answer, "" where it did answer:
+// Codex does not tell it.
+func (c *Call) Refusal() string {
+	if text := c.refusal.Load(); text != nil {
+		return *text
+	}
+	return ""
+}
 
 // Failure is a provider's refusal, or the lack of an answer.
 type Failure struct {
@@ -268,7 +281,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		refuse(w, http.StatusConflict, "what a function returns is the caller's to say")
 		return
 	}
-	if body, err = r.rewrite(asked, call.overrides); err != nil {
+	if body, err = r.rewrite(asked, call.overrides, call.details); err != nil {
 		refuse(w, http.StatusBadRequest, "the body is not a Responses request")
 		return
 	}
@@ -315,11 +328,11 @@ type question struct {
 }
 
 // rewrite makes the provider's body: model and input of the child's, without
-// the ids that Codex gave to items, and the caller's own fields.
-func (r *Relay) rewrite(q question, o Overrides) ([]byte, error) {
+// what Codex added to the items, and the caller's own fields.
+func (r *Relay) rewrite(q question, o Overrides, details []string) ([]byte, error) {
 	input := make([]json.RawMessage, len(q.Input))
 	for i, item := range q.Input {
-		input[i] = withoutID(item)
+		input[i] = withoutCodex(item, &details)
 	}
 	fields := map[string]any{"model": q.Model, "input": input, "stream": true, "store": false}
 	for name, value := range o {
@@ -378,7 +391,10 @@ func encode(v any) ([]byte, error) {
 	return bytes.TrimSpace(b.Bytes()), err
 }
 
-func withoutID(item json.RawMessage) json.RawMessage {
+// withoutCodex takes from an item what Codex has added to it: an id, and how
+// closely to look at an image. details are what the caller said of the images
+// that are still to come.
+func withoutCodex(item json.RawMessage, details *[]string) json.RawMessage {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(item, &fields) != nil {
 		return item
@@ -389,10 +405,33 @@ func withoutID(item json.RawMessage) json.RawMessage {
 		return item // an id that is needed, for all we know
 	}
 	delete(fields, "id")
+	var parts []map[string]json.RawMessage
+	if json.Unmarshal(fields["content"], &parts) == nil && withDetails(parts, details) {
+		fields["content"], _ = encode(parts) // they were JSON before
+	}
 	if b, err := encode(fields); err == nil {
 		return b
 	}
 	return item
+}
+
+// withDetails puts the caller's words into the images among parts. It says
+// whether there were any.
+func withDetails(parts []map[string]json.RawMessage, details *[]string) (images bool) {
+	for _, part := range parts {
+		if string(part["type"]) != `"input_image"` {
+			continue
+		}
+		images = true
+		delete(part, "detail")
+		if len(*details) > 0 {
+			if d := (*details)[0]; d != "" {
+				part["detail"], _ = encode(d)
+			}
+			*details = (*details)[1:]
+		}
+	}
+	return images
 }
 
 // outgoing is the provider's request. Nothing of the child's headers goes along.
@@ -550,6 +589,10 @@ func (f *flow) event(data []byte) {
 	switch {
 	case is("response.completed"), is("response.incomplete"):
 		f.completed.Store(true)
+	case is("response.refusal.done"):
+		var e struct{ Refusal string }
+		json.Unmarshal(data, &e) // what cannot be read is lost
+		f.call.refusal.Store(&e.Refusal)
 	case is("response.failed"):
 		f.completed.Store(true)
 		var e struct {

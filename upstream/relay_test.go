@@ -232,6 +232,24 @@ func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 	}
 }
 
+func TestImagesAreLookedAtAsTheCallerSaid(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	r, base := relay(t, p, upstream.Hooks{})
+	call := r.Prepare(nil, "low", "")
+	defer call.Done()
+	image := `{"type":"input_image","image_url":"data:","detail":"original"}`
+	body := `{"model":"m","input":[{"type":"message","role":"user","content":[` + image + `]},{"type":"message","role":"user","content":[{"type":"input_text","text":"<"},` + image + `]}]}`
+	if code, _, err := childPosts(t.Context(), base, call.Key, body); code != 200 || err != nil {
+		t.Fatal(code, err)
+	}
+	_, bodies, _ := p.seen()
+	want := `{"input":[{"content":[{"detail":"low","image_url":"data:","type":"input_image"}],"role":"user","type":"message"},` +
+		`{"content":[{"text":"<","type":"input_text"},{"image_url":"data:","type":"input_image"}],"role":"user","type":"message"}],"model":"m","store":false,"stream":true}`
+	if diff := cmp.Diff(want, bodies[0]); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	base, err := url.Parse(p.URL)
@@ -244,8 +262,6 @@ func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
 	if r.Takes("max_output_tokens") || r.Takes("temperature") || !r.Takes("tools") {
 		t.Error("it takes other fields")
 	}
-	call := r.Prepare(nil)
-	defer call.Done()
 	for _, tt := range []struct{ input, instructions, rest string }{
 		{
 			`[{"type":"message","role":"developer","content":[{"type":"input_text","text":"be"},{"type":"input_text","text":"brief"}]},
@@ -255,6 +271,8 @@ func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
 		},
 		{`[{"type":"message","role":"user","content":[]}]`, "You are a helpful assistant.", `[{"content":[],"role":"user","type":"message"}]`},
 	} {
+		call := r.Prepare(nil)
+		defer call.Done()
 		if code, _, err := childPosts(t.Context(), server.URL, call.Key, `{"model":"m","input":`+tt.input+`}`); code != 200 || err != nil {
 			t.Fatal(code, err)
 		}
