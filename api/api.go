@@ -34,6 +34,7 @@ type Config struct {
 	DefaultStream bool  // for requests without stream
 	MaxStreams    int   // open streams at most; 0 = no limit
 	MaxBody       int64 // bytes
+	MaxChoices    int   // of a request
 
 	Keepalive         time.Duration // a comment into a stream after that much silence; 0 = none
 	Commit            time.Duration // a stream's 200 at the latest, counted from the turn's start
@@ -90,6 +91,7 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		handler
 	}{
 		{"POST", "/v1/chat/completions", route{name: "chat", key: true, local: true, completion: true}, s.chatCompletions},
+		{"POST", "/v1/completions", route{name: "completions", key: true, local: true, completion: true}, s.completions},
 		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels, local: true}, s.listModels},
 		{"GET", "/v1/models/*id", route{name: "model", key: cfg.ProtectModels, local: true}, s.getModel},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},

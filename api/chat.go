@@ -9,15 +9,21 @@ import (
 	"codexpool/codex"
 	"codexpool/pool"
 	"codexpool/upstream"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// chatCompletions serves POST /v1/chat/completions: decode, stand in line, run
-// one turn, and pass its events on as they come.
+// chatCompletions serves POST /v1/chat/completions.
 func (s *Server) chatCompletions(res *response, r *http.Request) error {
-	req, err := s.decodeChat(res, r)
+	req, err := s.decode(res, r, chatFields)
 	if err != nil {
 		return err
 	}
+	return s.complete(res, r, req, chatShape)
+}
+
+// complete runs the turns of a request and passes their events on as they come.
+func (s *Server) complete(res *response, r *http.Request, req *chatRequest, as shape) error {
 	idle := s.cfg.IdleTimeout
 	if req.Stream {
 		leave, err := s.openStream()
@@ -27,44 +33,121 @@ func (s *Server) chatCompletions(res *response, r *http.Request) error {
 		defer leave()
 		idle = s.cfg.StreamIdleTimeout
 	}
-	params := turnParams(req)
-	params.Tick = s.tick(idle)
-	call := s.prepare(r, req)
-	if call != nil {
-		defer call.Done()
-		params.Meta = map[string]string{upstream.MetaKey: call.Key}
+	places, err := s.pool.Admit(req.choices())
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), s.cfg.Timeout, errTimeout)
 	defer cancel()
-	lease, err := s.acquire(ctx)
+	reply := s.newReplier(res, r, req, as)
+	c := completion{s: s, req: req, caller: r.Header.Get("Authorization"), idle: idle, places: places}
+	if len(places) == 1 {
+		err = c.run(ctx, 0, func(child int) { res.child = child }, func(e any) error { return reply.write(0, e) })
+	} else {
+		err = c.runAll(ctx, reply)
+	}
+	if err != nil {
+		return err
+	}
+	return reply.finish() // without a lease: a client that reads slowly keeps its answer, not a child
+}
+
+// completion is one request on its way through the pool.
+type completion struct {
+	s      *Server
+	req    *chatRequest
+	caller string        // tells callers apart
+	idle   time.Duration // of a turn, at most
+	places []*pool.Place // one for each choice
+}
+
+// runAll runs several choices, each when its own lease comes, and writes their
+// events as they come. The first that fails ends the others.
+func (c *completion) runAll(ctx context.Context, reply replier) error {
+	type said struct {
+		choice int
+		event  any
+	}
+	events := make(chan said)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range c.places {
+		group.Go(func() (err error) { // ends with its turn; the loop below waits for it
+			defer func() {
+				if p := recover(); p != nil {
+					err = panicked(p)
+				}
+			}()
+			return c.run(ctx, i, func(int) {}, func(e any) error {
+				select {
+				case events <- said{i, e}:
+					return nil
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			})
+		})
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- group.Wait() }() // ends with the last choice
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case e := <-events:
+			if err := reply.write(e.choice, e.event); err != nil {
+				stop(err)
+				<-ended
+				return err
+			}
+		}
+	}
+}
+
+// run runs the turn of one choice and gives its events to write.
+func (c *completion) run(ctx context.Context, choice int, served func(child int), write func(any) error) error {
+	conversation := c.req.conversation(choice)
+	params := turnParams(c.req, conversation)
+	params.Tick = c.s.tick(c.idle)
+	var call *upstream.Call
+	if c.s.relay != nil {
+		call = c.s.relay.Prepare(overrides(c.req, conversation, c.caller), details(conversation)...)
+		defer call.Done()
+		params.Meta = map[string]string{upstream.MetaKey: call.Key}
+		for i := range params.Tools {
+			// The relay tells the provider of the tools as they are. The child need
+			// only know their names, and is not asked to understand their schemas.
+			params.Tools[i] = codex.Tool{Name: params.Tools[i].Name}
+		}
+	}
+	lease, err := c.s.acquire(ctx, c.places[choice])
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
-	res.child = lease.Child()
+	served(lease.Child())
 
-	reply := s.newReplier(res, r, req)
+	out := cutter{stop: c.req.Stop, to: func(e codex.Event) error { return write(e) }}
 	for e, err := range lease.Turn(ctx, params) {
 		if err != nil {
 			return explained(err, call)
 		}
-		if t, ok := e.(codex.Tick); ok && t.Silent >= idle {
+		if t, ok := e.(codex.Tick); ok && t.Silent >= c.idle {
 			return errIdle
 		}
-		if err := reply.write(e); err != nil {
+		if _, over := e.(codex.Completed); over && call != nil && call.Refusal() != "" {
+			if err := write(refusal{call.Refusal()}); err != nil {
+				return err
+			}
+		}
+		if err := out.pass(e); err == errCut {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}
-	lease.Release() // a client that reads slowly keeps its answer, not a child
-	return reply.finish()
-}
-
-// prepare tells the relay what the caller wants of the provider.
-func (s *Server) prepare(r *http.Request, req chatRequest) *upstream.Call {
-	if s.relay == nil {
-		return nil
-	}
-	return s.relay.Prepare(overrides(req, r.Header.Get("Authorization")))
+	return nil
 }
 
 // explained is a turn's error, or what the provider really said to cause it.
@@ -90,10 +173,10 @@ func (s *Server) openStream() (leave func(), err error) {
 }
 
 // acquire stands in line for at most AcquireTimeout.
-func (s *Server) acquire(ctx context.Context) (*pool.Lease, error) {
+func (s *Server) acquire(ctx context.Context, place *pool.Place) (*pool.Lease, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.AcquireTimeout, errAcquireTimeout)
 	defer cancel()
-	return s.pool.Acquire(ctx)
+	return place.Acquire(ctx)
 }
 
 // tick is how often the turn must wake the handler so that no timer is late by

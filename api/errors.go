@@ -155,6 +155,7 @@ func describe(ctx context.Context, err error) *Error {
 	var exit *codex.ExitError
 	var protocol *codex.ProtocolError
 	var gone *goneError
+	var tools *codex.ToolsError
 	switch {
 	case errors.As(err, &told):
 		return told
@@ -166,6 +167,8 @@ func describe(ctx context.Context, err error) *Error {
 		return &Error{Status: 503, Type: serverError, Code: "backend_unavailable", Message: "No child can be started at the moment.", Retry: true, cause: err}
 	case errors.As(err, &turn):
 		return turnFailed(turn)
+	case errors.As(err, &tools):
+		return badRequest("tools", "The tools cannot be used: %s.", tools.Problem)
 	case errors.As(err, &gone), ctx.Err() != nil:
 		e := &Error{Status: statusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client left."}
 		if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -15,40 +15,65 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"codexpool/upstream"
 )
 
 // bodyTimeout is how long a body may take to arrive; handle sets it.
 const bodyTimeout = time.Minute
 
-// chatRequest is a checked request. It holds what a caller wrote: never log it.
+// chatRequest is a checked request for completions. It holds what a caller
+// wrote: never log it.
 type chatRequest struct {
-	Name         string // the model as the caller wrote it
-	Model        string // its catalog id
-	Effort       string // "" = the model's default
-	Messages     []chatMessage
-	Stream       bool
-	IncludeUsage bool
-	Tuned        map[string]json.RawMessage // fields for the provider, checked, by their names here
-	Ignored      []string                   // fields that were accepted and have no effect
+	Name          string // the model as the caller wrote it
+	Model         string // its catalog id
+	Effort        string // "" = the model's default
+	Summary       string // of the reasoning, "" = not asked for
+	Conversations [][]chatMessage
+	N             int // answers to each conversation
+	Stream        bool
+	IncludeUsage  bool
+	Stop          []string
+	Tools         []tool
+	ToolChoice    toolChoice
+	LegacyCalls   bool                       // tools were given as functions
+	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
+	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
+	Ignored       []string                   // fields that were accepted and have no effect
 }
 
-// chatMessage is one message; its text comes in one or several parts.
-type chatMessage struct {
-	Role  string // developer, user or assistant
-	Parts []string
+// choices is how many answers are wanted.
+func (req *chatRequest) choices() int { return len(req.Conversations) * req.N }
+
+// conversation is the one that a choice answers.
+func (req *chatRequest) conversation(choice int) []chatMessage {
+	return req.Conversations[choice/req.N]
 }
 
-// decodeChat reads the request and names what it ignores in the response.
-func (s *Server) decodeChat(res *response, r *http.Request) (chatRequest, error) {
+// decode reads a request of the given fields, and names what it ignores in the
+// response.
+func (s *Server) decode(res *response, r *http.Request, known map[string]fieldReader) (*chatRequest, error) {
 	body, err := s.readBody(res, r)
 	if err != nil {
-		return chatRequest{}, err
+		return nil, err
 	}
-	req := chatRequest{Stream: s.cfg.DefaultStream, Tuned: map[string]json.RawMessage{}}
-	if err := req.decode(body, s.cfg.Models); err != nil {
-		return chatRequest{}, err
+	req := &chatRequest{Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}}
+	if err := req.decode(body, known); err != nil {
+		return nil, err
 	}
-	req.untune(func(field string) bool { return s.relay != nil && s.relay.Takes(field) })
+	if req.Conversations == nil {
+		for _, name := range []string{"messages", "prompt"} {
+			if _, wanted := known[name]; wanted {
+				return nil, badRequest(name, "'%s' is missing.", name)
+			}
+		}
+	}
+	if err := req.check(s.cfg); err != nil {
+		return nil, err
+	}
+	if err := req.fit(s.relay); err != nil {
+		return nil, err
+	}
 	if len(req.Ignored) > 0 {
 		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
 	}
@@ -80,7 +105,7 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 }
 
 // decode reads the fields one by one, so that each error names its own.
-func (req *chatRequest) decode(body []byte, models Models) error {
+func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
 		e := badRequest("", "The body is not a JSON object.")
@@ -91,25 +116,38 @@ func (req *chatRequest) decode(body []byte, models Models) error {
 		e.Code = "invalid_json"
 		return e
 	}
+	return req.readFields("", fields, known)
+}
+
+// readFields reads the fields of an object, in the order of their names. Null is
+// as if a field were not there.
+func (req *chatRequest) readFields(prefix string, fields map[string]json.RawMessage, known map[string]fieldReader) error {
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		value := fields[name]
-		if isNull(value) {
-			continue // as if it were not there
+		read, found := known[name]
+		if isNull(fields[name]) {
+			continue
 		}
-		read, known := chatFields[name]
-		if !known {
-			req.Ignored = append(req.Ignored, name)
-		} else if err := read(req, name, value); err != nil {
+		if !found {
+			req.Ignored = append(req.Ignored, prefix+name)
+		} else if err := read(req, prefix+name, fields[name]); err != nil {
 			return err
 		}
 	}
-	if req.Messages == nil {
-		return badRequest("messages", "'messages' is missing.")
+	return nil
+}
+
+// check looks at what the fields say together.
+func (req *chatRequest) check(cfg Config) error {
+	if req.choices() > cfg.MaxChoices {
+		return badRequest("n", "%d choices are wanted; this server gives at most %d.", req.choices(), cfg.MaxChoices)
+	}
+	if err := req.checkTools(); err != nil {
+		return err
 	}
 	if req.Name == "" {
-		req.Name = models.Default
+		req.Name = cfg.Models.Default
 	}
-	id, effort, ok := models.resolve(req.Name)
+	id, effort, ok := cfg.Models.resolve(req.Name)
 	if !ok {
 		return modelNotFound(req.Name)
 	}
@@ -117,7 +155,7 @@ func (req *chatRequest) decode(body []byte, models Models) error {
 	if req.Effort == "" {
 		req.Effort = effort
 	}
-	if !models.effort(req.Effort) && req.Effort != "" {
+	if !cfg.Models.effort(req.Effort) && req.Effort != "" {
 		return badRequest("reasoning_effort", "'reasoning_effort' is not one of %s.", strings.Join(efforts, ", "))
 	}
 	return nil
@@ -127,48 +165,57 @@ func (req *chatRequest) decode(body []byte, models Models) error {
 type fieldReader func(req *chatRequest, name string, value json.RawMessage) error
 
 // chatFields are the fields of a chat completion that have a meaning. Those
-// that would change the answer and cannot be honoured yet are refused, those
-// that the provider takes are checked and kept for it, and the rest of them
-// checked, ignored and named. All others are unknown: ignored and named too.
+// that would change the answer and cannot be honoured are refused, those that the
+// provider may take are checked and kept for it, and the rest of them checked,
+// ignored and named. All others are unknown: ignored and named too.
 var chatFields = map[string]fieldReader{
-	"model":            field(func(req *chatRequest) *string { return &req.Name }, "a string"),
-	"messages":         readMessages,
-	"stream":           field(func(req *chatRequest) *bool { return &req.Stream }, "a boolean"),
-	"stream_options":   object("include_usage", func(req *chatRequest) *bool { return &req.IncludeUsage }, "a boolean"),
-	"reasoning":        object("effort", func(req *chatRequest) *string { return &req.Effort }, "a string"),
+	"messages": readMessages,
+
+	"model":             field(func(req *chatRequest) *string { return &req.Name }, "a string"),
+	"stream":            field(func(req *chatRequest) *bool { return &req.Stream }, "a boolean"),
+	"stream_options":    object(streamOptions),
+	"n":                 readN,
+	"stop":              readStop,
+	"include_reasoning": readIncludeReasoning, // read before reasoning: a summary of its own wins
+	"reasoning": object(map[string]fieldReader{
+		"effort":  field(func(req *chatRequest) *string { return &req.Effort }, "a string"),
+		"summary": field(func(req *chatRequest) *string { return &req.Summary }, "a string"),
+	}),
 	"reasoning_effort": field(func(req *chatRequest) *string { return &req.Effort }, "a string"), // read after reasoning: it wins
-	"n":                only("1"),
+	"tools":            readTools,
+	"functions":        readFunctions,
+	"tool_choice":      readToolChoice,
+	"function_call":    readToolChoice,
 	"response_format":  readResponseFormat,
-	"modalities":       only(`["text"]`),
-	"logprobs":         only("false"),
-	"top_logprobs":     only("0"),
-	"tools":            only("[]"),
-	"functions":        only("[]"),
-	"tool_choice":      only(`"none"`, `"auto"`),
-	"function_call":    only(`"none"`, `"auto"`),
-	"stop":             only("[]"),
+
+	"modalities":         only(`["text"]`),
+	"logprobs":           only("false"),
+	"top_logprobs":       only("0"),
+	"audio":              refuse,
+	"prediction":         refuse,
+	"web_search_options": refuse,
 
 	"max_tokens":            tokens,
 	"max_completion_tokens": tokens,
-	"audio":                 refuse,
-	"prediction":            refuse,
-	"web_search_options":    refuse,
+	"temperature":           number(0, 2, tuned),
+	"top_p":                 number(0, 1, tuned),
+	"user":                  typed[string]("a string", tuned),
+	"safety_identifier":     typed[string]("a string", tuned),
+	"service_tier":          typed[string]("a string", tuned),
+	"verbosity":             typed[string]("a string", tuned),
+	"prompt_cache_key":      typed[string]("a string", tuned),
+	"metadata":              typed[map[string]string]("an object of strings", tuned),
+	"parallel_tool_calls":   typed[bool]("a boolean", tuned),
 
-	"temperature":       number(0, 2, tuned),
-	"top_p":             number(0, 1, tuned),
-	"user":              typed[string]("a string", tuned),
-	"safety_identifier": typed[string]("a string", tuned),
-	"service_tier":      typed[string]("a string", tuned),
-	"verbosity":         typed[string]("a string", tuned),
-	"prompt_cache_key":  typed[string]("a string", tuned),
-	"metadata":          typed[map[string]string]("an object of strings", tuned),
+	// The Responses API has no such fields.
+	"presence_penalty":  number(-2, 2, ignored),
+	"frequency_penalty": number(-2, 2, ignored),
+	"seed":              typed[int64]("an integer", ignored),
+	"logit_bias":        typed[map[string]float64]("an object of numbers", ignored),
+}
 
-	// The Responses API has no such fields, or they mean nothing without tools.
-	"presence_penalty":    number(-2, 2, ignored),
-	"frequency_penalty":   number(-2, 2, ignored),
-	"parallel_tool_calls": typed[bool]("a boolean", ignored),
-	"seed":                typed[int64]("an integer", ignored),
-	"logit_bias":          typed[map[string]float64]("an object of numbers", ignored),
+var streamOptions = map[string]fieldReader{
+	"include_usage": field(func(req *chatRequest) *bool { return &req.IncludeUsage }, "a boolean"),
 }
 
 // taker does something with a field that was checked.
@@ -190,14 +237,62 @@ var providerNames = map[string]string{
 	"verbosity":             "text",
 }
 
-// untune ignores, and names, what the provider does not take.
-func (req *chatRequest) untune(takes func(field string) bool) {
+// fit leaves to the provider what it takes. What only tunes the answer is
+// otherwise ignored, and named; what makes it another is refused. Without a relay
+// nothing but Codex's own words reaches the provider.
+func (req *chatRequest) fit(relay *upstream.Relay) error {
+	takes := func(field string) bool { return relay != nil && relay.Takes(field) }
 	for name := range req.Tuned {
-		if !takes(cmp.Or(providerNames[name], name)) {
+		if !takes(cmp.Or(providerNames[name], name)) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {
 			delete(req.Tuned, name)
 			req.Ignored = append(req.Ignored, name)
 		}
 	}
+	switch {
+	case req.Format != nil && !takes("text"):
+		return unsupported("response_format")
+	case req.ToolChoice.forced() && !takes("tool_choice"):
+		return unsupported("tool_choice")
+	case len(req.Tools) > 0 && relay != nil && !takes("tools"):
+		req.Ignored = append(req.Ignored, "tools")
+		req.Tools = nil
+	case req.ToolChoice.Mode == "none" && !takes("tool_choice"):
+		req.Tools = nil
+	}
+	return nil
+}
+
+func readN(req *chatRequest, name string, value json.RawMessage) error {
+	if err := into(&req.N, name, value, "an integer"); err != nil {
+		return err
+	}
+	if req.N < 1 {
+		return badRequest(name, "'%s' must be at least 1.", name)
+	}
+	return nil
+}
+
+// readStop reads a sequence, or up to four.
+func readStop(req *chatRequest, name string, value json.RawMessage) error {
+	var one string
+	if json.Unmarshal(value, &one) == nil {
+		req.Stop = []string{one}
+	} else if err := into(&req.Stop, name, value, "a string or an array of strings"); err != nil {
+		return err
+	}
+	if len(req.Stop) > 4 || slices.Contains(req.Stop, "") {
+		return badRequest(name, "'%s' must be at most 4 sequences, none of them empty.", name)
+	}
+	return nil
+}
+
+func readIncludeReasoning(req *chatRequest, name string, value json.RawMessage) error {
+	var include bool
+	err := into(&include, name, value, "a boolean")
+	if include {
+		req.Summary = "auto"
+	}
+	return err
 }
 
 func tokens(req *chatRequest, name string, value json.RawMessage) error {
@@ -261,145 +356,16 @@ func field[T any](to func(*chatRequest) *T, what string) fieldReader {
 	}
 }
 
-// object takes one key of an object; the others are ignored and named.
-func object[T any](key string, to func(*chatRequest) *T, what string) fieldReader {
+// object takes the keys of an object; those that are not known are ignored and
+// named.
+func object(keys map[string]fieldReader) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
-		var options map[string]json.RawMessage
-		if err := into(&options, name, value, "an object"); err != nil {
+		var fields map[string]json.RawMessage
+		if err := into(&fields, name, value, "an object"); err != nil {
 			return err
 		}
-		for _, k := range slices.Sorted(maps.Keys(options)) {
-			if k != key {
-				req.Ignored = append(req.Ignored, name+"."+k)
-			} else if err := into(to(req), name+"."+k, options[k], what); err != nil {
-				return err
-			}
-		}
-		return nil
+		return req.readFields(name+".", fields, keys)
 	}
-}
-
-func readResponseFormat(_ *chatRequest, name string, value json.RawMessage) error {
-	var format map[string]json.RawMessage
-	if err := into(&format, name, value, "an object"); err != nil {
-		return err
-	}
-	var kind string
-	if err := into(&kind, name+".type", format["type"], "a string"); err != nil {
-		return err
-	}
-	if kind != "text" || len(format) != 1 {
-		return unsupported(name)
-	}
-	return nil
-}
-
-func readMessages(req *chatRequest, name string, value json.RawMessage) error {
-	var messages []map[string]json.RawMessage
-	if err := into(&messages, name, value, "an array of objects"); err != nil {
-		return err
-	}
-	if len(messages) == 0 {
-		return badRequest(name, "'messages' must not be empty.")
-	}
-	for i, fields := range messages {
-		m, ignored, err := readMessage(fmt.Sprintf("messages[%d]", i), fields)
-		if err != nil {
-			return err
-		}
-		req.Messages = append(req.Messages, m)
-		req.Ignored = append(req.Ignored, ignored...)
-	}
-	return nil
-}
-
-// readMessage reads one message; at is where it stands, for errors.
-func readMessage(at string, fields map[string]json.RawMessage) (m chatMessage, ignored []string, err error) {
-	if err := into(&m.Role, at+".role", fields["role"], "a string"); err != nil {
-		return m, nil, err
-	}
-	switch m.Role {
-	case "system":
-		m.Role = "developer" // what newer models call it; Codex drops a message of role system
-	case "developer", "user", "assistant":
-	case "tool", "function":
-		return m, nil, unsupported(at + ".role")
-	default:
-		return m, nil, badRequest(at+".role", "'%s.role' must be one of system, developer, user, assistant.", at)
-	}
-	for _, key := range slices.Sorted(maps.Keys(fields)) {
-		value := fields[key]
-		switch {
-		case key == "role", key == "content", isNull(value), string(value) == "[]":
-		case key == "refusal" && m.Role == "assistant":
-		case key == "tool_calls", key == "function_call", key == "tool_call_id", key == "audio":
-			return m, nil, unsupported(at + "." + key)
-		default:
-			ignored = append(ignored, "messages."+key)
-		}
-	}
-	refusal := m.Role == "assistant" && !isNull(fields["refusal"]) // what the assistant once said instead, or too
-	if !refusal || !isNull(fields["content"]) {
-		var unknown []string
-		m.Parts, unknown, err = readContent(at+".content", m.Role, fields["content"])
-		ignored = append(ignored, unknown...)
-	}
-	if refusal && err == nil {
-		var text string
-		err = into(&text, at+".refusal", fields["refusal"], "a string")
-		m.Parts = append(m.Parts, text)
-	}
-	return m, ignored, err
-}
-
-// readContent reads a string, or an array of text parts.
-func readContent(at, role string, value json.RawMessage) (texts, ignored []string, err error) {
-	if isNull(value) {
-		return nil, nil, badRequest(at, "'%s' is missing.", at)
-	}
-	var text string
-	if json.Unmarshal(value, &text) == nil {
-		return []string{text}, nil, nil
-	}
-	var parts []map[string]json.RawMessage
-	if err := into(&parts, at, value, "a string or an array of parts"); err != nil {
-		return nil, nil, err
-	}
-	if len(parts) == 0 {
-		return nil, nil, badRequest(at, "'%s' must not be empty.", at)
-	}
-	for i, part := range parts {
-		text, err := readPart(fmt.Sprintf("%s[%d]", at, i), role, part)
-		if err != nil {
-			return nil, nil, err
-		}
-		texts = append(texts, text)
-		for key := range part {
-			if key != "type" && key != "text" && key != "refusal" {
-				ignored = append(ignored, "messages.content."+key)
-			}
-		}
-	}
-	return texts, ignored, nil
-}
-
-// readPart reads the text of one part; at is where it stands, for errors.
-func readPart(at, role string, part map[string]json.RawMessage) (text string, err error) {
-	var kind string
-	if err := into(&kind, at+".type", part["type"], "a string"); err != nil {
-		return "", err
-	}
-	switch {
-	case kind == "text", kind == "refusal" && role == "assistant":
-		if isNull(part[kind]) {
-			return "", badRequest(at+"."+kind, "'%s.%s' is missing.", at, kind)
-		}
-		err = into(&text, at+"."+kind, part[kind], "a string")
-		return text, err
-	case kind == "image_url", kind == "input_audio", kind == "file":
-		return "", unsupported(at)
-	}
-	return "", badRequest(at+".type", "'%s.type' must be text.", at)
 }
 
 func isNull(v json.RawMessage) bool { return len(v) == 0 || string(v) == "null" }
@@ -438,14 +404,16 @@ type (
 		} `json:"completion_tokens_details"`
 	}
 
+	// completionBody is an answer in one piece. Its choices are of one of the
+	// types completionChoice and textChoice.
 	completionBody struct {
-		ID                string             `json:"id"`
-		Object            string             `json:"object"`
-		Created           int64              `json:"created"`
-		Model             string             `json:"model"`
-		Choices           []completionChoice `json:"choices"`
-		Usage             *usageBody         `json:"usage"`
-		SystemFingerprint *string            `json:"system_fingerprint"`
+		ID                string     `json:"id"`
+		Object            string     `json:"object"`
+		Created           int64      `json:"created"`
+		Model             string     `json:"model"`
+		Choices           []any      `json:"choices"`
+		Usage             *usageBody `json:"usage"`
+		SystemFingerprint *string    `json:"system_fingerprint"`
 	}
 
 	completionChoice struct {
@@ -456,19 +424,36 @@ type (
 	}
 
 	messageBody struct {
-		Role    string  `json:"role"`
-		Content string  `json:"content"`
-		Refusal *string `json:"refusal"`
+		Role         string        `json:"role"`
+		Content      *string       `json:"content"`
+		Refusal      *string       `json:"refusal"`
+		Reasoning    string        `json:"reasoning_content,omitempty"`
+		ToolCalls    []callBody    `json:"tool_calls,omitempty"`
+		FunctionCall *functionBody `json:"function_call,omitempty"` // legacy
 	}
 
+	callBody struct {
+		Index    *int         `json:"index,omitempty"` // in streams
+		ID       string       `json:"id,omitempty"`
+		Type     string       `json:"type,omitempty"`
+		Function functionBody `json:"function"`
+	}
+
+	functionBody struct {
+		Name      string `json:"name,omitempty"`
+		Arguments string `json:"arguments"`
+	}
+
+	// chunkBody is a part of a stream. Its choices are of one of the types
+	// chunkChoice and textChoice.
 	chunkBody struct {
-		ID                string        `json:"id"`
-		Object            string        `json:"object"`
-		Created           int64         `json:"created"`
-		Model             string        `json:"model"`
-		SystemFingerprint *string       `json:"system_fingerprint"`
-		Choices           []chunkChoice `json:"choices"`
-		Usage             usageField    `json:"usage,omitzero"`
+		ID                string     `json:"id"`
+		Object            string     `json:"object"`
+		Created           int64      `json:"created"`
+		Model             string     `json:"model"`
+		SystemFingerprint *string    `json:"system_fingerprint"`
+		Choices           []any      `json:"choices"`
+		Usage             usageField `json:"usage,omitzero"`
 	}
 
 	chunkChoice struct {
@@ -479,8 +464,20 @@ type (
 	}
 
 	deltaBody struct {
-		Role    string  `json:"role,omitempty"`
-		Content *string `json:"content,omitempty"`
+		Role         string        `json:"role,omitempty"`
+		Content      *string       `json:"content,omitempty"`
+		Refusal      string        `json:"refusal,omitempty"`
+		Reasoning    string        `json:"reasoning_content,omitempty"`
+		ToolCalls    []callBody    `json:"tool_calls,omitempty"`
+		FunctionCall *functionBody `json:"function_call,omitempty"` // legacy
+	}
+
+	// textChoice is a choice of a legacy completion, in one piece or a stream.
+	textChoice struct {
+		Index        int            `json:"index"`
+		Text         string         `json:"text"`
+		Logprobs     *struct{}      `json:"logprobs"`
+		FinishReason finishedReason `json:"finish_reason"`
 	}
 )
 

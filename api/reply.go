@@ -3,24 +3,45 @@ package api
 import (
 	"crypto/rand"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"codexpool/codex"
 )
 
-// replier turns the events of a turn into a response.
+// replier turns the events of the turns, one for each choice, into a response.
+// One goroutine uses it.
 type replier interface {
-	write(codex.Event) error
-	finish() error // called once, after the last event
+	write(choice int, e any) error // a codex.Event or a refusal
+	finish() error                 // called once, after the last event of all
 }
 
-func (s *Server) newReplier(res *response, r *http.Request, req chatRequest) replier {
-	base := reply{res: res, id: "chatcmpl-" + rand.Text(), created: time.Now().Unix(), model: req.Name, end: codex.FinishStop}
-	if !req.Stream {
-		return &whole{reply: base}
+// refusal is what a model says instead of an answer.
+type refusal struct{ Text string }
+
+// shape is what tells the kinds of completion apart.
+type shape struct {
+	prefix string // of the id
+	whole  string // object of an answer in one piece
+	chunk  string // and of a part of a stream
+	text   bool   // choices are bare text
+}
+
+var (
+	chatShape = shape{prefix: "chatcmpl-", whole: "chat.completion", chunk: "chat.completion.chunk"}
+	textShape = shape{prefix: "cmpl-", whole: "text_completion", chunk: "text_completion", text: true}
+)
+
+func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, as shape) replier {
+	base := reply{
+		res: res, req: req, shape: as, id: as.prefix + rand.Text(), created: time.Now().Unix(),
+		usage: make([]*codex.Usage, req.choices()),
 	}
-	st := &stream{reply: base, includeUsage: req.IncludeUsage, commitAfter: s.cfg.Commit, keepalive: s.cfg.Keepalive}
+	if !req.Stream {
+		return &whole{reply: base, choices: make([]message, req.choices())}
+	}
+	st := &stream{reply: base, commitAfter: s.cfg.Commit, keepalive: s.cfg.Keepalive}
 	if refusesComments(r) {
 		st.keepalive = 0
 	}
@@ -36,48 +57,115 @@ func refusesComments(r *http.Request) bool {
 
 // reply is what both kinds of response share.
 type reply struct {
+	shape
 	res     *response
+	req     *chatRequest
 	id      string
 	created int64
-	model   string
-	usage   *usageBody // nil where none arrived: it is never invented
-	end     codex.Finish
+	usage   []*codex.Usage // of each choice; nil where none has arrived
 }
 
 // note takes the events that both treat alike.
-func (b *reply) note(e codex.Event) {
+func (b *reply) note(choice int, e any) {
 	switch e := e.(type) {
-	case codex.TextDelta:
+	case codex.TextDelta, codex.ToolCalls, refusal:
 		b.res.token()
 	case codex.Usage:
-		b.usage, b.res.tokens = usage(e), e
-	case codex.Completed:
-		b.end = e.Finish
+		b.usage[choice] = &e
+		b.res.tokens = b.total()
 	}
+}
+
+// total is what all choices have used so far.
+func (b *reply) total() (sum codex.Usage) {
+	for _, u := range b.usage {
+		if u != nil {
+			sum.Input, sum.Cached = sum.Input+u.Input, sum.Cached+u.Cached
+			sum.Output, sum.Reasoning = sum.Output+u.Output, sum.Reasoning+u.Reasoning
+			sum.Total += u.Total
+		}
+	}
+	return sum
+}
+
+// used is the usage for the caller. It is never invented: where a choice's is
+// missing there is none.
+func (b *reply) used() *usageBody {
+	if slices.Contains(b.usage, nil) {
+		return nil
+	}
+	return usage(b.total())
+}
+
+// reasons says whether the caller asked for the reasoning.
+func (b *reply) reasons() bool {
+	return b.req.Summary != "" && b.req.Summary != "none" && !b.text
+}
+
+// message is the answer of one choice, in one piece.
+type message struct {
+	text, refusal, reasoning strings.Builder
+	calls                    []codex.ToolCall
+	end                      codex.Finish
 }
 
 // whole is a response in one piece.
 type whole struct {
 	reply
-	text strings.Builder
+	choices []message
 }
 
-func (w *whole) write(e codex.Event) error {
-	w.note(e)
-	if d, ok := e.(codex.TextDelta); ok {
-		w.text.WriteString(d.Text)
+func (w *whole) write(choice int, e any) error {
+	w.note(choice, e)
+	m := &w.choices[choice]
+	switch e := e.(type) {
+	case codex.TextDelta:
+		m.text.WriteString(e.Text)
+	case codex.ReasoningDelta:
+		m.reasoning.WriteString(e.Text)
+	case refusal:
+		m.refusal.WriteString(e.Text)
+	case codex.ToolCalls:
+		m.calls = e.Calls
+	case codex.Completed:
+		m.end = e.Finish
 	}
 	return nil
 }
 
 func (w *whole) finish() error {
-	return w.res.json(http.StatusOK, completionBody{
-		ID: w.id, Object: "chat.completion", Created: w.created, Model: w.model, Usage: w.usage,
-		Choices: []completionChoice{{
-			Message:      messageBody{Role: "assistant", Content: w.text.String()},
-			FinishReason: finishedReason(w.end),
-		}},
-	})
+	body := completionBody{ID: w.id, Object: w.shape.whole, Created: w.created, Model: w.req.Name, Usage: w.used()}
+	for i := range w.choices {
+		m := &w.choices[i]
+		if w.text {
+			body.Choices = append(body.Choices, textChoice{Index: i, Text: m.text.String(), FinishReason: finishedReason(m.end)})
+			continue
+		}
+		body.Choices = append(body.Choices, completionChoice{Index: i, Message: w.message(m), FinishReason: finishedReason(m.end)})
+	}
+	return w.res.json(http.StatusOK, body)
+}
+
+func (w *whole) message(m *message) messageBody {
+	body := messageBody{Role: "assistant"}
+	if text := m.text.String(); text != "" || (len(m.calls) == 0 && m.refusal.Len() == 0) {
+		body.Content = &text
+	}
+	if text := m.refusal.String(); text != "" {
+		body.Refusal = &text
+	}
+	if w.reasons() {
+		body.Reasoning = m.reasoning.String()
+	}
+	for _, c := range m.calls {
+		f := functionBody{Name: c.Name, Arguments: c.Arguments}
+		if w.req.LegacyCalls {
+			body.FunctionCall = &f
+			break // it has room for one
+		}
+		body.ToolCalls = append(body.ToolCalls, callBody{ID: c.ID, Type: "function", Function: f})
+	}
+	return body
 }
 
 // stream is a response as server-sent events. Its 200 is sent with the first
@@ -85,31 +173,56 @@ func (w *whole) finish() error {
 // HTTP status, which SDKs retry or raise.
 type stream struct {
 	reply
-	includeUsage bool
-	commitAfter  time.Duration
-	keepalive    time.Duration // 0 = none
+	commitAfter time.Duration
+	keepalive   time.Duration // 0 = none
 
-	turn  time.Time // when it began
+	turn  time.Time // when the first began
 	wrote time.Time // when anything was last sent
 	buf   []byte    // frames that go out with the next write
 }
 
-func (s *stream) write(e codex.Event) error {
-	s.note(e)
+func (s *stream) write(choice int, e any) error {
+	s.note(choice, e)
 	switch e := e.(type) {
 	case codex.Tick:
 		return s.tick()
 	case codex.ReasoningDelta:
-		if !s.res.stream {
-			s.commit() // the model is at work; what it thinks is not sent yet
+		if !s.reasons() {
+			if s.res.stream {
+				return nil
+			}
+			s.commit() // the model is at work
 			return s.flush()
 		}
+		s.delta(choice, deltaBody{Reasoning: e.Text})
+	case refusal:
+		s.delta(choice, deltaBody{Refusal: e.Text})
 	case codex.TextDelta:
+		s.delta(choice, deltaBody{Content: &e.Text})
+	case codex.ToolCalls:
+		s.calls(choice, e.Calls)
+	case codex.Completed:
 		s.commit()
-		s.chunk(deltaBody{Content: &e.Text}, "")
-		return s.flush()
+		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
+		return nil // it goes out with what follows: a slow reader is no reason to keep the child
+	default:
+		return nil
 	}
-	return nil
+	return s.flush()
+}
+
+// calls sends each call as it would come from OpenAI: its name, then its
+// arguments.
+func (s *stream) calls(choice int, calls []codex.ToolCall) {
+	for i, c := range calls {
+		if s.req.LegacyCalls {
+			s.delta(choice, deltaBody{FunctionCall: &functionBody{Name: c.Name}})
+			s.delta(choice, deltaBody{FunctionCall: &functionBody{Arguments: c.Arguments}})
+			return // it has room for one
+		}
+		s.delta(choice, deltaBody{ToolCalls: []callBody{{Index: &i, ID: c.ID, Type: "function", Function: functionBody{Name: c.Name}}}})
+		s.delta(choice, deltaBody{ToolCalls: []callBody{{Index: &i, Function: functionBody{Arguments: c.Arguments}}}})
+	}
 }
 
 // tick does what time asks for.
@@ -129,22 +242,26 @@ func (s *stream) tick() error {
 	return nil
 }
 
-// commit sends the 200, with the role chunk.
+// commit sends the 200, with the role of each choice.
 func (s *stream) commit() {
 	if s.res.stream {
 		return
 	}
 	s.res.sse()
+	if s.text {
+		return
+	}
 	empty := ""
-	s.chunk(deltaBody{Role: "assistant", Content: &empty}, "")
+	for i := range s.usage {
+		s.chunk(i, deltaBody{Role: "assistant", Content: &empty}, "")
+	}
 }
 
 func (s *stream) finish() error {
 	s.commit()
-	s.chunk(deltaBody{}, finishedReason(s.end))
-	if s.includeUsage {
+	if s.req.IncludeUsage {
 		last := s.body()
-		last.Choices, last.Usage.usage = []chunkChoice{}, s.usage
+		last.Choices, last.Usage.usage = []any{}, s.used()
 		s.frame(last)
 	}
 	s.buf = append(s.buf, "data: [DONE]\n\n"...)
@@ -154,14 +271,28 @@ func (s *stream) finish() error {
 // body is what every chunk of the stream repeats.
 func (s *stream) body() chunkBody {
 	return chunkBody{
-		ID: s.id, Object: "chat.completion.chunk", Created: s.created, Model: s.model,
-		Usage: usageField{present: s.includeUsage},
+		ID: s.id, Object: s.shape.chunk, Created: s.created, Model: s.req.Name,
+		Usage: usageField{present: s.req.IncludeUsage},
 	}
 }
 
-func (s *stream) chunk(delta deltaBody, end finishedReason) {
+// delta adds to a choice.
+func (s *stream) delta(choice int, delta deltaBody) {
+	s.commit()
+	s.chunk(choice, delta, "")
+}
+
+func (s *stream) chunk(choice int, delta deltaBody, end finishedReason) {
 	b := s.body()
-	b.Choices = []chunkChoice{{Delta: delta, FinishReason: end}}
+	if s.text {
+		text := textChoice{Index: choice, FinishReason: end}
+		if delta.Content != nil {
+			text.Text = *delta.Content
+		}
+		b.Choices = []any{text}
+	} else {
+		b.Choices = []any{chunkChoice{Index: choice, Delta: delta, FinishReason: end}}
+	}
 	s.frame(b)
 }
 

@@ -5,45 +5,94 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"codexpool/codex"
 	"codexpool/upstream"
 )
 
-// turnParams is the request in Codex's words: every message in its own place
+// turnParams is a conversation in Codex's words: every message in its own place
 // and role. It is pure.
-func turnParams(req chatRequest) codex.TurnParams {
-	p := codex.TurnParams{Model: req.Model, Effort: req.Effort}
-	for _, m := range req.Messages {
-		p.Items = append(p.Items, responsesItem(m))
+func turnParams(req *chatRequest, conversation []chatMessage) codex.TurnParams {
+	p := codex.TurnParams{Model: req.Model, Effort: req.Effort, Summary: req.Summary}
+	for _, m := range conversation {
+		for _, item := range responsesItems(m) {
+			p.Items = append(p.Items, marshal(item))
+		}
+	}
+	for _, t := range req.Tools {
+		p.Tools = append(p.Tools, codex.Tool{Name: t.Name, Description: t.Description, Parameters: t.Parameters})
 	}
 	return p
 }
 
-type responsesMessage struct {
-	Type    string          `json:"type"`
-	Role    string          `json:"role"`
-	Content []responsesPart `json:"content"`
+// The items of the Responses API that a conversation is made of.
+type (
+	messageItem struct {
+		Type    string     `json:"type"`
+		Role    string     `json:"role"`
+		Content []itemPart `json:"content"`
+	}
+
+	itemPart struct {
+		Type   string  `json:"type"`
+		Text   *string `json:"text,omitempty"`
+		Image  string  `json:"image_url,omitempty"`
+		Detail string  `json:"detail,omitempty"`
+	}
+
+	callItem struct {
+		Type      string `json:"type"`
+		CallID    string `json:"call_id"`
+		Name      string `json:"name"`
+		Arguments string `json:"arguments"`
+	}
+
+	resultItem struct {
+		Type   string `json:"type"`
+		CallID string `json:"call_id"`
+		Output string `json:"output"`
+	}
+)
+
+// responsesItems is one message as items of the Responses API.
+func responsesItems(m chatMessage) (items []any) {
+	if m.Role == "tool" {
+		var output strings.Builder
+		for _, p := range m.Parts {
+			output.WriteString(p.Text)
+		}
+		return []any{resultItem{Type: "function_call_output", CallID: m.CallID, Output: output.String()}}
+	}
+	if len(m.Parts) > 0 {
+		items = append(items, messageItem{Type: "message", Role: m.Role, Content: itemParts(m)})
+	}
+	for _, c := range m.Calls {
+		items = append(items, callItem{Type: "function_call", CallID: c.ID, Name: c.Name, Arguments: c.Arguments})
+	}
+	return items
 }
 
-type responsesPart struct {
-	Type string `json:"type"`
-	Text string `json:"text"`
-}
-
-// responsesItem is one message as an item of the Responses API.
-func responsesItem(m chatMessage) json.RawMessage {
+func itemParts(m chatMessage) (parts []itemPart) {
 	kind := "input_text"
 	if m.Role == "assistant" {
 		kind = "output_text"
 	}
-	item := responsesMessage{Type: "message", Role: m.Role}
-	for _, text := range m.Parts {
-		item.Content = append(item.Content, responsesPart{Type: kind, Text: text})
+	for _, p := range m.Parts {
+		if p.Image != "" {
+			parts = append(parts, itemPart{Type: "input_image", Image: p.Image, Detail: p.Detail})
+			continue
+		}
+		parts = append(parts, itemPart{Type: kind, Text: &p.Text})
 	}
-	data, err := json.Marshal(item)
+	return parts
+}
+
+// marshal is json.Marshal for what we have built from JSON.
+func marshal(v any) json.RawMessage {
+	data, err := json.Marshal(v)
 	if err != nil {
-		panic("BUG: strings that JSON cannot hold: " + err.Error())
+		panic("BUG: a value that JSON cannot hold: " + err.Error())
 	}
 	return data
 }
@@ -57,12 +106,13 @@ func usage(u codex.Usage) *usageBody {
 
 // overrides is what the caller wants of the provider, in the names of the
 // Responses API. caller tells callers apart; only its digest is used.
-func overrides(req chatRequest, caller string) upstream.Overrides {
-	o := upstream.Overrides{"prompt_cache_key": quoted(cacheKey(req, caller))}
+func overrides(req *chatRequest, conversation []chatMessage, caller string) upstream.Overrides {
+	o := upstream.Overrides{"prompt_cache_key": marshal(cacheKey(req, conversation, caller))}
+	text := map[string]any{}
 	for name, value := range req.Tuned {
 		switch name {
 		case "verbosity":
-			o["text"] = json.RawMessage(`{"verbosity":` + string(value) + `}`)
+			text["verbosity"] = value
 		case "max_tokens":
 			if _, newer := req.Tuned["max_completion_tokens"]; !newer {
 				o["max_output_tokens"] = value
@@ -73,31 +123,73 @@ func overrides(req chatRequest, caller string) upstream.Overrides {
 			o[name] = value
 		}
 	}
-	if req.Effort != "" {
-		o["reasoning"] = json.RawMessage(`{"effort":` + string(quoted(req.Effort)) + `}`)
+	if req.Format != nil {
+		text["format"] = req.Format
+	}
+	if len(text) > 0 {
+		o["text"] = marshal(text)
+	}
+	if req.Effort != "" || req.Summary != "" {
+		o["reasoning"] = marshal(struct {
+			Effort  string `json:"effort,omitempty"`
+			Summary string `json:"summary,omitempty"`
+		}{req.Effort, req.Summary})
+	}
+	if len(req.Tools) > 0 {
+		o["tools"] = marshal(functions(req.Tools))
+		if choice := responsesChoice(req.ToolChoice); choice != nil {
+			o["tool_choice"] = marshal(choice)
+		}
 	}
 	return o
+}
+
+// details are what the caller said of the images, in their order.
+func details(conversation []chatMessage) (list []string) {
+	for _, m := range conversation {
+		for _, p := range m.Parts {
+			if p.Image != "" {
+				list = append(list, p.Detail)
+			}
+		}
+	}
+	return list
+}
+
+type functionTool struct {
+	Type string `json:"type"`
+	tool
+}
+
+func functions(tools []tool) (list []functionTool) {
+	for _, t := range tools {
+		list = append(list, functionTool{"function", t})
+	}
+	return list
+}
+
+// responsesChoice is a tool_choice in the form of the Responses API, or nil.
+func responsesChoice(c toolChoice) any {
+	switch {
+	case c.Name != "":
+		return map[string]string{"type": "function", "name": c.Name}
+	case c.Mode != "":
+		return c.Mode
+	}
+	return nil
 }
 
 // cacheKey is the same for requests that begin alike, so that they share the
 // provider's prompt cache, and differs between callers: Codex would use a new
 // one for every completion.
-func cacheKey(req chatRequest, caller string) string {
+func cacheKey(req *chatRequest, conversation []chatMessage, caller string) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q", caller, req.Model)
-	for _, m := range req.Messages {
+	fmt.Fprintf(h, "%q %q %s", caller, req.Model, marshal(req.Tools))
+	for _, m := range conversation {
 		if m.Role != "developer" {
 			break
 		}
 		fmt.Fprintf(h, " %q", m.Parts)
 	}
 	return "codexpool-" + hex.EncodeToString(h.Sum(nil)[:16])
-}
-
-func quoted(s string) json.RawMessage {
-	data, err := json.Marshal(s)
-	if err != nil {
-		panic("BUG: a string that JSON cannot hold: " + err.Error())
-	}
-	return data
 }

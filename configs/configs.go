@@ -60,6 +60,7 @@ type Config struct {
 	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" default:"300000" mean:"silence of the model, for streams"`
 	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" default:"30000" mean:"one write to a client"`
 	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"request body at most, bytes"`
+	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"answers that one request may ask for (n)"`
 	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" default:"0" mean:"between not ready and refusing, when stopping"`
 	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"how long running turns may go on, when stopping"`
 
@@ -250,6 +251,7 @@ func (c *Config) check() []error {
 	atLeast("POOL_MAX_TURNS", int64(c.MaxTurns), 0)
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
+	atLeast("PROXY_MAX_CHAT_CHOICES", int64(c.MaxChoices), 1)
 	bad(c.Jitter < 0 || c.Jitter >= 1, "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter)
 	bad(c.BackoffMin > c.BackoffMax, "POOL_BACKOFF_MIN_MS", "it is more than POOL_BACKOFF_MAX_MS")
 	for _, d := range []struct {

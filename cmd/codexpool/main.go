@@ -301,7 +301,7 @@ func apiConfig(cfg configs.Config, cli cli) api.Config {
 	return api.Config{
 		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.OpenUpstream()},
-		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody,
+		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: cfg.MaxChoices,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
 		WriteTimeout: cfg.WriteTimeout, AcquireTimeout: cfg.AcquireTimeout,

@@ -1,0 +1,188 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/codex/codextest"
+)
+
+// choice is what a test reads of an answer, however it came.
+type choice struct {
+	text   string
+	finish string
+}
+
+// choicesOf joins an answer in one piece, or a stream, by choice.
+func choicesOf(t *testing.T, a answer) []choice {
+	t.Helper()
+	type body struct {
+		Choices []struct {
+			Index          int
+			Text           string
+			Message, Delta struct{ Content string }
+			FinishReason   string `json:"finish_reason"`
+		}
+	}
+	var list []choice
+	add := func(data string) {
+		var b body
+		if err := json.Unmarshal([]byte(data), &b); err != nil {
+			t.Fatalf("%v in %s", err, data)
+		}
+		for _, c := range b.Choices {
+			for len(list) <= c.Index {
+				list = append(list, choice{})
+			}
+			list[c.Index].text += c.Text + c.Message.Content + c.Delta.Content
+			list[c.Index].finish += c.FinishReason
+		}
+	}
+	if !strings.HasPrefix(a.Header().Get("Content-Type"), "text/event-stream") {
+		add(a.Body.String())
+		return list
+	}
+	for event := range strings.SplitSeq(strings.TrimSuffix(a.Body.String(), "\n\n"), "\n\n") {
+		if data := strings.TrimPrefix(event, "data: "); data != "[DONE]" {
+			add(data)
+		}
+	}
+	return list
+}
+
+// both runs a test for an answer in one piece and for a stream.
+func both(t *testing.T, f func(t *testing.T, stream string)) {
+	for _, stream := range []string{"false", "true"} {
+		t.Run("stream "+stream, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { f(t, stream) })
+		})
+	}
+}
+
+func TestAStopSequenceEndsTheAnswerBeforeIt(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		child := &codextest.Child{Delay: time.Second}
+		h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Serve(child)})
+		interrupts := 0
+		for _, tt := range []struct {
+			stop, want string
+			cut        bool
+		}{
+			{`"three"`, "one two ", true},
+			{`["absent","two t"]`, "one ", true}, // across deltas
+			{`["e t","wo"]`, "on", true},         // the first in the text, not in the list
+			{`"one two three four"`, "", true},
+			{`"four five"`, "one two three four", false}, // held back, then given
+			{`["x"]`, "one two three four", false},
+			{`null`, "one two three four", false},
+		} {
+			a := h.do(t, chat(`{"stream":`+stream+`,"stop":`+tt.stop+`,"messages":[{"role":"user","content":"one two three four"}]}`))
+			if got := choicesOf(t, a); a.Code != 200 || len(got) != 1 || got[0] != (choice{tt.want, "stop"}) {
+				t.Errorf("%s: %d %+v", tt.stop, a.Code, got)
+			}
+			if tt.cut {
+				interrupts++
+			}
+			synctest.Wait()
+			if got := child.Calls("turn/interrupt"); got != interrupts {
+				t.Errorf("%s: %d interrupts, want %d", tt.stop, got, interrupts)
+			}
+		}
+	})
+}
+
+func TestSeveralChoicesAreSeveralCompletions(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		h := open(t, config(), 2) // the third waits for one of the others
+		began := time.Now()
+		a := h.do(t, chat(`{"n":3,"stream":`+stream+`,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"one two"}]}`))
+		want := []choice{{"one two", "stop"}, {"one two", "stop"}, {"one two", "stop"}}
+		if got := choicesOf(t, a); a.Code != 200 || !slices.Equal(got, want) {
+			t.Errorf("%d %+v", a.Code, got)
+		}
+		if took := time.Since(began); took != 4*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		one := h.do(t, chat(`{"messages":[{"role":"user","content":"one two"}]}`))
+		synctest.Wait()
+		if got, single := h.results[0].Tokens, h.results[1].Tokens; one.Code != 200 || single.Output == 0 || got.Output != 3*single.Output || got.Input != 3*single.Input {
+			t.Errorf("three choices used %+v, one %+v", got, single)
+		}
+		if s := h.pool.Stat(); s.Idle != 2 || s.Waiting != 0 {
+			t.Errorf("afterwards: %+v", s)
+		}
+	})
+}
+
+func TestChoicesAreAdmittedAllOrNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1) // and a line for two
+		a := h.do(t, chat(`{"n":4,"messages":[{"role":"user","content":"x"}]}`))
+		if a.Code != 503 || !strings.Contains(a.Body.String(), "pool_saturated") {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		if a := h.do(t, chat(`{"n":3,"messages":[{"role":"user","content":"x"}]}`)); a.Code != 200 {
+			t.Errorf("afterwards: %d %s", a.Code, a.Body)
+		}
+	})
+}
+
+func TestAChoiceThatFailsFailsTheRequest(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		dies := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Exit(1)}
+		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Hour})}
+		h := open(t, config(), 2, dies, slow)
+		a := h.do(t, chat(`{"n":2,"stream":`+stream+`,"messages":[{"role":"user","content":"x"}]}`))
+		if a.Code != 502 || !strings.Contains(a.Body.String(), "child_exited") {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		time.Sleep(time.Minute)
+		if s := h.pool.Stat(); s.Idle != 2 || s.Waiting != 0 {
+			t.Errorf("afterwards: %+v", s)
+		}
+	})
+}
+
+func TestAClientThatLeavesEndsAllChoices(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		h := open(t, config(), 2)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(1500*time.Millisecond, cancel)
+		h.do(t, chat(`{"n":3,"stream":`+stream+`,"messages":[{"role":"user","content":"one two three"}]}`).WithContext(ctx))
+		if got := h.last(); got.Status != 499 {
+			t.Errorf("counted as %+v", got)
+		}
+		synctest.Wait()
+		if s := h.pool.Stat(); s.Idle != 2 || s.Waiting != 0 {
+			t.Errorf("afterwards: %+v", s)
+		}
+	})
+}
+
+func TestALegacyCompletionAnswersEachPrompt(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		h := open(t, config(), 2)
+		a := h.do(t, request("POST", "/v1/completions", `{"prompt":["one two","three"],"n":2,"stream":`+stream+`}`))
+		want := []choice{{"one two", "stop"}, {"one two", "stop"}, {"three", "stop"}, {"three", "stop"}}
+		if got := choicesOf(t, a); a.Code != 200 || !slices.Equal(got, want) {
+			t.Errorf("%d %+v", a.Code, got)
+		}
+		for _, unwanted := range []string{`"message"`, `"delta"`, "chat.completion", "chatcmpl-"} {
+			if strings.Contains(a.Body.String(), unwanted) {
+				t.Errorf("%s in %s", unwanted, a.Body)
+			}
+		}
+		if got := strings.Count(a.Body.String(), `"object":"text_completion"`); got == 0 || (stream == "true") != strings.HasSuffix(a.Body.String(), "data: [DONE]\n\n") {
+			t.Errorf("%s", a.Body)
+		}
+		if got := fmt.Sprint(h.last().Route); got != "completions" {
+			t.Errorf("counted as %s", got)
+		}
+	})
+}

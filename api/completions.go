@@ -1,0 +1,60 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// completionFields are the fields of a legacy completion, as chatFields are
+// those of a chat completion.
+var completionFields = map[string]fieldReader{
+	"prompt": readPrompt,
+
+	"model":          chatFields["model"],
+	"stream":         chatFields["stream"],
+	"stream_options": chatFields["stream_options"],
+	"n":              readN,
+	"stop":           readStop,
+	"max_tokens":     tokens,
+
+	"best_of":  only("1"),
+	"echo":     only("false"),
+	"logprobs": only("0"),
+	"suffix":   only(`""`),
+
+	"temperature":       chatFields["temperature"],
+	"top_p":             chatFields["top_p"],
+	"user":              chatFields["user"],
+	"presence_penalty":  chatFields["presence_penalty"],
+	"frequency_penalty": chatFields["frequency_penalty"],
+	"seed":              chatFields["seed"],
+	"logit_bias":        chatFields["logit_bias"],
+}
+
+// completions serves POST /v1/completions: each prompt is a conversation of one
+// message, and each answer bare text.
+func (s *Server) completions(res *response, r *http.Request) error {
+	req, err := s.decode(res, r, completionFields)
+	if err != nil {
+		return err
+	}
+	return s.complete(res, r, req, textShape)
+}
+
+// readPrompt reads one prompt, or several.
+func readPrompt(req *chatRequest, name string, value json.RawMessage) error {
+	var prompts []string
+	var one string
+	if json.Unmarshal(value, &one) == nil {
+		prompts = []string{one}
+	} else if err := into(&prompts, name, value, "a string or an array of strings; tokens are not taken"); err != nil {
+		return err
+	}
+	if len(prompts) == 0 {
+		return badRequest(name, "'%s' must not be empty.", name)
+	}
+	for _, p := range prompts {
+		req.Conversations = append(req.Conversations, []chatMessage{{Role: "user", Parts: []part{{Text: p}}}})
+	}
+	return nil
+}

@@ -1,0 +1,216 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+)
+
+// tool is a function that the model may call.
+type tool struct {
+	Name        string          `json:"name"`
+	Description string          `json:"description,omitempty"`
+	Parameters  json.RawMessage `json:"parameters"`
+	Strict      bool            `json:"strict"` // said in any case: the Responses API would take its absence for true
+}
+
+// toolChoice is which of them it may or must call.
+type toolChoice struct {
+	Mode string // auto, none or required; "" = as the provider likes
+	Name string // of the one function that must be called; "" = none in particular
+}
+
+// forced says that there must be a call.
+func (c toolChoice) forced() bool { return c.Mode == "required" || c.Name != "" }
+
+var toolName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
+
+func readTools(req *chatRequest, name string, value json.RawMessage) error {
+	var tools []map[string]json.RawMessage
+	if err := into(&tools, name, value, "an array of objects"); err != nil {
+		return err
+	}
+	for i, fields := range tools {
+		at := fmt.Sprintf("%s[%d]", name, i)
+		var kind string
+		if err := into(&kind, at+".type", fields["type"], "a string"); err != nil {
+			return err
+		}
+		if kind != "function" {
+			return unsupported(at + ".type")
+		}
+		if err := req.addTool(at+".function", fields["function"]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readFunctions reads the legacy form of tools.
+func readFunctions(req *chatRequest, name string, value json.RawMessage) error {
+	var functions []json.RawMessage
+	if err := into(&functions, name, value, "an array of objects"); err != nil {
+		return err
+	}
+	for i, f := range functions {
+		if err := req.addTool(fmt.Sprintf("%s[%d]", name, i), f); err != nil {
+			return err
+		}
+	}
+	req.LegacyCalls = len(functions) > 0
+	return nil
+}
+
+// addTool checks a function's declaration; what is wrong is said with its name.
+func (req *chatRequest) addTool(at string, value json.RawMessage) error {
+	var fields map[string]json.RawMessage
+	if err := into(&fields, at, value, "an object"); err != nil {
+		return err
+	}
+	t := tool{Parameters: json.RawMessage(`{"type":"object","properties":{}}`)}
+	if err := into(&t.Name, at+".name", fields["name"], "a string"); err != nil {
+		return err
+	}
+	if !toolName.MatchString(t.Name) {
+		return badRequest(at+".name", "The tool name %.200q must be 1 to 128 letters, digits, '_' or '-'.", t.Name)
+	}
+	if slices.ContainsFunc(req.Tools, func(other tool) bool { return other.Name == t.Name }) {
+		return badRequest(at+".name", "There are two tools with the name %q.", t.Name)
+	}
+	for key, v := range fields {
+		if isNull(v) {
+			continue
+		}
+		var err error
+		switch key {
+		case "name":
+		case "description":
+			err = into(&t.Description, at+"."+key, v, "a string")
+		case "strict":
+			err = into(&t.Strict, at+"."+key, v, "a boolean")
+		case "parameters":
+			var schema struct{ Type any }
+			if json.Unmarshal(v, &schema) != nil || (schema.Type != nil && schema.Type != "object") {
+				err = badRequest(at+"."+key, "The parameters of the tool %q must be a JSON schema of type object.", t.Name)
+			}
+			t.Parameters = v
+		default:
+			req.Ignored = append(req.Ignored, "tools."+key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	req.Tools = append(req.Tools, t)
+	return nil
+}
+
+// readToolChoice reads tool_choice, and the legacy function_call.
+func readToolChoice(req *chatRequest, name string, value json.RawMessage) error {
+	var mode string
+	if json.Unmarshal(value, &mode) == nil {
+		modes := []string{"none", "auto"}
+		if name == "tool_choice" {
+			modes = append(modes, "required")
+		}
+		if !slices.Contains(modes, mode) {
+			return badRequest(name, "'%s' must be one of %v, or name a function.", name, modes)
+		}
+		req.ToolChoice.Mode = mode
+		return nil
+	}
+	at := name
+	if name == "tool_choice" {
+		var choice struct{ Type, Function json.RawMessage }
+		var kind string
+		if err := into(&choice, name, value, "a string or an object"); err != nil {
+			return err
+		}
+		if err := into(&kind, name+".type", choice.Type, "a string"); err != nil {
+			return err
+		}
+		if kind != "function" {
+			return unsupported(name + ".type")
+		}
+		at, value = name+".function", choice.Function
+	}
+	var function struct{ Name json.RawMessage }
+	if err := into(&function, at, value, "a string or an object"); err != nil {
+		return err
+	}
+	return into(&req.ToolChoice.Name, at+".name", function.Name, "a string")
+}
+
+// checkTools looks at what the fields for tools say together.
+func (req *chatRequest) checkTools() error {
+	choice := req.ToolChoice
+	named := func(t tool) bool { return t.Name == choice.Name }
+	switch {
+	case choice.forced() && len(req.Tools) == 0:
+		return badRequest("tool_choice", "'tool_choice' needs 'tools'.")
+	case choice.Name != "" && !slices.ContainsFunc(req.Tools, named):
+		return badRequest("tool_choice", "'tool_choice' names %.100q, which is not one of the tools.", choice.Name)
+	}
+	return nil
+}
+
+// readResponseFormat keeps the format as the Responses API wants it.
+func readResponseFormat(req *chatRequest, name string, value json.RawMessage) error {
+	var format map[string]json.RawMessage
+	if err := into(&format, name, value, "an object"); err != nil {
+		return err
+	}
+	var kind string
+	if err := into(&kind, name+".type", format["type"], "a string"); err != nil {
+		return err
+	}
+	switch kind {
+	case "text":
+		return nil
+	case "json_object":
+		req.Format = map[string]any{"type": kind}
+		return nil
+	case "json_schema":
+		return req.readSchema(name+".json_schema", format["json_schema"])
+	}
+	return badRequest(name+".type", "'%s.type' must be one of text, json_object, json_schema.", name)
+}
+
+func (req *chatRequest) readSchema(at string, value json.RawMessage) error {
+	var fields map[string]json.RawMessage
+	if err := into(&fields, at, value, "an object"); err != nil {
+		return err
+	}
+	var name string
+	if err := into(&name, at+".name", fields["name"], "a string"); err != nil {
+		return err
+	}
+	if isNull(fields["schema"]) {
+		return badRequest(at+".schema", "'%s.schema' is missing.", at)
+	}
+	// Absent means true to the Responses API, and false here.
+	req.Format = map[string]any{"type": "json_schema", "strict": false}
+	for key, v := range fields {
+		if isNull(v) {
+			continue
+		}
+		var err error
+		switch key {
+		case "name", "description":
+			err = into(new(string), at+"."+key, v, "a string")
+		case "schema":
+			err = into(new(map[string]any), at+"."+key, v, "an object")
+		case "strict":
+			err = into(new(bool), at+"."+key, v, "a boolean")
+		default:
+			req.Ignored = append(req.Ignored, "response_format.json_schema."+key)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		req.Format[key] = v
+	}
+	return nil
+}

@@ -1,0 +1,440 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// ending replies with events of one's own, and then a usage of 7 and 5 tokens,
+// 3 of them for reasoning.
+func ending(events ...map[string]any) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		for _, e := range events {
+			s.Event(e)
+		}
+		s.Event(map[string]any{"type": "response.completed", "response": map[string]any{"id": "resp_1", "usage": map[string]any{
+			"input_tokens": 7, "output_tokens": 5, "total_tokens": 12, "output_tokens_details": map[string]any{"reasoning_tokens": 3},
+		}}})
+	}
+}
+
+// said are the events of a whole message.
+func said(id, phase string, part map[string]any) []map[string]any {
+	message := func(content ...any) map[string]any {
+		m := map[string]any{"type": "message", "id": id, "role": "assistant", "content": append([]any{}, content...)}
+		if phase != "" {
+			m["phase"] = phase
+		}
+		return m
+	}
+	events := []map[string]any{{"type": "response.output_item.added", "item": message()}}
+	if text, ok := part["text"]; ok {
+		events = append(events, map[string]any{"type": "response.output_text.delta", "item_id": id, "delta": text})
+	} else {
+		events = append(events,
+			map[string]any{"type": "response.refusal.delta", "item_id": id, "delta": part["refusal"]},
+			map[string]any{"type": "response.refusal.done", "item_id": id, "refusal": part["refusal"]})
+	}
+	return append(events, map[string]any{"type": "response.output_item.done", "item": message(part)})
+}
+
+func text(id, phase, text string) []map[string]any {
+	return said(id, phase, map[string]any{"type": "output_text", "text": text, "annotations": []any{}})
+}
+
+// thought are the events of reasoning.
+func thought(summary string) []map[string]any {
+	item := func(summary ...any) map[string]any {
+		return map[string]any{"type": "reasoning", "id": "rs_1", "summary": append([]any{}, summary...)}
+	}
+	return []map[string]any{
+		{"type": "response.output_item.added", "item": item()},
+		{"type": "response.reasoning_summary_part.added", "item_id": "rs_1", "summary_index": 0},
+		{"type": "response.reasoning_summary_text.delta", "item_id": "rs_1", "summary_index": 0, "delta": summary},
+		{"type": "response.output_item.done", "item": item(map[string]any{"type": "summary_text", "text": summary})},
+	}
+}
+
+func join(events ...[]map[string]any) (all []map[string]any) {
+	for _, e := range events {
+		all = append(all, e...)
+	}
+	return all
+}
+
+// completion is an answer as a client puts it together, from one piece or from
+// the deltas of a stream.
+type completion struct {
+	Role      string
+	Content   *string
+	Refusal   *string
+	Reasoning string `json:"reasoning_content"`
+	ToolCalls []struct {
+		Index    int
+		ID, Type string
+		Function struct{ Name, Arguments string }
+	} `json:"tool_calls"`
+	FunctionCall *struct{ Name, Arguments string } `json:"function_call"`
+	finish       string
+}
+
+func (c completion) String() string {
+	show := func(s *string) string {
+		if s == nil {
+			return "null"
+		}
+		return fmt.Sprintf("%q", *s)
+	}
+	out := fmt.Sprintf("%s content %s", c.Role, show(c.Content))
+	if c.Refusal != nil {
+		out += " refusal " + show(c.Refusal)
+	}
+	if c.Reasoning != "" {
+		out += fmt.Sprintf(" reasoning %q", c.Reasoning)
+	}
+	for _, call := range c.ToolCalls {
+		out += fmt.Sprintf(" %s %s %s(%s)", call.ID, call.Type, call.Function.Name, call.Function.Arguments)
+	}
+	if c.FunctionCall != nil {
+		out += fmt.Sprintf(" %s(%s)", c.FunctionCall.Name, c.FunctionCall.Arguments)
+	}
+	return out + " finish " + c.finish
+}
+
+// complete asks for one completion, in one piece or as a stream, and gives the
+// response too. fields are those of the request beside stream.
+func (d *daemon) complete(fields string, stream bool) (completion, *http.Response) {
+	d.t.Helper()
+	res, err := d.post(fmt.Sprintf(`{"stream":%v,%s}`, stream, fields))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		d.t.Fatalf("%d %v: %.1000s", res.StatusCode, err, body)
+	}
+	type choice struct {
+		Message, Delta completion
+		FinishReason   string `json:"finish_reason"`
+	}
+	read := func(data []byte) (c choice) {
+		var b struct{ Choices []choice }
+		if err := json.Unmarshal(data, &b); err != nil || len(b.Choices) != 1 {
+			d.t.Fatalf("%v in %.1000s", err, data)
+		}
+		return b.Choices[0]
+	}
+	if !stream {
+		c := read(body)
+		c.Message.finish = c.FinishReason
+		return c.Message, res
+	}
+	var all completion
+	events := strings.Split(strings.TrimSuffix(string(body), "\n\n"), "\n\n")
+	if events[len(events)-1] != "data: [DONE]" {
+		d.t.Fatalf("no [DONE] in %.1000s", body)
+	}
+	for _, e := range events[:len(events)-1] {
+		c := read([]byte(strings.TrimPrefix(e, "data: ")))
+		all.add(c.Delta)
+		all.finish += c.FinishReason
+	}
+	return all, res
+}
+
+// add adds a delta as OpenAI's own clients do.
+func (c *completion) add(delta completion) {
+	c.Role += delta.Role
+	c.Content = plus(c.Content, delta.Content)
+	c.Refusal = plus(c.Refusal, delta.Refusal)
+	c.Reasoning += delta.Reasoning
+	for _, call := range delta.ToolCalls {
+		if call.Index == len(c.ToolCalls) {
+			c.ToolCalls = append(c.ToolCalls, call)
+			continue
+		}
+		c.ToolCalls[call.Index].Function.Arguments += call.Function.Arguments
+	}
+	switch f := delta.FunctionCall; {
+	case f != nil && c.FunctionCall == nil:
+		c.FunctionCall = f
+	case f != nil:
+		c.FunctionCall.Arguments += f.Arguments
+	}
+}
+
+func plus(a, b *string) *string {
+	if a == nil || b == nil {
+		if a == nil {
+			return b
+		}
+		return a
+	}
+	sum := *a + *b
+	return &sum
+}
+
+const (
+	hi       = `"messages":[{"role":"user","content":"hi"}]`
+	twoTools = `"tools":[{"type":"function","function":{"name":"weather","description":"d","parameters":{"type":"object","properties":{"city":{"type":"string","minLength":2}}},"strict":true}},{"type":"function","function":{"name":"clock"}}]`
+)
+
+// TestAnswersOfEveryKind has, for each kind of answer, what the caller asks for,
+// what must arrive at the provider beside the conversation, what that answers,
+// and what must come back, in one piece and as a stream (the same, but that a
+// stream's content begins empty and is never null).
+func TestAnswersOfEveryKind(t *testing.T) {
+	oslo, noon := codex.ToolCall{ID: "call_1", Name: "weather", Arguments: `{ "city": "Oslo"}`}, codex.ToolCall{ID: "call_2", Name: "clock", Arguments: "{"}
+	arrivedTools := `"tools":[{"type":"function","name":"weather","description":"d","parameters":{"type":"object","properties":{"city":{"type":"string","minLength":2}}},"strict":true},{"type":"function","name":"clock","parameters":{"type":"object","properties":{}},"strict":false}]`
+	withText := func(w http.ResponseWriter, r *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		s.Delta("Let me look.")
+		s.Call(oslo)
+		s.End()
+	}
+	schema := `{"type":"object","properties":{"a":{"type":"integer"}}}`
+	d, up := withRelay(t, codextest.Text("ok"))
+	for _, tt := range []struct {
+		name, sent, arrives string
+		reply               http.HandlerFunc
+		want                string
+	}{
+		{"text", hi, `{}`, codextest.Text("a", "b"), `assistant content "ab" finish stop`},
+		{
+			"two calls", hi + "," + twoTools, `{` + arrivedTools + `}`, codextest.Calls(oslo, noon),
+			`assistant content null call_1 function weather({ "city": "Oslo"}) call_2 function clock({) finish tool_calls`,
+		},
+		{
+			"text and a call", hi + "," + twoTools + `,"tool_choice":"auto","parallel_tool_calls":false`, `{` + arrivedTools + `,"tool_choice":"auto","parallel_tool_calls":false}`, withText,
+			`assistant content "Let me look." call_1 function weather({ "city": "Oslo"}) finish tool_calls`,
+		},
+		{
+			"a forced call", hi + "," + twoTools + `,"tool_choice":{"type":"function","function":{"name":"weather"}}`, `{` + arrivedTools + `,"tool_choice":{"type":"function","name":"weather"}}`, codextest.Calls(oslo),
+			`assistant content null call_1 function weather({ "city": "Oslo"}) finish tool_calls`,
+		},
+		{
+			"some call", hi + "," + twoTools + `,"tool_choice":"required"`, `{` + arrivedTools + `,"tool_choice":"required"}`, codextest.Calls(noon),
+			`assistant content null call_2 function clock({) finish tool_calls`,
+		},
+		{"no call", hi + "," + twoTools + `,"tool_choice":"none"`, `{` + arrivedTools + `,"tool_choice":"none"}`, codextest.Text("ok"), `assistant content "ok" finish stop`},
+		{
+			"a call of what is no tool", hi + "," + twoTools, `{` + arrivedTools + `}`, codextest.Calls(codex.ToolCall{ID: "call_3", Name: "invented", Arguments: "{}"}),
+			`assistant content null call_3 function invented({}) finish tool_calls`,
+		},
+		{
+			"a legacy function", hi + `,"functions":[{"name":"clock"}],"function_call":{"name":"clock"}`,
+			`{"tools":[{"type":"function","name":"clock","parameters":{"type":"object","properties":{}},"strict":false}],"tool_choice":{"type":"function","name":"clock"}}`, codextest.Calls(noon),
+			`assistant content null clock({) finish tool_calls`,
+		},
+		{"JSON", hi + `,"response_format":{"type":"json_object"}`, `{"text":{"format":{"type":"json_object"}}}`, codextest.Text(`{}`), `assistant content "{}" finish stop`},
+		{
+			"a schema", hi + `,"verbosity":"low","response_format":{"type":"json_schema","json_schema":{"name":"n","description":"d","strict":true,"schema":` + schema + `}}`,
+			`{"text":{"verbosity":"low","format":{"type":"json_schema","name":"n","description":"d","strict":true,"schema":` + schema + `}}}`, codextest.Text(`{"a":1}`), `assistant content "{\"a\":1}" finish stop`,
+		},
+		{
+			"a schema that is not strict", hi + `,"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":` + schema + `}}`,
+			`{"text":{"format":{"type":"json_schema","name":"n","strict":false,"schema":` + schema + `}}}`, codextest.Text(`{"a":1}`), `assistant content "{\"a\":1}" finish stop`,
+		},
+		{"a refusal", hi, `{}`, ending(said("msg_1", "", map[string]any{"type": "refusal", "refusal": "I will not."})...), `assistant content null refusal "I will not." finish stop`},
+		{
+			"reasoning that was asked for", hi + `,"reasoning":{"summary":"concise","effort":"low"}`, `{"reasoning":{"summary":"concise","effort":"low"}}`,
+			ending(join(thought("I think."), text("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
+		},
+		{
+			"reasoning that was asked for otherwise", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,
+			ending(join(thought("I think."), text("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
+		},
+		{"reasoning that was not asked for", hi, `{}`, ending(join(thought("I think."), text("m", "", "So."))...), `assistant content "So." finish stop`},
+		{"commentary", hi, `{}`, ending(join(text("m1", "commentary", "Hm. "), text("m2", "final_answer", "So."))...), `assistant content "So." finish stop`},
+		{
+			"commentary beside reasoning", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,
+			ending(join(text("m1", "commentary", "Hm."), text("m2", "final_answer", "So."))...), `assistant content "So." reasoning "Hm." finish stop`,
+		},
+		{"a limit", hi + `,"max_completion_tokens":2`, `{"max_output_tokens":2}`, func(w http.ResponseWriter, _ *http.Request) {
+			s := codextest.StartStream(w)
+			s.Begin()
+			s.Delta("a b")
+			s.Incomplete("max_output_tokens")
+		}, `assistant content "a b" finish length`},
+		{"a filter", hi, `{}`, func(w http.ResponseWriter, _ *http.Request) {
+			s := codextest.StartStream(w)
+			s.Begin()
+			s.Delta("a b")
+			s.Incomplete("content_filter")
+		}, `assistant content "a b" finish content_filter`},
+		{"20 tokens that are alike", hi, `{}`, codextest.Text(strings.Split(strings.Repeat("na ", 20), " ")[:20]...), `assistant content "` + strings.Repeat("na", 20) + `" finish stop`},
+		{"text that looks like SSE", hi, `{}`, codextest.Text("a\n\ndata: [DONE]\n\n", "\r\ndata: {}\r\n\r\n", "b\u2028"), `assistant content "a\n\ndata: [DONE]\n\n\r\ndata: {}\r\n\r\nb\u2028" finish stop`},
+		{"nothing", hi, `{}`, codextest.Text(), `assistant content "" finish stop`},
+	} {
+		for _, stream := range []bool{false, true} {
+			t.Run(fmt.Sprint(tt.name, " stream ", stream), func(t *testing.T) {
+				up.Script(tt.reply)
+				before := len(up.Bodies())
+				got, _ := d.complete(tt.sent, stream)
+				want := tt.want
+				if stream {
+					want = strings.Replace(want, "content null", `content ""`, 1)
+				}
+				if got.String() != want {
+					t.Errorf("got  %s\nwant %s", got, want)
+				}
+				bodies := up.Bodies()[before:]
+				if len(bodies) != 1 {
+					t.Fatalf("%d requests reached the provider", len(bodies))
+				}
+				arrivesBeside(t, bodies[0], tt.arrives)
+			})
+		}
+	}
+	if m := d.metrics(); m[`codexpool_child_starts_total{outcome="ok"}`] != 1 {
+		t.Error("it cost a child")
+	}
+}
+
+// arrivesBeside asserts which fields a request to the provider has beside those
+// that it always has.
+func arrivesBeside(t *testing.T, body []byte, fields string) {
+	t.Helper()
+	var got, want map[string]any
+	if err := json.Unmarshal(body, &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, always := range []string{"model", "input", "stream", "store", "prompt_cache_key"} {
+		if _, there := got[always]; !there {
+			t.Errorf("no %s", always)
+		}
+		delete(got, always)
+	}
+	if err := json.Unmarshal([]byte(fields), &want); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// TestAConversationOfEveryKindArrivesItemForItem is what a client sends, and the
+// input that must arrive for it, byte by byte.
+func TestAConversationOfEveryKindArrivesItemForItem(t *testing.T) {
+	long := strings.Repeat("0123456789abcdef", 3<<20/16)
+	d, up := withRelay(t, codextest.Text("ok"))
+	many, manyArrive := `{"role":"user","content":"0"}`, `{"content":[{"text":"0","type":"input_text"}],"role":"user","type":"message"}`
+	for i := 1; i < 200; i++ {
+		role, kind := "user", "input_text"
+		if i%2 == 1 {
+			role, kind = "assistant", "output_text"
+		}
+		many += fmt.Sprintf(`,{"role":%q,"content":"%d"}`, role, i)
+		manyArrive += fmt.Sprintf(`,{"content":[{"text":"%d","type":%q}],"role":%q,"type":"message"}`, i, kind, role)
+	}
+	for _, tt := range []struct{ name, messages, arrive string }{
+		{
+			"roles", `{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u"},{"role":"assistant","content":"a"},{"role":"user","content":"v"}`,
+			`{"content":[{"text":"s","type":"input_text"}],"role":"developer","type":"message"},{"content":[{"text":"d","type":"input_text"}],"role":"developer","type":"message"},` +
+				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"text":"a","type":"output_text"}],"role":"assistant","type":"message"},` +
+				`{"content":[{"text":"v","type":"input_text"}],"role":"user","type":"message"}`,
+		},
+		{
+			"odd text", `{"role":"user","content":[{"type":"text","text":"héllo 🧪 \u2028\u0001\u001b<b>&amp;"},{"type":"text","text":""}]}`,
+			`{"content":[{"text":"héllo 🧪 \u2028\u0001\u001b<b>&amp;","type":"input_text"},{"text":"","type":"input_text"}],"role":"user","type":"message"}`,
+		},
+		{"3 MB", `{"role":"user","content":"` + long + `"}`, `{"content":[{"text":"` + long + `","type":"input_text"}],"role":"user","type":"message"}`},
+		{"200 messages", many, manyArrive},
+		{
+			"images", `{"role":"user","content":[{"type":"image_url","image_url":{"url":"` + image + `","detail":"low"}},{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"` + image + `"}}]}`,
+			`{"content":[{"detail":"low","image_url":"` + image + `","type":"input_image"},{"text":"x","type":"input_text"},{"image_url":"` + image + `","type":"input_image"}],"role":"user","type":"message"}`,
+		},
+		{
+			"calls and results", `{"role":"user","content":"u"},{"role":"assistant","content":"","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{ }"}},{"id":"call_2","type":"function","function":{"name":"g","arguments":"no JSON"}}]},` +
+				`{"role":"tool","tool_call_id":"call_2","content":"two"},{"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"o"},{"type":"text","text":"ne"}]},` +
+				`{"role":"assistant","content":"and","tool_calls":[{"id":"call_3","type":"function","function":{"name":"f","arguments":""}}]},{"role":"tool","tool_call_id":"call_3","content":""}`,
+			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{ }","call_id":"call_1","name":"f","type":"function_call"},{"arguments":"no JSON","call_id":"call_2","name":"g","type":"function_call"},` +
+				`{"call_id":"call_2","output":"two","type":"function_call_output"},{"call_id":"call_1","output":"one","type":"function_call_output"},` +
+				`{"content":[{"text":"and","type":"output_text"}],"role":"assistant","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
+		},
+		{
+			"legacy calls", `{"role":"user","content":"u"},{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},{"role":"function","name":"f","content":"one"},` +
+				`{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},{"role":"function","name":"f","content":"two"}`,
+			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{}","call_id":"call_1","name":"f","type":"function_call"},{"call_id":"call_1","output":"one","type":"function_call_output"},` +
+				`{"arguments":"{}","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"two","type":"function_call_output"}`,
+		},
+	} {
+		for _, stream := range []bool{false, true} {
+			for _, tools := range []string{"", "," + twoTools} {
+				t.Run(fmt.Sprint(tt.name, " stream ", stream, " tools ", tools != ""), func(t *testing.T) {
+					before := len(up.Bodies())
+					d.complete(`"messages":[`+tt.messages+`]`+tools, stream)
+					var body struct{ Input []json.RawMessage }
+					if err := json.Unmarshal(up.Bodies()[before], &body); err != nil {
+						t.Fatal(err)
+					}
+					var want []json.RawMessage
+					if err := json.Unmarshal([]byte("["+tt.arrive+"]"), &want); err != nil {
+						t.Fatal(err)
+					}
+					if len(body.Input) != len(want) {
+						t.Fatalf("%d items arrived, want %d", len(body.Input), len(want))
+					}
+					for i := range want {
+						if got := unescaped(t, body.Input[i]); got != unescaped(t, want[i]) {
+							t.Fatalf("item %d:\ngot  %.500s\nwant %.500s", i, got, want[i])
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// unescaped is JSON written in one way.
+func unescaped(t *testing.T, data []byte) string {
+	t.Helper()
+	var v any
+	if err := json.Unmarshal(data, &v); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := json.Marshal(v)
+	return string(out)
+}
+
+func TestAStopSequenceEndsTheProvidersRequest(t *testing.T) {
+	left := make(chan struct{})
+	d, _ := withRelay(t, func(w http.ResponseWriter, r *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		for _, delta := range []string{"one ", "tw", "o END", " three"} {
+			s.Delta(delta)
+		}
+		<-r.Context().Done()
+		close(left)
+	}, codextest.Text("ok"))
+	got, _ := d.complete(hi+`,"stop":["wo E"]`, true)
+	if got.String() != `assistant content "one t" finish stop` {
+		t.Errorf("got %s", got)
+	}
+	select {
+	case <-left:
+	case <-time.After(5 * time.Second):
+		t.Error("the provider still writes")
+	}
+	if got, _ := d.complete(hi, false); got.String() != `assistant content "ok" finish stop` {
+		t.Errorf("the next: %s", got)
+	}
+}
+
+// image is a PNG of one pixel.
+const image = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
