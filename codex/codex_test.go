@@ -36,7 +36,7 @@ func TestTurnsReexecuted(t *testing.T) {
 
 func TestTurnsReal(t *testing.T) {
 	codextest.TestTurns(t, func(t *testing.T) *codex.Client {
-		server := httptest.NewServer(upstream.Echo(wordDelay))
+		server := httptest.NewServer(codextest.Calling(upstream.Echo(wordDelay)))
 		t.Cleanup(server.Close)
 		return start(t, codextest.Real(t, server.URL+"/v1"))
 	})

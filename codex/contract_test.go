@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"codexpool/codex"
 	"codexpool/codex/codextest"
@@ -173,7 +175,7 @@ func TestTheCatalogListsWhatAChildLists(t *testing.T) {
 	}
 }
 
-func TestTheModelAndEffortOfATurnReachTheUpstream(t *testing.T) {
+func TestTheModelEffortAndSummaryOfATurnReachTheUpstream(t *testing.T) {
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	cmd := codextest.Real(t, up.URL+"/v1")
 	_, models, err := codex.Catalog(t.Context(), cmd.Path)
@@ -183,19 +185,19 @@ func TestTheModelAndEffortOfATurnReachTheUpstream(t *testing.T) {
 	c := start(t, cmd)
 	last := models[len(models)-1]
 	p := hello()
-	p.Model, p.Effort = last.ID, last.Efforts[len(last.Efforts)-1]
+	p.Model, p.Effort, p.Summary = last.ID, last.Efforts[len(last.Efforts)-1], "detailed"
 	if _, err := run(t, c, p); err != nil {
 		t.Fatal(err)
 	}
 	var body struct {
 		Model     string
-		Reasoning struct{ Effort string }
+		Reasoning struct{ Effort, Summary string }
 	}
 	if err := json.Unmarshal(up.Bodies()[0], &body); err != nil {
 		t.Fatal(err)
 	}
-	if body.Model != p.Model || body.Reasoning.Effort != p.Effort {
-		t.Errorf("sent %s %s, arrived %+v", p.Model, p.Effort, body)
+	if body.Model != p.Model || body.Reasoning.Effort != p.Effort || body.Reasoning.Summary != p.Summary {
+		t.Errorf("sent %s %s %s, arrived %+v", p.Model, p.Effort, p.Summary, body)
 	}
 }
 
@@ -278,6 +280,97 @@ func TestTheModelIsAskedOnceAlsoWhereTheChildAnswersACallByItself(t *testing.T) 
 	}
 }
 
+func TestAnUpstreamThatFailsAfterACallIsHeardOf(t *testing.T) {
+	call := codex.ToolCall{ID: "c", Name: "clock", Arguments: `{}`}
+	up := codextest.NewUpstream(t)
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	for name, test := range map[string]struct {
+		end  func(*codextest.Stream)
+		want string
+	}{
+		"it says so":         {func(s *codextest.Stream) { s.Fail("rate_limit_exceeded", "slow down") }, "[] turn failed: rateLimitExceeded"},
+		"it has said enough": {func(s *codextest.Stream) { s.Incomplete("max_output_tokens") }, fmt.Sprintf("[codex.ToolCalls{Calls:[%+v]} codex.Completed{Finish:length}] <nil>", call)},
+	} {
+		up.Script(func(w http.ResponseWriter, r *http.Request) {
+			s := codextest.StartStream(w)
+			s.Begin()
+			s.Call(call)
+			test.end(s)
+		})
+		p := hello()
+		p.Tools, p.Tick = []codex.Tool{{Name: call.Name}}, 100*time.Millisecond
+		events, err := run(t, c, p)
+		if got := fmt.Sprint(events, " ", err); got != test.want || !c.Reusable() {
+			t.Errorf("%s: got %s, want %s; reusable: %v", name, got, test.want, c.Reusable())
+		}
+	}
+	if n := len(up.Bodies()); n != 2 {
+		t.Errorf("%d requests for 2 turns", n)
+	}
+}
+
+func TestAReaderWhoLeavesWhileTheModelCallsEndsItsRequest(t *testing.T) {
+	gone := make(chan struct{})
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		s.Call(codex.ToolCall{ID: "c", Name: "clock", Arguments: `{}`})
+		s.Delta("not over yet")
+		<-r.Context().Done()
+		close(gone)
+	}, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	p := hello()
+	p.Tools = []codex.Tool{{Name: "clock"}}
+	for e, err := range c.Turn(t.Context(), p) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := e.(codex.TextDelta); ok {
+			break
+		}
+	}
+	<-gone
+	if events, err := run(t, c, hello()); err != nil || events[0] != "codex.TextDelta{Text:ok}" {
+		t.Errorf("then %v, %v", events, err)
+	}
+}
+
+func TestWhatTheChildTakesForATool(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	schema := func(s string) json.RawMessage { return json.RawMessage(s) }
+	for name, test := range map[string]struct {
+		tools []codex.Tool
+		want  string // the problem, "" for none
+	}{
+		"no schema":            {tools: []codex.Tool{{Name: "f"}}},
+		"an empty schema":      {tools: []codex.Tool{{Name: "f", Parameters: schema(`{}`)}}},
+		"an unknown type":      {tools: []codex.Tool{{Name: "f", Parameters: schema(`{"type":"bogus"}`)}}},
+		"as deep as it reads":  {tools: []codex.Tool{{Name: "f", Parameters: schema(strings.Repeat(`{"not":`, 122) + `{}` + strings.Repeat(`}`, 122))}}},
+		"a level more":         {[]codex.Tool{{Name: "f", Parameters: schema(strings.Repeat(`{"not":`, 123) + `{}` + strings.Repeat(`}`, 123))}}, "the parameters of f nest deeper than 123 levels"},
+		"null for a schema":    {[]codex.Tool{{Name: "f", Parameters: schema(`null`)}}, "dynamic tool input schema is not supported for f: invalid type: null, expected struct JsonSchema"},
+		"a list of properties": {[]codex.Tool{{Name: "f", Parameters: schema(`{"properties":[]}`)}}, "dynamic tool input schema is not supported for f: invalid type: sequence, expected a map"},
+		"names of Codex's own": {tools: []codex.Tool{{Name: "shell"}, {Name: "update_plan"}, {Name: "apply_patch"}, {Name: "exec_command"}, {Name: "mcp"}, {Name: "mcp__x__y"}}},
+		"a long name":          {tools: []codex.Tool{{Name: strings.Repeat("x", 128)}}},
+		"a name too long":      {[]codex.Tool{{Name: strings.Repeat("x", 129)}}, "dynamic tool name must be at most 128 characters to match Responses API: " + strings.Repeat("x", 129)},
+		"no name":              {[]codex.Tool{{}}, "dynamic tool name must not be empty"},
+		"a dot":                {[]codex.Tool{{Name: "a.b"}}, "dynamic tool name must match ^[a-zA-Z0-9_-]+$ to match Responses API: a.b"},
+		"the same name twice":  {[]codex.Tool{{Name: "f"}, {Name: "f"}}, "duplicate dynamic tool name: f"},
+	} {
+		p := hello()
+		p.Tools = test.tools
+		_, err := run(t, c, p)
+		problem := ""
+		if refused := (*codex.ToolsError)(nil); errors.As(err, &refused) {
+			problem, err = refused.Problem, nil
+		}
+		if problem != test.want || err != nil || !c.Reusable() {
+			t.Errorf("%s: %q, %v, want %q; reusable: %v", name, problem, err, test.want, c.Reusable())
+		}
+	}
+}
+
 func TestACallInAPlainTurnIsAFailure(t *testing.T) {
 	up := codextest.NewUpstream(t, codextest.Calls(codex.ToolCall{ID: "c", Name: "nope", Arguments: `{}`}), codextest.Text("again"))
 	c, params := throughRelay(t, up)
@@ -287,6 +380,39 @@ func TestACallInAPlainTurnIsAFailure(t *testing.T) {
 	}
 	if n := len(up.Bodies()); n != 1 || !c.Reusable() {
 		t.Errorf("%d requests; reusable: %v, %v", n, c.Reusable(), c.Err())
+	}
+}
+
+func TestReasoningAndCommentaryAreNoneOfTheAnswer(t *testing.T) {
+	call := codex.ToolCall{ID: "c", Name: "clock", Arguments: `{}`}
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		item := func(item map[string]any, delta string, more map[string]any) {
+			s.Event(map[string]any{"type": "response.output_item.added", "item": item})
+			s.Event(map[string]any{"type": delta, "item_id": item["id"], "summary_index": 0, "content_index": 0, "delta": item["id"]})
+			maps.Copy(item, more)
+			s.Event(map[string]any{"type": "response.output_item.done", "item": item})
+		}
+		item(map[string]any{"type": "reasoning", "id": "thought", "summary": []any{}}, "response.reasoning_summary_text.delta",
+			map[string]any{"summary": []any{map[string]any{"type": "summary_text", "text": "thought"}}, "encrypted_content": "x"})
+		for _, phase := range []string{"commentary", "final_answer"} {
+			item(map[string]any{"type": "message", "id": phase, "role": "assistant", "phase": phase, "content": []any{}}, "response.output_text.delta",
+				map[string]any{"content": []any{map[string]any{"type": "output_text", "text": phase, "annotations": []any{}}}})
+		}
+		s.Call(call)
+		s.End()
+	})
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	p := hello()
+	p.Tools = []codex.Tool{{Name: call.Name}}
+	events, err := run(t, c, p)
+	want := []string{
+		"codex.ReasoningDelta{Text:thought}", "codex.ReasoningDelta{Text:commentary}", "codex.TextDelta{Text:final_answer}",
+		fmt.Sprintf("codex.ToolCalls{Calls:[%+v]}", call), "codex.Usage{Input:7 Cached:0 Output:1 Reasoning:0 Total:8}", "codex.Completed{Finish:tool_calls}",
+	}
+	if diff := cmp.Diff(want, events); diff != "" || err != nil {
+		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}
 }
 
@@ -353,6 +479,14 @@ func TestWhatWeSayAndHearIsInTheSchemasOfTheCLI(t *testing.T) {
 	}
 	holds(t, filepath.Join(dir, "ServerNotification.json"), append(codex.Heard, codex.Unread...))
 	holds(t, filepath.Join(dir, "ServerRequest.json"), codex.Answered)
+	for file, fields := range codex.Schemas {
+		known := readSchema(t, filepath.Join(dir, file))
+		for _, field := range fields {
+			if _, ok := known.Properties[field]; !ok {
+				t.Errorf("%s has no %s", file, field)
+			}
+		}
+	}
 }
 
 // holds asserts that the schema's union has each method.

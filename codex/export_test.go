@@ -25,6 +25,15 @@ var (
 
 // Answered are the requests of the child that we have an answer for.
 var Answered = []string{
-	"item/commandExecution/requestApproval", "item/fileChange/requestApproval",
+	"item/commandExecution/requestApproval", "item/fileChange/requestApproval", "item/tool/call",
 	"execCommandApproval", "applyPatchApproval", "mcpServer/elicitation/request",
+}
+
+// Schemas are the files of schemas for what has no method in the lists of
+// methods, or is a part of something, and the fields of it that we write or read.
+var Schemas = map[string][]string{
+	"DynamicToolCallResponse.json":                 {"contentItems", "success"},
+	"v2/RawResponseItemCompletedNotification.json": {"threadId", "turnId", "item"},
+	"v2/RawResponseCompletedNotification.json":     {"threadId", "turnId", "usage"},
+	"v2/ThreadTokenUsageUpdatedNotification.json":  {"threadId", "turnId", "tokenUsage"},
 }

@@ -32,7 +32,8 @@ func TestTranscripts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := transcribe(t, archive.Files[0].Data)
+			var got string
+			synctest.Test(t, func(t *testing.T) { got = transcribe(t, archive.Files[0].Data) })
 			if *update {
 				archive.Files[1].Data = []byte(got)
 				if err := os.WriteFile(path, txtar.Format(archive), 0o666); err != nil {
@@ -64,17 +65,139 @@ func TestTheHistoryArrivesAsItWasGiven(t *testing.T) {
 		codextest.Expect("turn/start", keep(&started)), codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
 		codextest.Complete(1, 1))
 	_, err := run(t, c, codex.TurnParams{
-		Model: "m", Effort: "high", Meta: map[string]string{"key": "k"},
+		Model: "m", Effort: "high", Summary: "concise", Meta: map[string]string{"key": "k"},
 		Items: []json.RawMessage{codextest.UserItem("a"), codextest.UserItem("b")},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	wantItems := fmt.Sprintf(`{"threadId":"thread-1","items":[%s,%s]}`, codextest.UserItem("a"), codextest.UserItem("b"))
-	wantStart := `{"threadId":"thread-1","input":[],"model":"m","effort":"high","responsesapiClientMetadata":{"key":"k"}}`
+	wantStart := `{"threadId":"thread-1","input":[],"model":"m","effort":"high","summary":"concise","responsesapiClientMetadata":{"key":"k"}}`
 	if got != wantItems || started != wantStart {
 		t.Errorf("got\n%s\n%s\nwant\n%s\n%s", got, started, wantItems, wantStart)
 	}
+}
+
+func TestToolsAreToldToAThreadOfTheirOwn(t *testing.T) {
+	var started string
+	c := connect(t, codextest.Handshake(), codextest.Thread(keep(&started)), codextest.Turn(), codextest.Complete(1, 1))
+	p := hello()
+	p.Tools = []codex.Tool{
+		{Name: "weather", Description: "of a city", Parameters: json.RawMessage(`{"type":"object","properties":{"city":{"type":"string"}}}`)},
+		{Name: "mcp__files__read"}, // Codex would refuse the name, and all others with it
+		{Name: "clock"},
+	}
+	if _, err := run(t, c, p); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"ephemeral":true,"baseInstructions":"","sandbox":"read-only","approvalPolicy":"never","environments":[],"dynamicTools":[` +
+		`{"type":"function","name":"weather","description":"of a city","inputSchema":{"type":"object","properties":{"city":{"type":"string"}}}},` +
+		`{"type":"function","name":"clock","description":"","inputSchema":{"type":"object","properties":{}}}],"experimentalRawEvents":true}`
+	if started != want {
+		t.Errorf("got\n%s\nwant\n%s", started, want)
+	}
+}
+
+func TestATurnWithToolsLeavesTheReadyThreadToAPlainOne(t *testing.T) {
+	child := &codextest.Child{}
+	c := connect(t, codextest.Handshake(), codextest.Serve(child))
+	if err := c.Warm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	withTools := hello()
+	withTools.Tools = []codex.Tool{{Name: "clock"}}
+	for _, p := range []codex.TurnParams{withTools, hello()} {
+		if _, err := run(t, c, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if started, left := child.Calls("thread/start"), child.Calls("thread/unsubscribe"); started != 2 || left != 1 {
+		t.Errorf("%d threads were started for 2 turns, %d left", started, left)
+	}
+}
+
+func TestToolsThatTheChildCannotTakeDoNotCostIt(t *testing.T) {
+	deep := json.RawMessage(strings.Repeat(`{"not":`, 124) + `{}` + strings.Repeat(`}`, 124))
+	refusal := "dynamic tool name must not be empty"
+	for name, test := range map[string]struct {
+		tool codex.Tool
+		wire []codextest.Step
+	}{
+		"the child refuses them":            {codex.Tool{}, []codextest.Step{codextest.Expect("thread/start"), codextest.Refuse(-32600, refusal)}},
+		"they nest deeper than it can read": {codex.Tool{Name: "deep", Parameters: deep}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := connect(t, append(append([]codextest.Step{codextest.Handshake()}, test.wire...), codextest.Answer("fine"))...)
+			p := hello()
+			p.Tools = []codex.Tool{test.tool}
+			_, err := run(t, c, p)
+			if refused := (*codex.ToolsError)(nil); !errors.As(err, &refused) || refused.Problem == "" {
+				t.Errorf("got %v", err)
+			}
+			if events, err := run(t, c, hello()); err != nil || events[0] != "codex.TextDelta{Text:fine}" {
+				t.Errorf("then %v, %v", events, err)
+			}
+		})
+	}
+}
+
+func TestAnOverloadedChildDoesNotBlameTheTools(t *testing.T) {
+	c := connect(t, codextest.Handshake(), codextest.Expect("thread/start"), codextest.Refuse(-32001, "overloaded"))
+	p := hello()
+	p.Tools = []codex.Tool{{Name: "clock"}}
+	_, err := run(t, c, p)
+	if refused := (*codex.RPCError)(nil); !errors.As(err, &refused) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// called is what a child writes that calls a function and then waits.
+func called() []codextest.Step {
+	return []codextest.Step{
+		codextest.Notify("rawResponseItem/completed", json.RawMessage(`{"threadId":"$thread","turnId":"$turn","item":{"type":"function_call","call_id":"c","name":"clock","arguments":"{}"}}`)),
+		codextest.Pose("item/tool/call", json.RawMessage(`{"threadId":"$thread","turnId":"$turn","callId":"c","tool":"clock","arguments":{}}`)),
+	}
+}
+
+func TestTheChildIsStoppedBeforeTheReaderHearsOfCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stopped := false
+		steps := append([]codextest.Step{codextest.Handshake(), codextest.Thread(), codextest.Turn()}, called()...)
+		c := connect(t, append(steps,
+			codextest.Notify("rawResponse/completed", json.RawMessage(`{"threadId":"$thread","turnId":"$turn","responseId":"r"}`)),
+			codextest.Interrupted(), codextest.Do(func() { stopped = true }))...)
+		for e, err := range c.Turn(t.Context(), hello()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := e.(codex.ToolCalls); ok {
+				synctest.Wait() // the reader takes his time
+				if !stopped {
+					t.Error("the child could ask the model again")
+				}
+			}
+		}
+		c.Close()
+	})
+}
+
+func TestAReaderWhoLeavesDuringACallInterruptsTheTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		steps := append([]codextest.Step{codextest.Handshake(), codextest.Thread(), codextest.Turn()}, called()...)
+		c := connect(t, append(steps, codextest.Delta("left here"), codextest.Interrupted())...)
+		for e, err := range c.Turn(t.Context(), hello()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := e.(codex.TextDelta); ok {
+				break
+			}
+		}
+		if !c.Reusable() {
+			t.Errorf("not reusable: %v", c.Err())
+		}
+		c.Close()
+	})
 }
 
 func keep(to *string) func(json.RawMessage) error {

@@ -7,20 +7,29 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"codexpool/codex"
 )
 
 // Child is a healthy child for as many turns as one likes: it answers with the
-// words of the last user message, as the echo model does behind a real child.
-// Its methods may be called while it serves.
+// words of the last user message, as the echo model does behind a real child,
+// and with the calls that the message asks for (see [Calling]). Its methods may
+// be called while it serves.
 type Child struct {
 	Delay time.Duration // before each word
 
-	mu    sync.Mutex
-	out   io.Writer
-	calls map[string]int // guarded by mu
-	turns map[string]*playedTurn
-	text  map[string]string // last user message by thread
-	next  int
+	mu      sync.Mutex
+	out     io.Writer
+	calls   map[string]int // guarded by mu
+	threads map[string]*playedThread
+	turns   map[string]*playedTurn
+	asked   int // requests of its own
+}
+
+type playedThread struct {
+	raw   bool // raw events are wanted
+	tools map[string]bool
+	text  string // last user message
 }
 
 type playedTurn struct {
@@ -33,7 +42,7 @@ func Serve(c *Child) Step {
 	return Step{"serve", func(p *player) error {
 		c.mu.Lock()
 		c.out = p.out
-		c.calls, c.turns, c.text = map[string]int{}, map[string]*playedTurn{}, map[string]string{}
+		c.calls, c.threads, c.turns = map[string]int{}, map[string]*playedThread{}, map[string]*playedTurn{}
 		c.mu.Unlock()
 		var running sync.WaitGroup
 		defer running.Wait()
@@ -61,6 +70,9 @@ func (c *Child) Calls(method string) int {
 }
 
 func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
+	if m.Method == "" {
+		return nil // a result that it does not need
+	}
 	var params struct {
 		ThreadID string `json:"threadId"`
 		TurnID   string `json:"turnId"`
@@ -68,6 +80,8 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 			Role    string
 			Content []struct{ Text string }
 		}
+		DynamicTools          []struct{ Name string }
+		ExperimentalRawEvents bool
 	}
 	if err := json.Unmarshal(m.Params, &params); err != nil {
 		return err
@@ -75,15 +89,20 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls[m.Method]++
+	thread := c.threads[params.ThreadID]
 	switch m.Method {
 	case "thread/start":
-		c.next++
-		id := fmt.Sprintf("thread-%d", c.next)
+		id := fmt.Sprintf("thread-%d", len(c.threads)+1)
+		thread := &playedThread{raw: params.ExperimentalRawEvents, tools: map[string]bool{}}
+		for _, tool := range params.DynamicTools {
+			thread.tools[tool.Name] = true
+		}
+		c.threads[id] = thread
 		return c.send(wireMessage{ID: m.ID, Result: raw(map[string]any{"thread": map[string]any{"id": id}})})
 	case "thread/inject_items":
 		for _, item := range params.Items {
 			if item.Role == "user" && len(item.Content) > 0 {
-				c.text[params.ThreadID] = item.Content[0].Text
+				thread.text = item.Content[0].Text
 			}
 		}
 		return c.send(wireMessage{ID: m.ID, Result: raw(struct{}{})})
@@ -94,8 +113,7 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 		if err := c.send(wireMessage{ID: m.ID, Result: raw(map[string]any{"turn": map[string]any{"id": id}})}); err != nil {
 			return err
 		}
-		text := c.text[params.ThreadID]
-		running.Go(func() { c.play(params.ThreadID, id, text, turn.stop) })
+		running.Go(func() { c.play(*thread, params.ThreadID, id, turn.stop) })
 		return nil
 	case "turn/interrupt":
 		if turn := c.turns[params.TurnID]; turn != nil {
@@ -109,10 +127,25 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 }
 
 // play runs one turn.
-func (c *Child) play(thread, turn, text string, stop <-chan struct{}) {
-	words := strings.SplitAfter(text, " ")
-	status := "completed"
-	for _, word := range words {
+func (c *Child) play(thread playedThread, id, turn string, stop <-chan struct{}) {
+	text, calls := callsIn(thread.text)
+	status := "interrupted"
+	if n, ok := c.say(text, id, turn, stop); ok {
+		usage := map[string]any{"inputTokens": n, "outputTokens": n + len(calls), "totalTokens": 2*n + len(calls)}
+		if len(calls) > 0 {
+			c.call(thread, id, turn, calls, usage)
+			<-stop // results would make it ask the model again
+		} else {
+			status = "completed"
+		}
+		c.notify("thread/tokenUsage/updated", map[string]any{"threadId": id, "turnId": turn, "tokenUsage": map[string]any{"total": usage}})
+	}
+	c.notify("turn/completed", map[string]any{"threadId": id, "turn": map[string]any{"id": turn, "status": status}})
+}
+
+// say says n words, unless it is stopped.
+func (c *Child) say(text, thread, turn string, stop <-chan struct{}) (n int, ok bool) {
+	for word := range strings.SplitAfterSeq(text, " ") {
 		if c.Delay > 0 {
 			select {
 			case <-time.After(c.Delay):
@@ -121,25 +154,43 @@ func (c *Child) play(thread, turn, text string, stop <-chan struct{}) {
 		}
 		select {
 		case <-stop:
-			status = "interrupted"
+			return n, false
 		default:
-			c.notify("item/agentMessage/delta", map[string]any{"threadId": thread, "turnId": turn, "itemId": "item-" + turn, "delta": word})
-			continue
 		}
-		break
+		n++
+		c.notify("item/agentMessage/delta", map[string]any{"threadId": thread, "turnId": turn, "itemId": "item-" + turn, "delta": word})
 	}
-	if n := len(words); status == "completed" {
-		c.notify("thread/tokenUsage/updated", map[string]any{"threadId": thread, "turnId": turn, "tokenUsage": map[string]any{
-			"total": map[string]any{"inputTokens": n, "outputTokens": n, "totalTokens": 2 * n},
-		}})
+	return n, true
+}
+
+// call calls functions, and asks for the results of those that it knows.
+func (c *Child) call(thread playedThread, id, turn string, calls []codex.ToolCall, usage any) {
+	for _, call := range calls {
+		if thread.raw {
+			c.notify("rawResponseItem/completed", map[string]any{"threadId": id, "turnId": turn, "item": map[string]any{
+				"type": "function_call", "call_id": call.ID, "name": call.Name, "arguments": call.Arguments,
+			}})
+		}
+		if thread.tools[call.Name] {
+			c.ask("item/tool/call", map[string]any{"threadId": id, "turnId": turn, "callId": call.ID, "tool": call.Name, "arguments": json.RawMessage(call.Arguments)})
+		}
 	}
-	c.notify("turn/completed", map[string]any{"threadId": thread, "turn": map[string]any{"id": turn, "status": status}})
+	if thread.raw {
+		c.notify("rawResponse/completed", map[string]any{"threadId": id, "turnId": turn, "responseId": "response-" + turn, "usage": usage})
+	}
 }
 
 func (c *Child) notify(method string, params any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.send(wireMessage{Method: method, Params: raw(params)}) // a client that has gone is no concern of a child
+}
+
+func (c *Child) ask(method string, params any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.send(wireMessage{ID: raw(c.asked), Method: method, Params: raw(params)})
+	c.asked++
 }
 
 // send writes one message. The caller holds mu.

@@ -1,6 +1,7 @@
 package codextest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -151,6 +153,67 @@ func Calls(calls ...codex.ToolCall) http.HandlerFunc {
 		}
 		s.End()
 	}
+}
+
+// Calling is the model next, but for a last user message with lines such as
+//
+//	call weather {"city":"Oslo"}
+//
+// which is answered with the other lines, word by word, and then those calls. A
+// played [Child] does the same.
+func Calling(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		text, calls := callsIn(lastUserText(body))
+		if len(calls) == 0 {
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			next.ServeHTTP(w, r)
+			return
+		}
+		s := StartStream(w)
+		s.Begin()
+		for word := range strings.SplitAfterSeq(text, " ") {
+			s.Delta(word)
+		}
+		for _, c := range calls {
+			s.Call(c)
+		}
+		s.End()
+	})
+}
+
+func lastUserText(request []byte) (text string) {
+	var body struct {
+		Input []struct {
+			Role    string
+			Content []struct{ Text string }
+		}
+	}
+	json.Unmarshal(request, &body) // what cannot be read is for next to refuse
+	for _, item := range body.Input {
+		if item.Role == "user" && len(item.Content) > 0 {
+			text = item.Content[0].Text
+		}
+	}
+	return text
+}
+
+// callsIn takes the calls out of a text.
+func callsIn(text string) (rest string, calls []codex.ToolCall) {
+	var lines []string
+	for line := range strings.SplitSeq(text, "\n") {
+		call, ok := strings.CutPrefix(line, "call ")
+		if !ok {
+			lines = append(lines, line)
+			continue
+		}
+		name, arguments, _ := strings.Cut(call, " ")
+		calls = append(calls, codex.ToolCall{ID: fmt.Sprintf("call_%d", len(calls)+1), Name: name, Arguments: arguments})
+	}
+	return strings.Join(lines, "\n"), calls
 }
 
 // Status answers with an error, as OpenAI does.

@@ -6,6 +6,7 @@ package codextest
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type player struct {
 	in      *bufio.Scanner
 	out     io.Writer
 	last    wireMessage // the last expected request
+	asked   int         // requests of its own
 	threads int
 	thread  string // "$thread" in what is sent
 	turn    string // "$turn" in what is sent
@@ -129,18 +131,19 @@ func Notify(method string, params any) Step {
 	}}
 }
 
-// Ask sends a request with id 0, as the first of a real child has, and waits
-// for its answer.
+// Ask sends a request and waits for its answer. The first one has id 0, as with
+// a real child.
 func Ask(method string, params any, checks ...func(answer json.RawMessage) error) Step {
 	return Step{"ask " + method, func(p *player) error {
-		if err := p.send(wireMessage{ID: raw(0), Method: method, Params: raw(params)}); err != nil {
+		id := raw(p.asked)
+		if err := Pose(method, params).do(p); err != nil {
 			return err
 		}
 		m, err := p.read()
 		if err != nil {
 			return err
 		}
-		if m.Method != "" || string(m.ID) != "0" {
+		if m.Method != "" || !bytes.Equal(m.ID, id) {
 			return fmt.Errorf("got %q with id %s instead of an answer", m.Method, m.ID)
 		}
 		for _, check := range checks {
@@ -149,6 +152,15 @@ func Ask(method string, params any, checks ...func(answer json.RawMessage) error
 			}
 		}
 		return nil
+	}}
+}
+
+// Pose sends a request and goes on without an answer.
+func Pose(method string, params any) Step {
+	return Step{"pose " + method, func(p *player) error {
+		id := raw(p.asked)
+		p.asked++
+		return p.send(wireMessage{ID: id, Method: method, Params: raw(params)})
 	}}
 }
 
@@ -204,7 +216,7 @@ func Handshake() Step {
 
 // Thread answers the thread/start of one turn, with an unsubscribe before it
 // when it is not the first.
-func Thread() Step {
+func Thread(checks ...func(json.RawMessage) error) Step {
 	return Step{"thread", func(p *player) error {
 		if p.threads > 0 {
 			if err := all("leave", Expect("thread/unsubscribe"), Reply(map[string]any{})).do(p); err != nil {
@@ -214,7 +226,7 @@ func Thread() Step {
 		p.threads++
 		p.thread = fmt.Sprintf("thread-%d", p.threads)
 		p.turn = fmt.Sprintf("turn-%d", p.threads)
-		return all("start", Expect("thread/start"), Reply(map[string]any{"thread": map[string]any{"id": "$thread"}})).do(p)
+		return all("start", Expect("thread/start", checks...), Reply(map[string]any{"thread": map[string]any{"id": "$thread"}})).do(p)
 	}}
 }
 

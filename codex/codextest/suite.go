@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,8 @@ func UserItem(text string) json.RawMessage {
 const Ten = "one two three four five six seven eight nine ten"
 
 // TestTurns is what every child must do, played or real. start gives a child
-// that answers with the words of the last user message, about 20 ms apart.
+// that answers with the words of the last user message, about 20 ms apart, and
+// with the calls that it asks for (see [Calling]).
 func TestTurns(t *testing.T, start func(*testing.T) *codex.Client) {
 	ask := func(t *testing.T, c *codex.Client, text string) string {
 		t.Helper()
@@ -115,6 +117,63 @@ func TestTurns(t *testing.T, start func(*testing.T) *codex.Client) {
 		}
 		if !c.Reusable() {
 			t.Errorf("not reusable: %v", c.Err())
+		}
+	})
+
+	t.Run("calls end the turn, after the text before them, and the child is as good as new", func(t *testing.T) {
+		c := start(t)
+		calls := []codex.ToolCall{{ID: "call_1", Name: "weather", Arguments: `{"city":  "Oslo"}`}, {ID: "call_2", Name: "clock", Arguments: `{}`}}
+		for _, tools := range [][]codex.Tool{
+			{{Name: "weather", Parameters: json.RawMessage(`{"type":"object"}`)}, {Name: "clock"}},
+			{{Name: "clock"}},
+			{{Name: "neither"}},
+		} {
+			var text strings.Builder
+			var got []codex.Event
+			for e, err := range c.Turn(t.Context(), codex.TurnParams{
+				Items: []json.RawMessage{UserItem("Let me look.\ncall weather {\"city\":  \"Oslo\"}\ncall clock {}")},
+				Tools: tools,
+			}) {
+				switch e := e.(type) {
+				case nil:
+					t.Fatal(err)
+				case codex.Tick:
+				case codex.TextDelta:
+					text.WriteString(e.Text)
+				case codex.Usage:
+					got = append(got, codex.Usage{Output: e.Output}) // every model counts its input in its own way
+				default:
+					got = append(got, e)
+				}
+			}
+			want := []codex.Event{codex.ToolCalls{Calls: calls}, codex.Usage{Output: 5}, codex.Completed{Finish: codex.FinishToolCalls}}
+			if text.String() != "Let me look." || !reflect.DeepEqual(got, want) {
+				t.Errorf("with %d tools: %q, then %+v, want %+v", len(tools), &text, got, want)
+			}
+			if !c.Reusable() {
+				t.Fatalf("not reusable: %v", c.Err())
+			}
+			if got := ask(t, c, "and again"); got != "and again" {
+				t.Errorf("got %q", got)
+			}
+		}
+	})
+
+	t.Run("tools that are not called change nothing", func(t *testing.T) {
+		c := start(t)
+		var answer strings.Builder
+		var last codex.Event
+		for e, err := range c.Turn(t.Context(), codex.TurnParams{Items: []json.RawMessage{UserItem(Ten)}, Tools: []codex.Tool{{Name: "clock"}}}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d, ok := e.(codex.TextDelta); ok {
+				answer.WriteString(d.Text)
+			}
+			last = e
+		}
+		if answer.String() != Ten || last != (codex.Completed{Finish: codex.FinishStop}) {
+			t.Errorf("got %q, then %#v", &answer, last)
 		}
 	})
 

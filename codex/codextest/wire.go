@@ -14,6 +14,7 @@ import (
 //
 //	< METHOD PARAMS            it notifies
 //	? METHOD PARAMS => ANSWER  it asks, and wants this line
+//	? METHOD PARAMS            it asks, and goes on
 //	> turn/interrupt           it is interrupted, and obeys
 //	~ DURATION                 it takes its time
 //	! TEXT                     it writes a line that is no message
@@ -38,7 +39,10 @@ func wireStep(line string) (Step, error) {
 	case kind == "<":
 		return Notify(method, json.RawMessage(params)), nil
 	case kind == "?":
-		params, want, _ := strings.Cut(params, " => ")
+		params, want, waits := strings.Cut(params, " => ")
+		if !waits {
+			return Pose(method, json.RawMessage(params)), nil
+		}
 		return Ask(method, json.RawMessage(params), func(answer json.RawMessage) error {
 			if !bytes.Equal(answer, []byte(want)) {
 				return fmt.Errorf("answered %s, want %s", answer, want)
