@@ -7,6 +7,8 @@
 // child: a reader (stdout to inbox, ends at end of file) and a reaper (the only
 // caller of Wait, ends when the process is gone). [Client.Close] waits for both.
 //
+// What the model calls is handed to the caller, never run: see tools.go.
+//
 // The protocol is JSON-RPC 2.0 by lines without the "jsonrpc" member, which is
 // why no JSON-RPC library reads it. What is said about Codex here was seen on
 // version [Pinned].

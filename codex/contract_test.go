@@ -142,11 +142,16 @@ func TestTheKeyOfATurnComesOutUpstream(t *testing.T) {
 }
 
 func TestAChildForgetsTheThreadsOfItsTurns(t *testing.T) {
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := codextest.NewUpstream(t)
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	withTools := hello()
+	withTools.Tools = []codex.Tool{{Name: "clock"}}
 	for range 5 {
-		if _, err := run(t, c, hello()); err != nil {
-			t.Fatal(err)
+		up.Script(codextest.Text("ok"), codextest.Calls(codex.ToolCall{ID: "a", Name: "clock", Arguments: "{}"}, codex.ToolCall{ID: "b", Name: "clock", Arguments: "{}"}))
+		for _, p := range []codex.TurnParams{hello(), withTools} {
+			if _, err := run(t, c, p); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	if err := c.Warm(t.Context()); err != nil {
@@ -346,6 +351,7 @@ func TestWhatTheChildTakesForATool(t *testing.T) {
 	}{
 		"no schema":            {tools: []codex.Tool{{Name: "f"}}},
 		"an empty schema":      {tools: []codex.Tool{{Name: "f", Parameters: schema(`{}`)}}},
+		"a broken string":      {tools: []codex.Tool{{Name: "f", Description: "\xff", Parameters: schema(`{"description":"\ud800` + "\xff" + `"}`)}}},
 		"an unknown type":      {tools: []codex.Tool{{Name: "f", Parameters: schema(`{"type":"bogus"}`)}}},
 		"as deep as it reads":  {tools: []codex.Tool{{Name: "f", Parameters: schema(strings.Repeat(`{"not":`, 122) + `{}` + strings.Repeat(`}`, 122))}}},
 		"a level more":         {[]codex.Tool{{Name: "f", Parameters: schema(strings.Repeat(`{"not":`, 123) + `{}` + strings.Repeat(`}`, 123))}}, "the parameters of f nest deeper than 123 levels"},

@@ -43,16 +43,17 @@ type threadStartParams struct {
 	ApprovalPolicy   string   `json:"approvalPolicy"`
 	Environments     []string `json:"environments"` // [] and not absent: no shell, no files
 
-	// For function calls only: raw events also echo the history that is injected.
+	// For turns with tools only: raw events repeat the whole history, 10 ms for a
+	// megabyte, and tell nothing that a plain turn need know.
 	DynamicTools          []dynamicTool `json:"dynamicTools,omitempty"`
 	ExperimentalRawEvents bool          `json:"experimentalRawEvents,omitempty"`
 }
 
 type dynamicTool struct {
-	Type        string          `json:"type"`
-	Name        string          `json:"name"`
-	Description string          `json:"description"`
-	InputSchema json.RawMessage `json:"inputSchema"`
+	Type        string `json:"type"`
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	InputSchema any    `json:"inputSchema"`
 }
 
 type threadStartResult struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -11,7 +12,7 @@ import (
 
 // Tool is a function that the model may call.
 type Tool struct {
-	Name        string // of letters, digits, "_" and "-", at most 128, unlike the others
+	Name        string // at most 128 letters, digits, "_" and "-"; each name once
 	Description string
 	Parameters  json.RawMessage // a JSON schema of an object; nil for a function that takes nothing
 }
@@ -44,9 +45,8 @@ type ToolCall struct {
 // is, a call that it has not asked for yet still holds it.
 const callsHeld = time.Second
 
-// maxNesting is how deep the parameters of a tool may nest. The child does not
-// even refuse a line that nests deeper than 127, it ignores it; four of them are
-// the request around the parameters.
+// maxNesting is how deep the parameters of a tool may nest: what the child reads
+// of one line is 127 levels, and four of them are the request around these.
 const maxNesting = 123
 
 // dynamicTools are the tools as thread/start takes them. Names that Codex keeps
@@ -56,37 +56,53 @@ const maxNesting = 123
 func dynamicTools(tools []Tool) ([]dynamicTool, error) {
 	var declared []dynamicTool
 	for _, t := range tools {
-		if nesting(t.Parameters) > maxNesting {
-			return nil, &ToolsError{Problem: fmt.Sprintf("the parameters of %s nest deeper than %d levels", t.Name, maxNesting)}
-		}
 		if t.Name == "mcp" || strings.HasPrefix(t.Name, "mcp__") {
 			continue
 		}
-		d := dynamicTool{Type: "function", Name: t.Name, Description: t.Description, InputSchema: t.Parameters}
-		if d.InputSchema == nil {
-			d.InputSchema = json.RawMessage(`{"type":"object","properties":{}}`)
+		schema, err := readable(t.Parameters)
+		if err != nil {
+			return nil, &ToolsError{Problem: fmt.Sprintf("the parameters of %s %v", t.Name, err)}
 		}
-		declared = append(declared, d)
+		declared = append(declared, dynamicTool{Type: "function", Name: t.Name, Description: t.Description, InputSchema: schema})
 	}
 	return declared, nil
 }
 
-// nesting is the depth of the deepest array or object in data.
-func nesting(data json.RawMessage) (deepest int) {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	for depth := 0; ; {
-		token, err := dec.Token()
-		if err != nil {
-			return deepest // the end; what is no JSON cannot be sent at all
-		}
-		switch token {
-		case json.Delim('{'), json.Delim('['):
-			depth++
-			deepest = max(deepest, depth)
-		case json.Delim('}'), json.Delim(']'):
-			depth--
-		}
+// readable decodes a schema, so that it is sent as the child can read it: a line
+// with half of a surrogate pair in it, or one that nests too deep, it ignores
+// without an answer, and of one that is not UTF-8 it dies. The order of its names
+// is lost on Codex anyway.
+func readable(parameters json.RawMessage) (schema any, err error) {
+	if parameters == nil {
+		parameters = json.RawMessage(`{"type":"object","properties":{}}`)
 	}
+	dec := json.NewDecoder(bytes.NewReader(parameters))
+	dec.UseNumber()
+	if dec.Decode(&schema) != nil {
+		return nil, errors.New("are no JSON")
+	}
+	if nesting(schema) > maxNesting {
+		return nil, fmt.Errorf("nest deeper than %d levels", maxNesting)
+	}
+	return schema, nil
+}
+
+// nesting is how many objects and arrays lie in each other.
+func nesting(v any) int {
+	deepest := 0
+	switch v := v.(type) {
+	case map[string]any:
+		for _, inner := range v {
+			deepest = max(deepest, nesting(inner))
+		}
+	case []any:
+		for _, inner := range v {
+			deepest = max(deepest, nesting(inner))
+		}
+	default:
+		return 0
+	}
+	return 1 + deepest
 }
 
 // asks takes a request of the child.
@@ -122,8 +138,9 @@ func (t *turn) wrote(n *notification) {
 	t.calls[n.TurnID] = append(t.calls[n.TurnID], call)
 }
 
-// responded is the end of the model's answer. The child tells the usage of a
-// turn only once it is done with the calls.
+// responded is the end of the model's answer, unless that is cut or fails: then
+// nothing tells of it but turn/completed. The child tells the usage of a turn only
+// once it is done with the calls.
 func (t *turn) responded(n *notification) []Event {
 	calls := t.calls[n.TurnID]
 	if len(calls) == 0 {

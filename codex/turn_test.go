@@ -86,13 +86,15 @@ func TestToolsAreToldToAThreadOfTheirOwn(t *testing.T) {
 		{Name: "weather", Description: "of a city", Parameters: json.RawMessage(`{"type":"object","properties":{"city":{"type":"string"}}}`)},
 		{Name: "mcp__files__read"}, // Codex would refuse the name, and all others with it
 		{Name: "clock"},
+		{Name: "odd", Description: "\xff", Parameters: json.RawMessage(`{"b":[1.50,{"a":null},[]],"a":"\ud800` + "\xff" + `","":{},"é\n":true}`)},
 	}
 	if _, err := run(t, c, p); err != nil {
 		t.Fatal(err)
 	}
 	want := `{"ephemeral":true,"baseInstructions":"","sandbox":"read-only","approvalPolicy":"never","environments":[],"dynamicTools":[` +
-		`{"type":"function","name":"weather","description":"of a city","inputSchema":{"type":"object","properties":{"city":{"type":"string"}}}},` +
-		`{"type":"function","name":"clock","description":"","inputSchema":{"type":"object","properties":{}}}],"experimentalRawEvents":true}`
+		`{"type":"function","name":"weather","description":"of a city","inputSchema":{"properties":{"city":{"type":"string"}},"type":"object"}},` +
+		`{"type":"function","name":"clock","description":"","inputSchema":{"properties":{},"type":"object"}},` +
+		`{"type":"function","name":"odd","description":"\ufffd","inputSchema":{"":{},"a":"��","b":[1.50,{"a":null},[]],"é\n":true}}],"experimentalRawEvents":true}`
 	if started != want {
 		t.Errorf("got\n%s\nwant\n%s", started, want)
 	}
@@ -125,6 +127,7 @@ func TestToolsThatTheChildCannotTakeDoNotCostIt(t *testing.T) {
 	}{
 		"the child refuses them":            {codex.Tool{}, []codextest.Step{codextest.Expect("thread/start"), codextest.Refuse(-32600, refusal)}},
 		"they nest deeper than it can read": {codex.Tool{Name: "deep", Parameters: deep}, nil},
+		"they are no JSON":                  {codex.Tool{Name: "cut", Parameters: json.RawMessage(`{"type":"object"`)}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := connect(t, append(append([]codextest.Step{codextest.Handshake()}, test.wire...), codextest.Answer("fine"))...)
