@@ -57,6 +57,9 @@ bench: need-go $(CLI) ## times and their ratios, side by side
 
 fuzz: need-go ## each fuzz target for a minute
 	go test -run - -fuzz FuzzLines -fuzztime 1m ./codex
+	go test -run - -fuzz FuzzDecode -fuzztime 1m ./api
+	go test -run - -fuzz FuzzStream -fuzztime 1m ./api
+	go test -run - -fuzz FuzzStop -fuzztime 1m ./api
 
 cover: need-go $(CLI) ## coverage of the packages by their tests, in cover.out
 	go test -coverpkg=./... -coverprofile=cover.out ./...

@@ -174,10 +174,18 @@ func TestChatTranscripts(t *testing.T) {
 			}
 			var got string
 			synctest.Test(t, func(t *testing.T) {
-				wire := codextest.Wire(t, archive.Files[1].Data)
-				first := append(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn()}, wire...)
+				asked := string(archive.Files[0].Data)
+				first := codextest.Script{codextest.Handshake(), codextest.Thread()}
+				if strings.Contains(asked, `"parameters"`) { // tools need a thread of their own
+					first = append(first, codextest.Expect("thread/start"), codextest.Reply(map[string]any{"thread": map[string]any{"id": "$thread"}}))
+				}
+				first = append(append(first, codextest.Turn()), codextest.Wire(t, archive.Files[1].Data)...)
 				h := open(t, config(), 1, append(first, codextest.Serve(&codextest.Child{})))
-				got = show(h.do(t, chat(string(archive.Files[0].Data))), h.last())
+				path := "/v1/chat/completions"
+				if strings.Contains(asked, `"prompt"`) {
+					path = "/v1/completions"
+				}
+				got = show(h.do(t, request("POST", path, asked)), h.last())
 			})
 			if *update {
 				archive.Files[2].Data = []byte(got)
@@ -193,7 +201,7 @@ func TestChatTranscripts(t *testing.T) {
 }
 
 var (
-	randomID = regexp.MustCompile(`chatcmpl-[A-Z0-9]{26}`)
+	randomID = regexp.MustCompile(`cmpl-[A-Z0-9]{26}`)
 	retry    = regexp.MustCompile(`Retry-After: [123]\n`)
 )
 
@@ -213,7 +221,7 @@ func show(a answer, result api.Result) string {
 	if result.Code != "" {
 		fmt.Fprintf(&b, "(counted as %d %s)\n", result.Status, result.Code)
 	}
-	s := randomID.ReplaceAllString(b.String(), "chatcmpl-ID")
+	s := randomID.ReplaceAllString(b.String(), "cmpl-ID")
 	return retry.ReplaceAllString(s, "Retry-After: (1 to 3)\n")
 }
 

@@ -48,11 +48,12 @@ const key = "k-e2e"
 
 // daemon is one running codexpool.
 type daemon struct {
-	t     testing.TB
-	cmd   *exec.Cmd
-	url   string // of the public listener
-	admin string
-	ended chan struct{} // closed when it was reaped
+	t       testing.TB
+	cmd     *exec.Cmd
+	url     string // of the public listener
+	admin   string
+	workdir string        // for the homes of children
+	ended   chan struct{} // closed when it was reaped
 
 	mu  sync.Mutex
 	log bytes.Buffer // guarded by mu
@@ -63,7 +64,7 @@ type daemon struct {
 func start(t testing.TB, environ ...string) *daemon {
 	t.Helper()
 	workdir := codextest.Workdir(t)
-	d := &daemon{t: t, ended: make(chan struct{})}
+	d := &daemon{t: t, workdir: workdir, ended: make(chan struct{})}
 	d.cmd = exec.Command(program)
 	d.cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "CODEX_BIN=" + codextest.Binary(t),
