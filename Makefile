@@ -15,6 +15,9 @@ export CODEX_BIN
 endif
 CLI     := $(if $(CODEX_BIN),,$(FETCHED))
 
+# The OpenAI clients that e2e drives.
+CLIENTS := e2e/clients/node_modules/.package-lock.json
+
 # The race detector needs a C compiler; without one the tests run without it.
 RACE := $(if $(shell command -v $$(go env CC)),-race,)
 
@@ -37,18 +40,24 @@ $(FETCHED): configs/codex/package-lock.json configs/codex/package.json | need-np
 	@echo "fetching the Codex CLI (400 MB, once) ..."
 	@cd configs/codex && npm ci
 
+clients: $(CLIENTS) ## fetch the pinned OpenAI clients that e2e drives with npm (140 MB)
+
+$(CLIENTS): e2e/clients/package-lock.json e2e/clients/package.json | need-npm
+	@echo "fetching OpenAI clients (140 MB, once) ..."
+	@cd e2e/clients && npm ci
+
 need-go:
 	@command -v go >/dev/null || { echo "go is missing: install Go 1.26.8 or newer" >&2; exit 1; }
 
 need-npm:
-	@command -v npm >/dev/null || { echo "npm is missing: install Node 20 or newer, or set CODEX_BIN to a Codex CLI" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "npm is missing: install Node 20 or newer, or, where no e2e is run, set CODEX_BIN to a Codex CLI" >&2; exit 1; }
 
 test: lint unit e2e ## everything that CI runs
 
 unit: need-go $(CLI) ## each package, with the race detector
 	go test $(RACE) -shuffle=on ./...
 
-e2e: need-go $(CLI) ## the built binary from outside, and the image's Dockerfile
+e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and the image's Dockerfile
 	cd e2e && go test -count=1 ./...
 	cd e2e/image && go test -count=1 ./...
 
@@ -77,6 +86,6 @@ image: ## build the container image codexpool (needs docker)
 	docker build -t codexpool --build-arg VERSION=$$(git describe --always --dirty) .
 
 clean: ## remove what was built and fetched
-	rm -rf bin configs/codex/node_modules cover.out
+	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex need-go need-npm test unit e2e bench fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e bench fuzz cover lint fmt image clean

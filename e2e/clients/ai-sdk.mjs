@@ -1,0 +1,91 @@
+// The AI SDK: ai with @ai-sdk/openai-compatible.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { APICallError, generateText, streamText } from "ai";
+import { apiKey, baseURL, failures, left, openURL, otherPage, read, scenario } from "./shared.mjs";
+
+// to is what generateText and streamText need. onError only keeps the latter
+// from printing what is asserted here.
+const to = (more) => ({
+  model: createOpenAICompatible({ name: "codexpool", baseURL, apiKey, ...more })("codex-5"),
+  maxRetries: 0,
+  onError() {},
+});
+
+scenario("chat", async (prompt) => {
+  const answer = await generateText({ ...to(), prompt });
+  assert.equal(answer.text, "Hello there.");
+  assert.equal(answer.finishReason, "stop");
+  assert.equal(answer.usage.inputTokens, 7);
+  assert.equal(answer.usage.outputTokens, 3);
+  assert.equal(answer.usage.totalTokens, 10);
+});
+
+scenario("stream", async (prompt) => {
+  const deltas = [];
+  const result = streamText({ ...to(), prompt });
+  for await (const delta of result.textStream) {
+    deltas.push(delta);
+    await read();
+  }
+  assert.deepEqual(deltas, ["One", " two", " three."]);
+  assert.equal(await result.finishReason, "stop");
+  assert.equal((await result.usage).totalTokens, undefined);
+});
+
+scenario("usage", async (prompt) => {
+  const result = streamText({ ...to({ includeUsage: true }), prompt });
+  assert.equal(await result.text, "Four tokens came out.");
+  assert.equal(await result.finishReason, "stop");
+  assert.equal((await result.usage).totalTokens, 11);
+});
+
+scenario("abort", async (prompt) => {
+  const controller = new AbortController();
+  const parts = [];
+  for await (const part of streamText({ ...to(), prompt, abortSignal: controller.signal }).fullStream) {
+    parts.push(part.type);
+    if (part.type === "text-delta") controller.abort();
+  }
+  assert.equal(parts.at(-1), "abort");
+  await left();
+  assert.equal((await generateText({ ...to(), prompt: "chat" })).text, "Hello there.");
+});
+
+scenario("cut", async (prompt) => {
+  const parts = [];
+  await assert.rejects(async () => {
+    for await (const part of streamText({ ...to(), prompt }).fullStream) parts.push(part);
+  });
+  const [delta, error, ...rest] = parts.slice(parts.findIndex((p) => p.type === "text-delta"));
+  assert.equal(delta.text, "Hal");
+  assert.equal(error.error.code, "upstream_error");
+  assert.deepEqual(rest, []);
+});
+
+for (const failure of failures) {
+  scenario(failure.name, (prompt) => assert.rejects(generateText({ ...to(), prompt }), thrown(failure)));
+}
+
+test("a wrong key", () => {
+  const stranger = to({ apiKey: "wrong" });
+  return assert.rejects(generateText({ ...stranger, prompt: "chat" }), thrown({ status: 401, code: "invalid_api_key" }));
+});
+
+test("a page of another host", () => {
+  const page = to({ baseURL: openURL, headers: otherPage });
+  return assert.rejects(generateText({ ...page, prompt: "chat" }), thrown({ status: 403, code: "permission_denied" }));
+});
+
+// thrown checks the one class that the AI SDK has for all statuses.
+function thrown({ status, code, param = null }) {
+  return (error) => {
+    assert.ok(APICallError.isInstance(error), `it is ${error.stack}`);
+    assert.equal(error.statusCode, status);
+    assert.equal(error.data.error.code, code);
+    assert.equal(error.data.error.param, param);
+    assert.equal(error.isRetryable, status === 429 || status >= 500);
+    return true;
+  };
+}

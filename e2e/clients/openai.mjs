@@ -1,0 +1,82 @@
+// The openai package.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import OpenAI from "openai";
+import { apiKey, baseURL, cutOff, failures, left, openURL, otherPage, read, scenario, thrown } from "./shared.mjs";
+
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
+const ask = (text, more) => ({ model: "codex-5", messages: [{ role: "user", content: text }], ...more });
+
+scenario("chat", async (text) => {
+  const answer = await client.chat.completions.create(ask(text));
+  assert.equal(answer.model, "codex-5");
+  assert.equal(answer.choices.length, 1);
+  assert.equal(answer.choices[0].finish_reason, "stop");
+  assert.deepEqual(answer.choices[0].message, { role: "assistant", content: "Hello there.", refusal: null });
+  assert.equal(answer.usage.prompt_tokens, 7);
+  assert.equal(answer.usage.completion_tokens, 3);
+  assert.equal(answer.usage.total_tokens, 10);
+});
+
+scenario("stream", async (text) => {
+  const deltas = [];
+  const finishes = [];
+  for await (const chunk of await client.chat.completions.create(ask(text, { stream: true }))) {
+    assert.ok(!("usage" in chunk), "nobody asked for usage");
+    const [{ delta, finish_reason }] = chunk.choices;
+    finishes.push(finish_reason);
+    if (!delta.content) continue;
+    deltas.push(delta.content);
+    await read();
+  }
+  assert.deepEqual(deltas, ["One", " two", " three."]);
+  assert.deepEqual(finishes.filter((f) => f !== null), ["stop"]);
+  assert.equal(finishes.at(-1), "stop");
+});
+
+scenario("usage", async (text) => {
+  const stream = client.chat.completions.stream(ask(text, { stream_options: { include_usage: true } }));
+  const chunks = [];
+  for await (const chunk of stream) chunks.push(chunk);
+  const last = chunks.pop();
+  assert.deepEqual(last.choices, []);
+  assert.equal(last.usage.total_tokens, 11);
+  assert.equal(chunks.at(-1).choices[0].finish_reason, "stop", "it must finish before the usage");
+  assert.ok(chunks.every((c) => c.usage === null));
+  assert.equal(await stream.finalContent(), "Four tokens came out.");
+});
+
+scenario("abort", async (text) => {
+  const stream = await client.chat.completions.create(ask(text, { stream: true }));
+  for await (const chunk of stream) if (chunk.choices[0].delta.content) stream.controller.abort();
+  await left();
+  const next = await client.chat.completions.create(ask("chat"));
+  assert.equal(next.choices[0].message.content, "Hello there.");
+});
+
+scenario("cut", async (text) => {
+  let content = "";
+  await assert.rejects(async () => {
+    const stream = await client.chat.completions.create(ask(text, { stream: true }));
+    for await (const chunk of stream) content += chunk.choices[0].delta.content ?? "";
+  }, cutOff);
+  assert.equal(content, "Hal");
+});
+
+for (const failure of failures) {
+  scenario(failure.name, async (text) => {
+    for (const stream of [false, true]) {
+      await assert.rejects(client.chat.completions.create(ask(text, { stream })), thrown(failure));
+    }
+  });
+}
+
+test("a wrong key", () => {
+  const stranger = client.withOptions({ apiKey: "wrong" });
+  return assert.rejects(stranger.chat.completions.create(ask("chat")), thrown({ status: 401, code: "invalid_api_key" }));
+});
+
+test("a page of another host", () => {
+  const page = client.withOptions({ baseURL: openURL, defaultHeaders: otherPage });
+  return assert.rejects(page.chat.completions.create(ask("chat")), thrown({ status: 403, code: "permission_denied" }));
+});

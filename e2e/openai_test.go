@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+)
+
+// TestTheUnmodifiedGoClientWorks plays the scenarios of the provider with
+// openai-go.
+func TestTheUnmodifiedGoClientWorks(t *testing.T) {
+	p, d, open := stage(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	options := []option.RequestOption{option.WithBaseURL(d.url + "/v1"), option.WithAPIKey(key), option.WithMaxRetries(0)}
+	chat := openai.NewChatCompletionService(options...)
+
+	t.Run("chat", func(t *testing.T) {
+		answer, err := chat.New(ctx, say("chat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := answer.Choices[0]; c.Message.Content != "Hello there." || c.FinishReason != "stop" || len(answer.Choices) != 1 {
+			t.Errorf("%+v", answer.Choices)
+		}
+		if u := answer.Usage; u.PromptTokens != 7 || u.CompletionTokens != 3 || u.TotalTokens != 10 {
+			t.Errorf("%+v", u)
+		}
+	})
+
+	t.Run("stream", func(t *testing.T) {
+		var deltas, finishes []string
+		stream := chat.NewStreaming(ctx, say("stream"))
+		for stream.Next() {
+			choice := stream.Current().Choices[0]
+			finishes = append(finishes, choice.FinishReason)
+			if choice.Delta.Content != "" {
+				deltas = append(deltas, choice.Delta.Content)
+				p.hear()
+			}
+		}
+		if err := stream.Err(); err != nil || !slices.Equal(deltas, []string{"One", " two", " three."}) {
+			t.Errorf("%q, %v", deltas, err)
+		}
+		if strings.Join(finishes, "") != "stop" || finishes[len(finishes)-1] != "stop" {
+			t.Errorf("it finished %q", finishes)
+		}
+	})
+
+	t.Run("usage", func(t *testing.T) {
+		params := say("usage")
+		params.StreamOptions.IncludeUsage = openai.Bool(true)
+		var whole openai.ChatCompletionAccumulator
+		var last, before openai.ChatCompletionChunk
+		stream := chat.NewStreaming(ctx, params)
+		for stream.Next() {
+			before, last = last, stream.Current()
+			whole.AddChunk(last)
+		}
+		if err := stream.Err(); err != nil || whole.Choices[0].Message.Content != "Four tokens came out." {
+			t.Errorf("%+v, %v", whole.Choices, err)
+		}
+		if len(last.Choices) != 0 || last.Usage.TotalTokens != 11 || before.Choices[0].FinishReason != "stop" {
+			t.Errorf("it ends with %+v and %+v", before, last)
+		}
+	})
+
+	t.Run("abort", func(t *testing.T) {
+		listening, leave := context.WithCancel(ctx)
+		defer leave()
+		stream := chat.NewStreaming(listening, say("abort"))
+		for stream.Next() {
+			if stream.Current().Choices[0].Delta.Content != "" {
+				leave()
+			}
+		}
+		if err := stream.Err(); !errors.Is(err, context.Canceled) {
+			t.Errorf("it ended with %v", err)
+		}
+		if err := p.left(); err != nil {
+			t.Error(err)
+		}
+		if _, err := chat.New(ctx, say("chat")); err != nil {
+			t.Errorf("the next: %v", err)
+		}
+	})
+
+	t.Run("cut", func(t *testing.T) {
+		content := ""
+		stream := chat.NewStreaming(ctx, say("cut"))
+		for stream.Next() {
+			content += stream.Current().Choices[0].Delta.Content
+		}
+		if err := stream.Err(); err == nil || !strings.Contains(err.Error(), "upstream_error") || content != "Hal" {
+			t.Errorf("%q, %v", content, err)
+		}
+	})
+
+	for _, tt := range []struct {
+		name    string
+		options []option.RequestOption // beside the usual ones
+		status  int
+		code    string
+		param   string
+	}{
+		{"fail 400", nil, 400, "some_code", "input[0]"},
+		{"fail 404", nil, 404, "some_code", "input[0]"},
+		{"fail 429", nil, 429, "upstream_rate_limited", ""},
+		{"fail 500", nil, 502, "upstream_error", ""},
+		{"fail 503", nil, 503, "upstream_overloaded", ""},
+		{"a wrong key", []option.RequestOption{option.WithAPIKey("wrong")}, 401, "invalid_api_key", ""},
+		{"a page of another host", []option.RequestOption{option.WithBaseURL(open.url + "/v1"), option.WithHeader("Origin", "https://elsewhere.example")}, 403, "permission_denied", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := chat.New(ctx, say(tt.name), tt.options...)
+			var failed *openai.Error
+			if !errors.As(err, &failed) || failed.StatusCode != tt.status || failed.Code != tt.code || failed.Param != tt.param {
+				t.Errorf("got %+v, %v", failed, err)
+			}
+		})
+	}
+}
+
+func say(text string) openai.ChatCompletionNewParams {
+	return openai.ChatCompletionNewParams{Model: "codex-5", Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(text)}}
+}

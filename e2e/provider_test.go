@@ -1,0 +1,180 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"codexpool/codex/codextest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// provider is the one model behind all clients. It answers by what the user
+// says last, which is the name of a scenario, and asserts that what arrives is
+// what the caller asked for.
+type provider struct {
+	*httptest.Server
+	t         testing.TB
+	scenarios map[string][]exchange
+	heard     chan struct{} // the client has read a delta
+	ended     chan struct{} // the request that never ends has ended
+
+	mu    sync.Mutex
+	asked map[string]int // requests by scenario; guarded by mu
+}
+
+// exchange is one request of a scenario and its answer.
+type exchange struct {
+	want  string // those fields of the request that are compared
+	reply http.HandlerFunc
+}
+
+// compared are the fields that arrive as the caller gave them, or not at all.
+// TestTheProviderGetsExactlyWhatTheCallerAskedFor has the others.
+var compared = []string{"input", "tools", "tool_choice", "text"}
+
+func newProvider(t testing.TB) *provider {
+	t.Helper()
+	p := &provider{t: t, heard: make(chan struct{}, 10), ended: make(chan struct{}, 1), asked: map[string]int{}}
+	p.scenarios = map[string][]exchange{
+		"chat":   {{says("chat"), codextest.Text("Hello", " there", ".")}},
+		"stream": {{says("stream"), p.stepwise("One", " two", " three.")}},
+		"usage":  {{says("usage"), codextest.Text("Four", " tokens", " came", " out.")}},
+		"abort":  {{says("abort"), p.endless}},
+		"cut":    {{says("cut"), cut}},
+	}
+	for _, status := range []int{400, 404, 429, 500, 503} {
+		name := "fail " + strconv.Itoa(status)
+		p.scenarios[name] = []exchange{{says(name), fail(status)}}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/responses", p.respond)
+	mux.HandleFunc("POST /read", func(http.ResponseWriter, *http.Request) { p.hear() })
+	mux.HandleFunc("POST /left", func(w http.ResponseWriter, _ *http.Request) {
+		if err := p.left(); err != nil {
+			http.Error(w, err.Error(), http.StatusGatewayTimeout)
+		}
+	})
+	p.Server = httptest.NewServer(mux)
+	t.Cleanup(p.Close)
+	return p
+}
+
+// respond finds the scenario, compares the request, and answers it.
+func (p *provider) respond(w http.ResponseWriter, r *http.Request) {
+	var got, want map[string]any
+	if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+		p.t.Error(err)
+		return
+	}
+	name := lastSaid(got["input"])
+	exchanges := p.scenarios[name]
+	if exchanges == nil {
+		p.t.Errorf("no scenario is called %q", name)
+		return
+	}
+	p.mu.Lock()
+	e := exchanges[p.asked[name]%len(exchanges)]
+	p.asked[name]++
+	p.mu.Unlock()
+
+	maps.DeleteFunc(got, func(field string, _ any) bool { return !slices.Contains(compared, field) })
+	if err := json.Unmarshal([]byte(e.want), &want); err != nil {
+		p.t.Error(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		p.t.Errorf("%q arrived otherwise (-want +got)\n%s", name, diff)
+	}
+	e.reply(w, r)
+}
+
+// complete asserts that every scenario was played, and to its end.
+func (p *provider) complete() {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, exchanges := range p.scenarios {
+		if n := p.asked[name]; n == 0 || n%len(exchanges) != 0 {
+			p.t.Errorf("%q: %d requests", name, n)
+		}
+	}
+}
+
+// lastSaid is the first text of the user's last message.
+func lastSaid(input any) (text string) {
+	items, _ := input.([]any)
+	for _, item := range items {
+		item, _ := item.(map[string]any)
+		if content, _ := item["content"].([]any); item["role"] == "user" && len(content) > 0 {
+			part, _ := content[0].(map[string]any)
+			text, _ = part["text"].(string)
+		}
+	}
+	return text
+}
+
+// says is the request of a user who says this, and nothing more.
+func says(text string) string {
+	return `{"input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"` + text + `"}]}]}`
+}
+
+// fail answers with a status. The wait that it asks for is too long for the
+// relay to try again by itself.
+func fail(status int) http.HandlerFunc {
+	return retryAfter(status, "60", `{"error":{"message":"The provider's words.","type":"some_type","param":"input[0]","code":"some_code"}}`)
+}
+
+// cut breaks off in the middle of a word.
+func cut(w http.ResponseWriter, _ *http.Request) {
+	s := codextest.StartStream(w)
+	s.Begin()
+	s.Delta("Hal")
+	panic(http.ErrAbortHandler)
+}
+
+// stepwise says each delta only when the client has read the one before.
+func (p *provider) stepwise(deltas ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		for _, delta := range deltas {
+			s.Delta(delta)
+			select {
+			case <-p.heard:
+			case <-time.After(5 * time.Second):
+				p.t.Errorf("the client has not read %q", delta)
+			}
+		}
+		s.End()
+	}
+}
+
+// hear is how the client says that it has read a delta.
+func (p *provider) hear() { p.heard <- struct{}{} }
+
+// endless says one word, and nothing more until the request is given up.
+func (p *provider) endless(w http.ResponseWriter, r *http.Request) {
+	s := codextest.StartStream(w)
+	s.Begin()
+	s.Delta("Well")
+	<-r.Context().Done()
+	p.ended <- struct{}{}
+}
+
+// left is how the client says that it leaves now.
+func (p *provider) left() error {
+	select {
+	case <-p.ended:
+		return nil
+	case <-time.After(time.Second):
+		return errors.New("a second later the provider's request still runs")
+	}
+}
