@@ -13,20 +13,36 @@ import (
 // the provider with one client, and asserts what the client makes of it. What
 // arrives upstream is asserted by the provider.
 func TestUnmodifiedClientsWork(t *testing.T) {
-	for _, name := range []string{"openai", "langchain", "ai-sdk", "agents"} {
-		t.Run(name, func(t *testing.T) {
-			p, d, open := stage(t)
-			play(t, name, "PROVIDER_URL="+p.URL, "BASE_URL="+d.url+"/v1", "API_KEY="+key, "OPEN_URL="+open.url+"/v1")
+	const draft7 = `"$schema":"http://json-schema.org/draft-07/schema#",`
+	for _, tt := range []struct{ name, format string }{
+		{"openai", format("report", "{"+draft7+fields+"}")},
+		{"langchain", format("report", `{"$schema":"https://json-schema.org/draft/2020-12/schema","title":"report","type":"object",`+
+			`"properties":{"city":{"type":"string","title":"report"},"degrees":{"type":"number","title":"report"}},`+
+			`"required":["city","degrees"],"additionalProperties":false}`)},
+		{"ai-sdk", format("report", "{"+draft7+fields+"}")},
+		{"agents", format("output", "{"+draft7+fields+"}")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, d, open := stage(t, tt.format)
+			play(t, tt.name, "PROVIDER_URL="+p.URL, "BASE_URL="+d.url+"/v1", "API_KEY="+key, "OPEN_URL="+open.url+"/v1")
 		})
 	}
+}
+
+// fields are the schema of the type that the clients ask for.
+const fields = `"type":"object","properties":{"city":{"type":"string"},"degrees":{"type":"number"}},"required":["city","degrees"],"additionalProperties":false`
+
+// format is how a schema must arrive.
+func format(name, schema string) string {
+	return `{"type":"json_schema","name":"` + name + `","strict":true,"schema":` + schema + `}`
 }
 
 // stage is where a client plays: the provider, a daemon before it with one
 // child, which must outlive the play, and one without keys, which refuses the
 // pages of other hosts.
-func stage(t *testing.T) (p *provider, d, open *daemon) {
+func stage(t *testing.T, format string) (p *provider, d, open *daemon) {
 	t.Helper()
-	p = newProvider(t)
+	p = newProvider(t, format)
 	d = start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+p.URL+"/v1", "CODEX_UPSTREAM_API_KEY="+upstreamKey)
 	open = start(t, "POOL_SIZE=1", "PROXY_API_KEY=")
 	t.Cleanup(func() {

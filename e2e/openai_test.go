@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
@@ -10,12 +11,14 @@ import (
 
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
+	"github.com/openai/openai-go/v3/packages/param"
+	"github.com/openai/openai-go/v3/shared"
 )
 
 // TestTheUnmodifiedGoClientWorks plays the scenarios of the provider with
 // openai-go.
 func TestTheUnmodifiedGoClientWorks(t *testing.T) {
-	p, d, open := stage(t)
+	p, d, open := stage(t, format("report", "{"+fields+"}"))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	options := []option.RequestOption{option.WithBaseURL(d.url + "/v1"), option.WithAPIKey(key), option.WithMaxRetries(0)}
@@ -102,6 +105,71 @@ func TestTheUnmodifiedGoClientWorks(t *testing.T) {
 		}
 	})
 
+	t.Run("tools", func(t *testing.T) {
+		params := sayWithTools(t, "tools")
+		asked, err := chat.New(ctx, params)
+		if err != nil {
+			t.Fatal(err)
+		}
+		finishTools(t, chat, params, asked.Choices[0])
+	})
+
+	t.Run("streamed tools", func(t *testing.T) {
+		params := sayWithTools(t, "streamed tools")
+		var asked openai.ChatCompletionAccumulator
+		stream := chat.NewStreaming(ctx, params)
+		for stream.Next() {
+			asked.AddChunk(stream.Current())
+		}
+		if err := stream.Err(); err != nil {
+			t.Fatal(err)
+		}
+		finishTools(t, chat, params, asked.Choices[0])
+	})
+
+	t.Run("forced tool", func(t *testing.T) {
+		params := sayWithTools(t, "forced tool")
+		params.ToolChoice = openai.ToolChoiceOptionFunctionToolChoice(openai.ChatCompletionNamedToolChoiceFunctionParam{Name: "weather"})
+		answer, err := chat.New(ctx, params)
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := answer.Choices[0].Message.ToolCalls
+		if len(calls) != 1 || calls[0].ID != "call_1" || calls[0].Function.Arguments != `{"city":"Oslo","unit":"C"}` {
+			t.Errorf("%+v", calls)
+		}
+	})
+
+	t.Run("structured output", func(t *testing.T) {
+		params := say("structured output")
+		params.ResponseFormat.OfJSONSchema = &shared.ResponseFormatJSONSchemaParam{JSONSchema: shared.ResponseFormatJSONSchemaJSONSchemaParam{
+			Name: "report", Strict: openai.Bool(true), Schema: json.RawMessage("{" + fields + "}"),
+		}}
+		answer, err := chat.New(ctx, params)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var report struct {
+			City    string
+			Degrees float64
+		}
+		if err := json.Unmarshal([]byte(answer.Choices[0].Message.Content), &report); err != nil || report.City != "Oslo" || report.Degrees != 7 {
+			t.Errorf("%+v, %v", report, err)
+		}
+	})
+
+	t.Run("image", func(t *testing.T) {
+		params := say("")
+		params.Messages = []openai.ChatCompletionMessageParamUnion{openai.UserMessage([]openai.ChatCompletionContentPartUnionParam{
+			openai.TextContentPart("image"),
+			openai.ImageContentPart(openai.ChatCompletionContentPartImageImageURLParam{URL: image, Detail: "low"}),
+		})}
+		answer, err := chat.New(ctx, params)
+		if err != nil || answer.Choices[0].Message.Content != "A dot." {
+			t.Errorf("%+v, %v", answer, err)
+		}
+	})
+
 	for _, tt := range []struct {
 		name    string
 		options []option.RequestOption // beside the usual ones
@@ -129,4 +197,43 @@ func TestTheUnmodifiedGoClientWorks(t *testing.T) {
 
 func say(text string) openai.ChatCompletionNewParams {
 	return openai.ChatCompletionNewParams{Model: "codex-5", Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(text)}}
+}
+
+// sayWithTools offers the provider's tools too. Only those that are strict say
+// so.
+func sayWithTools(t *testing.T, text string) openai.ChatCompletionNewParams {
+	t.Helper()
+	var functions []shared.FunctionDefinitionParam
+	if err := json.Unmarshal([]byte(tools), &functions); err != nil {
+		t.Fatal(err)
+	}
+	params := say(text)
+	for _, f := range functions {
+		if !f.Strict.Value {
+			f.Strict = param.Opt[bool]{}
+		}
+		params.Tools = append(params.Tools, openai.ChatCompletionFunctionTool(f))
+	}
+	return params
+}
+
+// finishTools gives the model what its calls result in, and asserts what it
+// answers.
+func finishTools(t *testing.T, chat openai.ChatCompletionService, params openai.ChatCompletionNewParams, asked openai.ChatCompletionChoice) {
+	t.Helper()
+	if asked.FinishReason != "tool_calls" || asked.Message.Content != "" {
+		t.Errorf("it asked with %+v", asked)
+	}
+	params.Messages = append(params.Messages, asked.Message.ToParam())
+	results := map[string]string{
+		`weather {"city":"Oslo","unit":"C"}`: "7 degrees",
+		`clock {"city":"Oslo"}`:              "noon",
+	}
+	for _, c := range asked.Message.ToolCalls {
+		params.Messages = append(params.Messages, openai.ToolMessage(results[c.Function.Name+" "+c.Function.Arguments], c.ID))
+	}
+	answer, err := chat.New(t.Context(), params)
+	if err != nil || answer.Choices[0].Message.Content != "At noon it is 7 degrees." {
+		t.Errorf("%+v, %v", answer, err)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"codexpool/codex"
 	"codexpool/codex/codextest"
 
 	"github.com/google/go-cmp/cmp"
@@ -41,20 +42,12 @@ type exchange struct {
 // TestTheProviderGetsExactlyWhatTheCallerAskedFor has the others.
 var compared = []string{"input", "tools", "tool_choice", "text"}
 
-func newProvider(t testing.TB) *provider {
+// newProvider starts a provider. format is what the client makes of the type
+// that it asks for in "structured output".
+func newProvider(t testing.TB, format string) *provider {
 	t.Helper()
 	p := &provider{t: t, heard: make(chan struct{}, 10), ended: make(chan struct{}, 1), asked: map[string]int{}}
-	p.scenarios = map[string][]exchange{
-		"chat":   {{says("chat"), codextest.Text("Hello", " there", ".")}},
-		"stream": {{says("stream"), p.stepwise("One", " two", " three.")}},
-		"usage":  {{says("usage"), codextest.Text("Four", " tokens", " came", " out.")}},
-		"abort":  {{says("abort"), p.endless}},
-		"cut":    {{says("cut"), cut}},
-	}
-	for _, status := range []int{400, 404, 429, 500, 503} {
-		name := "fail " + strconv.Itoa(status)
-		p.scenarios[name] = []exchange{{says(name), fail(status)}}
-	}
+	p.scenarios = p.plays(format)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/responses", p.respond)
 	mux.HandleFunc("POST /read", func(http.ResponseWriter, *http.Request) { p.hear() })
@@ -66,6 +59,38 @@ func newProvider(t testing.TB) *provider {
 	p.Server = httptest.NewServer(mux)
 	t.Cleanup(p.Close)
 	return p
+}
+
+// plays are the scenarios by name.
+func (p *provider) plays(format string) map[string][]exchange {
+	plays := map[string][]exchange{
+		"chat":   {{says("chat"), codextest.Text("Hello", " there", ".")}},
+		"stream": {{says("stream"), p.stepwise("One", " two", " three.")}},
+		"usage":  {{says("usage"), codextest.Text("Four", " tokens", " came", " out.")}},
+		"abort":  {{says("abort"), p.endless}},
+		"cut":    {{says("cut"), cut}},
+
+		"tools":          roundTrip("tools"),
+		"streamed tools": roundTrip("streamed tools"),
+		"forced tool": {{
+			`{"input":[` + user("forced tool") + `],"tools":` + tools + `,"tool_choice":{"type":"function","name":"weather"}}`,
+			codextest.Calls(weatherCall),
+		}},
+		"image": {{
+			`{"input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"image"},` +
+				`{"type":"input_image","image_url":"` + image + `","detail":"low"}]}]}`,
+			codextest.Text("A dot."),
+		}},
+		"structured output": {{
+			`{"input":[` + user("structured output") + `],"text":{"format":` + format + `}}`,
+			codextest.Text(`{"city":"Oslo",`, `"degrees":7}`),
+		}},
+	}
+	for _, status := range []int{400, 404, 429, 500, 503} {
+		name := "fail " + strconv.Itoa(status)
+		plays[name] = []exchange{{says(name), fail(status)}}
+	}
+	return plays
 }
 
 // respond finds the scenario, compares the request, and answers it.
@@ -86,6 +111,9 @@ func (p *provider) respond(w http.ResponseWriter, r *http.Request) {
 	p.asked[name]++
 	p.mu.Unlock()
 
+	if got["tool_choice"] == "auto" {
+		delete(got, "tool_choice") // some clients name the default
+	}
 	maps.DeleteFunc(got, func(field string, _ any) bool { return !slices.Contains(compared, field) })
 	if err := json.Unmarshal([]byte(e.want), &want); err != nil {
 		p.t.Error(err)
@@ -122,8 +150,49 @@ func lastSaid(input any) (text string) {
 }
 
 // says is the request of a user who says this, and nothing more.
-func says(text string) string {
-	return `{"input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"` + text + `"}]}]}`
+func says(text string) string { return `{"input":[` + user(text) + `]}` }
+
+func user(text string) string {
+	return `{"type":"message","role":"user","content":[{"type":"input_text","text":"` + text + `"}]}`
+}
+
+// The tools as they must arrive: the schemas untouched, and not strict where the
+// caller did not say so, because the Responses API would take it for strict.
+const tools = `[
+	{"type":"function","name":"weather","description":"The weather in a city.","strict":true,"parameters":{
+		"type":"object",
+		"properties":{
+			"city":{"type":"string","description":"Its name.","pattern":"^[A-Z]"},
+			"unit":{"anyOf":[{"type":"string","enum":["C","F"]},{"type":"null"}]}
+		},
+		"required":["city","unit"],
+		"additionalProperties":false
+	}},
+	{"type":"function","name":"clock","description":"The time in a city.","strict":false,"parameters":{
+		"type":"object",
+		"properties":{"city":{"type":"string"},"zone":{"type":"string","default":"UTC"}},
+		"required":["city"],
+		"additionalProperties":true
+	}}
+]`
+
+var (
+	weatherCall = codex.ToolCall{ID: "call_1", Name: "weather", Arguments: `{"city":"Oslo","unit":"C"}`}
+	clockCall   = codex.ToolCall{ID: "call_2", Name: "clock", Arguments: `{"city":"Oslo"}`}
+)
+
+// roundTrip is a scenario in which the model calls both tools at once, and
+// answers when it has the results.
+func roundTrip(name string) []exchange {
+	return []exchange{
+		{`{"input":[` + user(name) + `],"tools":` + tools + `}`, codextest.Calls(weatherCall, clockCall)},
+		{`{"input":[` + user(name) + `,` +
+			`{"type":"function_call","call_id":"call_1","name":"weather","arguments":"{\"city\":\"Oslo\",\"unit\":\"C\"}"},` +
+			`{"type":"function_call","call_id":"call_2","name":"clock","arguments":"{\"city\":\"Oslo\"}"},` +
+			`{"type":"function_call_output","call_id":"call_1","output":"7 degrees"},` +
+			`{"type":"function_call_output","call_id":"call_2","output":"noon"}` +
+			`],"tools":` + tools + `}`, codextest.Text("At noon", " it is 7 degrees.")},
+	}
 }
 
 // fail answers with a status. The wait that it asks for is too long for the

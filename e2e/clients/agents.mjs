@@ -1,9 +1,9 @@
 // @openai/agents, over Chat Completions.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Agent, OpenAIProvider, Runner } from "@openai/agents";
+import { Agent, OpenAIProvider, Runner, tool } from "@openai/agents";
 import OpenAI from "openai";
-import { apiKey, baseURL, cutOff, failures, left, openURL, otherPage, read, scenario, thrown } from "./shared.mjs";
+import { apiKey, baseURL, clock, cutOff, failures, image, left, openURL, otherPage, read, Report, run, scenario, thrown, weather } from "./shared.mjs";
 
 const runnerTo = (more) =>
   new Runner({
@@ -59,6 +59,35 @@ scenario("cut", async (text) => {
     for await (const event of await runner.run(agent, text, { stream: true })) content += textOf(event) ?? "";
   }, cutOff);
   assert.equal(content, "Hal");
+});
+
+const tools = [weather, clock].map(({ strict = false, ...f }) => tool({ ...f, strict, execute: run[f.name] }));
+
+scenario("tools", async (text) => {
+  const result = await runner.run(new Agent({ name: "player", tools }), text);
+  assert.equal(result.finalOutput, "At noon it is 7 degrees.");
+});
+
+scenario("streamed tools", async (text) => {
+  const result = await runner.run(new Agent({ name: "player", tools }), text, { stream: true });
+  await result.completed;
+  assert.equal(result.finalOutput, "At noon it is 7 degrees.");
+});
+
+scenario("forced tool", async (text) => {
+  const forced = new Agent({ name: "player", tools, modelSettings: { toolChoice: "weather" }, toolUseBehavior: "stop_on_first_tool" });
+  assert.equal((await runner.run(forced, text)).finalOutput, "7 degrees");
+});
+
+scenario("structured output", async (text) => {
+  const result = await runner.run(new Agent({ name: "player", outputType: Report }), text);
+  assert.deepEqual(result.finalOutput, { city: "Oslo", degrees: 7 });
+});
+
+scenario("image", async (text) => {
+  const content = [{ type: "input_text", text }, { type: "input_image", image, detail: "low" }];
+  const result = await runner.run(agent, [{ role: "user", content }]);
+  assert.equal(result.finalOutput, "A dot.");
 });
 
 for (const failure of failures) {

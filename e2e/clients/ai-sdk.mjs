@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateText, streamText } from "ai";
-import { apiKey, baseURL, failures, left, openURL, otherPage, read, scenario } from "./shared.mjs";
+import { APICallError, generateText, jsonSchema, Output, stepCountIs, streamText, tool } from "ai";
+import { apiKey, baseURL, clock, failures, image, left, openURL, otherPage, read, Report, run, scenario, weather } from "./shared.mjs";
 
 // to is what generateText and streamText need. onError only keeps the latter
 // from printing what is asserted here.
@@ -62,6 +62,42 @@ scenario("cut", async (prompt) => {
   assert.equal(delta.text, "Hal");
   assert.equal(error.error.code, "upstream_error");
   assert.deepEqual(rest, []);
+});
+
+const tools = Object.fromEntries(
+  [weather, clock].map(({ name, description, strict, parameters }) => [
+    name,
+    tool({ description, strict, inputSchema: jsonSchema(parameters), execute: run[name] }),
+  ]),
+);
+
+scenario("tools", async (prompt) => {
+  const answer = await generateText({ ...to(), prompt, tools, stopWhen: stepCountIs(2) });
+  assert.equal(answer.text, "At noon it is 7 degrees.");
+  assert.deepEqual(answer.steps.map((s) => s.finishReason), ["tool-calls", "stop"]);
+});
+
+scenario("streamed tools", async (prompt) => {
+  const answer = streamText({ ...to(), prompt, tools, stopWhen: stepCountIs(2) });
+  assert.equal(await answer.text, "At noon it is 7 degrees.");
+  assert.deepEqual((await answer.steps).map((s) => s.finishReason), ["tool-calls", "stop"]);
+});
+
+scenario("forced tool", async (prompt) => {
+  const answer = await generateText({ ...to(), prompt, tools, toolChoice: { type: "tool", toolName: "weather" } });
+  assert.deepEqual(answer.toolCalls.map((c) => [c.toolCallId, c.toolName, c.input]), [["call_1", "weather", { city: "Oslo", unit: "C" }]]);
+});
+
+scenario("structured output", async (prompt) => {
+  const answer = await generateText({ ...to({ supportsStructuredOutputs: true }), prompt, output: Output.object({ schema: Report, name: "report" }) });
+  assert.deepEqual(answer.output, { city: "Oslo", degrees: 7 });
+});
+
+scenario("image", async (text) => {
+  // The AI SDK has no word for the detail: this is its way to say what it has no word for.
+  const part = { type: "image", image, providerOptions: { openaiCompatible: { image_url: { url: image, detail: "low" } } } };
+  const answer = await generateText({ ...to(), messages: [{ role: "user", content: [{ type: "text", text }, part] }] });
+  assert.equal(answer.text, "A dot.");
 });
 
 for (const failure of failures) {

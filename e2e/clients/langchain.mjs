@@ -2,8 +2,9 @@
 // Responses API, whatever useResponsesApi says; hence the other alias.
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { HumanMessage, ToolMessage } from "@langchain/core/messages";
 import { ChatOpenAI } from "@langchain/openai";
-import { apiKey, baseURL, cutOff, failures, left, openURL, otherPage, read, scenario, thrown } from "./shared.mjs";
+import { apiKey, baseURL, clock, cutOff, failures, image, left, openURL, otherPage, read, Report, run, scenario, thrown, weather } from "./shared.mjs";
 
 const options = { model: "codev-5", apiKey, maxRetries: 0, configuration: { baseURL } };
 const model = new ChatOpenAI(options);
@@ -54,6 +55,42 @@ scenario("cut", async (text) => {
     for await (const chunk of await model.stream(text)) content += chunk.content;
   }, cutOff);
   assert.equal(content, "Hal");
+});
+
+const tools = [weather, clock].map((f) => ({ type: "function", function: f }));
+
+scenario("tools", async (text) => {
+  const calling = model.bindTools(tools);
+  const asked = await calling.invoke(text);
+  assert.equal(asked.response_metadata.finish_reason, "tool_calls");
+  const answer = await calling.invoke([new HumanMessage(text), asked, ...results(asked)]);
+  assert.equal(answer.content, "At noon it is 7 degrees.");
+});
+
+scenario("streamed tools", async (text) => {
+  const calling = model.bindTools(tools);
+  let asked;
+  for await (const chunk of await calling.stream(text)) asked = asked?.concat(chunk) ?? chunk;
+  assert.equal(asked.response_metadata.finish_reason, "tool_calls");
+  const answer = await calling.invoke([new HumanMessage(text), asked, ...results(asked)]);
+  assert.equal(answer.content, "At noon it is 7 degrees.");
+});
+
+const results = (asked) => asked.tool_calls.map((c) => new ToolMessage({ tool_call_id: c.id, content: run[c.name](c.args) }));
+
+scenario("forced tool", async (text) => {
+  const answer = await model.bindTools(tools, { tool_choice: "weather" }).invoke(text);
+  assert.deepEqual(answer.tool_calls.map((c) => [c.id, c.name, c.args]), [["call_1", "weather", { city: "Oslo", unit: "C" }]]);
+});
+
+scenario("structured output", async (text) => {
+  const answer = await model.withStructuredOutput(Report, { name: "report" }).invoke(text);
+  assert.deepEqual(answer, { city: "Oslo", degrees: 7 });
+});
+
+scenario("image", async (text) => {
+  const content = [{ type: "text", text }, { type: "image_url", image_url: { url: image, detail: "low" } }];
+  assert.equal((await model.invoke([new HumanMessage({ content })])).content, "A dot.");
 });
 
 for (const failure of failures) {

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
-import { apiKey, baseURL, cutOff, failures, left, openURL, otherPage, read, scenario, thrown } from "./shared.mjs";
+import { zodResponseFormat } from "openai/helpers/zod";
+import { apiKey, baseURL, clock, cutOff, failures, image, left, openURL, otherPage, read, Report, run, scenario, thrown, weather } from "./shared.mjs";
 
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 const ask = (text, more) => ({ model: "codex-5", messages: [{ role: "user", content: text }], ...more });
@@ -61,6 +62,44 @@ scenario("cut", async (text) => {
     for await (const chunk of stream) content += chunk.choices[0].delta.content ?? "";
   }, cutOff);
   assert.equal(content, "Hal");
+});
+
+const tools = [weather, clock].map((f) => ({ type: "function", function: f }));
+const runnable = [weather, clock].map((f) => ({ type: "function", function: { ...f, parse: JSON.parse, function: run[f.name] } }));
+
+scenario("tools", async (text) => {
+  const runner = client.chat.completions.runTools(ask(text, { tools: runnable }));
+  assert.equal(await runner.finalContent(), "At noon it is 7 degrees.");
+  const [first] = runner.allChatCompletions();
+  assert.equal(first.choices[0].finish_reason, "tool_calls");
+  assert.equal(first.choices[0].message.content, null);
+  assert.deepEqual(first.choices[0].message.tool_calls.map((c) => c.id), ["call_1", "call_2"]);
+});
+
+scenario("streamed tools", async (text) => {
+  const runner = client.chat.completions.runTools(ask(text, { tools: runnable, stream: true }));
+  assert.equal(await runner.finalContent(), "At noon it is 7 degrees.");
+  const [first] = runner.allChatCompletions();
+  assert.equal(first.choices[0].finish_reason, "tool_calls");
+  assert.deepEqual(first.choices[0].message.tool_calls.map((c) => c.id), ["call_1", "call_2"]);
+});
+
+scenario("forced tool", async (text) => {
+  const answer = await client.chat.completions.create(ask(text, { tools, tool_choice: { type: "function", function: { name: "weather" } } }));
+  const [call, ...others] = answer.choices[0].message.tool_calls;
+  assert.equal(call.function.arguments, '{"city":"Oslo","unit":"C"}');
+  assert.deepEqual(others, []);
+});
+
+scenario("structured output", async (text) => {
+  const answer = await client.chat.completions.parse(ask(text, { response_format: zodResponseFormat(Report, "report") }));
+  assert.deepEqual(answer.choices[0].message.parsed, { city: "Oslo", degrees: 7 });
+});
+
+scenario("image", async (text) => {
+  const content = [{ type: "text", text }, { type: "image_url", image_url: { url: image, detail: "low" } }];
+  const answer = await client.chat.completions.create(ask(text, { messages: [{ role: "user", content }] }));
+  assert.equal(answer.choices[0].message.content, "A dot.");
 });
 
 for (const failure of failures) {

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
+import { z } from "zod";
 
 export const baseURL = process.env.BASE_URL;
 export const apiKey = process.env.API_KEY;
@@ -62,3 +63,43 @@ export const cutOff = (error) => {
   assert.equal(error.code, "upstream_error");
   return true;
 };
+
+// weather and clock are functions that the model may call. Their schemas have
+// keywords that somebody on the way might drop; clock says nothing of strict.
+export const weather = {
+  name: "weather",
+  description: "The weather in a city.",
+  strict: true,
+  parameters: {
+    type: "object",
+    properties: {
+      city: { type: "string", description: "Its name.", pattern: "^[A-Z]" },
+      unit: { anyOf: [{ type: "string", enum: ["C", "F"] }, { type: "null" }] },
+    },
+    required: ["city", "unit"],
+    additionalProperties: false,
+  },
+};
+export const clock = {
+  name: "clock",
+  description: "The time in a city.",
+  parameters: {
+    type: "object",
+    properties: { city: { type: "string" }, zone: { type: "string", default: "UTC" } },
+    required: ["city"],
+    additionalProperties: true,
+  },
+};
+
+// run is what the functions do.
+export const run = {
+  weather: ({ city, unit }) => (city === "Oslo" && unit === "C" ? "7 degrees" : "unknown"),
+  clock: ({ city }) => (city === "Oslo" ? "noon" : "unknown"),
+};
+
+// Report is what the model answers in the scenario of structured output.
+export const Report = z.object({ city: z.string(), degrees: z.number() });
+
+// image is a PNG of one pixel.
+export const image =
+  "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
