@@ -277,8 +277,8 @@ func readImage(at string, value json.RawMessage) (url, detail string, err error)
 		if err := into(&detail, at+".detail", f.Detail, "a string"); err != nil {
 			return "", "", err
 		}
-		if !slices.Contains([]string{"auto", "low", "high"}, detail) {
-			return "", "", badRequest(at+".detail", "'%s.detail' must be one of auto, low, high.", at)
+		if !slices.Contains([]string{"auto", "low", "high", "original"}, detail) {
+			return "", "", badRequest(at+".detail", "'%s.detail' must be one of auto, low, high, original.", at)
 		}
 	}
 	head, data, _ := strings.Cut(url, ",")

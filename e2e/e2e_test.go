@@ -279,7 +279,7 @@ func count(chunks []chunk, is func(chunk) bool) (n int) {
 	return n
 }
 
-func TestAKilledDaemonLeavesNoChild(t *testing.T) {
+func TestAKilledDaemonLeavesNoChildAndItsHomesAreSwept(t *testing.T) {
 	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=50")
 	pids := d.children()
 	res, err := d.post(ask(strings.Repeat("word ", 100), true))
@@ -296,6 +296,19 @@ func TestAKilledDaemonLeavesNoChild(t *testing.T) {
 		}
 		return true
 	})
+	left, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*"))
+	if err != nil || len(left) == 0 {
+		t.Errorf("no home is left of it: %q, %v", left, err)
+	}
+	next := start(t, "POOL_SIZE=2", "PROXY_CODEX_WORKDIR="+d.workdir)
+	if left, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*")); err != nil || len(left) != 2 {
+		t.Errorf("with the next: %q, %v", left, err)
+	}
+	next.cmd.Process.Signal(syscall.SIGTERM)
+	<-next.ended
+	if left, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*")); err != nil || len(left) != 0 {
+		t.Errorf("after it: %q, %v", left, err)
+	}
 }
 
 func TestSIGTERMLetsAStreamFinishAndRefusesOthers(t *testing.T) {

@@ -170,7 +170,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 	})
 	t.Run("no child can be started, and draining", func(t *testing.T) {
 		d := start(t, "POOL_SIZE=1", "PROXY_PRESTOP_MS=0", "PROXY_DRAIN_MS=5000", "CODEX_ECHO_DELAY_MS=200")
-		homes, err := filepath.Glob(filepath.Join(d.workdir, "child-*"))
+		homes, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*"))
 		if err != nil || len(homes) != 1 {
 			t.Fatal(homes, err)
 		}

@@ -30,6 +30,12 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	fmt.Fprintln(stdout, "version:   ", c.version)
 	fmt.Fprintln(stdout, "model:     ", c.model(cfg.Model))
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
+	homes, leaveHomes, err := claim(cfg.Workdir, log)
+	if err != nil {
+		fmt.Fprintln(stdout, "failed:     PROXY_CODEX_WORKDIR:", err)
+		return exitFailed
+	}
+	defer leaveHomes()
 	p, err := newProvider(cfg, c, upstream.Hooks{}, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
@@ -38,7 +44,7 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	defer p.Close()
 	fmt.Fprintln(stdout, "upstream:  ", p.choice)
 	fmt.Fprintln(stdout, "credential:", p.credential)
-	if err := probe(ctx, spawner(cfg, c, p, log), stdout); err != nil {
+	if err := probe(ctx, spawner(cfg, c, p, homes, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
 	}

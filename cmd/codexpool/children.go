@@ -246,15 +246,15 @@ func (p *provider) Close() {
 	}
 }
 
-// spawner makes the function that starts one child.
-func spawner(cfg configs.Config, c cli, p *provider, log *slog.Logger) func(context.Context) (*codex.Client, error) {
+// spawner makes the function that starts one child, whose home is in homes.
+func spawner(cfg configs.Config, c cli, p *provider, homes string, log *slog.Logger) func(context.Context) (*codex.Client, error) {
 	return func(ctx context.Context) (*codex.Client, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, cfg.StartTimeout, codex.ErrUnresponsive)
 		defer cancel()
 		cmd := codex.Command{
 			Path:      c.path,
 			Args:      []string{"app-server"},
-			Home:      filepath.Join(cfg.Workdir, fmt.Sprintf("child-%d-%s", os.Getpid(), rand.Text()[:8])),
+			Home:      filepath.Join(homes, "child-"+rand.Text()[:8]),
 			StopGrace: cfg.StopGrace,
 			Log:       log,
 		}

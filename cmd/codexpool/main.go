@@ -184,6 +184,13 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		return exitBadUsage
 	}
 
+	homes, leaveHomes, err := claim(cfg.Workdir, log)
+	if err != nil {
+		log.Error("PROXY_CODEX_WORKDIR", "err", err)
+		return exitFailed
+	}
+	defer leaveHomes()
+
 	public, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)))
 	if err != nil {
 		log.Error("public listener", "err", err)
@@ -222,7 +229,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
 		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
 		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
-		Spawn: spawner(cfg, cli, provider, log),
+		Spawn: spawner(cfg, cli, provider, homes, log),
 		Hooks: m.PoolHooks(),
 		Log:   log,
 	})

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// claim makes a folder for the homes of this daemon's children in workdir, and
+// removes those of daemons that were killed. release removes it.
+//
+// A daemon holds a lock on a file in its folder for as long as it lives, however
+// it ends: what can be locked is left over. The children of a killed daemon see
+// the end of their input and are gone within a moment.
+func claim(workdir string, log *slog.Logger) (dir string, release func(), err error) {
+	if err := os.MkdirAll(workdir, 0o700); err != nil {
+		return "", nil, err
+	}
+	// One at a time, so that nobody takes a folder for left over that is being made.
+	one, err := lock(filepath.Join(workdir, "lock"), os.O_CREATE, syscall.LOCK_EX)
+	if err != nil {
+		return "", nil, err
+	}
+	defer one.Close()
+	sweep(workdir, log)
+	dir = filepath.Join(workdir, fmt.Sprintf("daemon-%d-%s", os.Getpid(), rand.Text()[:8]))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", nil, err
+	}
+	held, err := lock(filepath.Join(dir, "lock"), os.O_CREATE, syscall.LOCK_EX)
+	if err != nil {
+		return "", nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, func() {
+		if err := os.RemoveAll(dir); err != nil {
+			log.Warn("folder of the children's homes not removed", "err", err)
+		}
+		held.Close()
+	}, nil
+}
+
+// sweep removes the folders of daemons that are gone. What is in its way is no
+// reason not to serve.
+func sweep(workdir string, log *slog.Logger) {
+	entries, err := os.ReadDir(workdir)
+	if err != nil {
+		log.Warn("homes of dead daemons not looked for", "err", err)
+		return
+	}
+	for _, e := range entries {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), "daemon-") {
+			continue
+		}
+		dir := filepath.Join(workdir, e.Name())
+		file, err := lock(filepath.Join(dir, "lock"), 0, syscall.LOCK_EX|syscall.LOCK_NB)
+		if err != nil {
+			continue // it lives, or is not ours
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			log.Warn("home of a dead daemon not removed", "err", err)
+		} else {
+			log.Info("home of a dead daemon removed", "dir", e.Name())
+		}
+		file.Close()
+	}
+}
+
+// lock opens a file and locks it until it is closed.
+func lock(path string, flags, how int) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(file.Fd()), how); err != nil {
+		file.Close()
+		return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+	}
+	return file, nil
+}

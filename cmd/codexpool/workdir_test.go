@@ -1,0 +1,40 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestOnlyTheHomesOfDeadDaemonsAreSwept(t *testing.T) {
+	workdir := filepath.Join(t.TempDir(), "work")
+	alive, leave, err := claim(workdir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, strange := filepath.Join(workdir, "daemon-1-DEAD"), filepath.Join(workdir, "daemon-2-STRANGE")
+	for _, dir := range []string{filepath.Join(dead, "child-A"), strange} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, leaveNext, err := claim(workdir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]bool{alive: true, dead: false, strange: true} {
+		if _, err := os.Stat(dir); (err == nil) != want {
+			t.Errorf("%s: there %v, want %v", dir, err == nil, want)
+		}
+	}
+	leave()
+	leaveNext()
+	left, err := filepath.Glob(filepath.Join(workdir, "daemon-*"))
+	if err != nil || len(left) != 1 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
