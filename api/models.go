@@ -57,6 +57,15 @@ func (m Models) known(name string) (id string, ok bool) {
 	return "", false
 }
 
+// listed is the id if the CLI lists it, "" otherwise: of a model that it does not
+// know Codex has wrong ideas, such as how much it can take.
+func (m Models) listed(id string) string {
+	if slices.ContainsFunc(m.Catalog, func(model codex.Model) bool { return model.ID == id }) {
+		return id
+	}
+	return ""
+}
+
 // effort says whether the word is a reasoning effort.
 func (m Models) effort(word string) bool {
 	return slices.Contains(efforts, word) || slices.ContainsFunc(m.Catalog, func(model codex.Model) bool {

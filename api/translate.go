@@ -107,7 +107,7 @@ func usage(u codex.Usage) *usageBody {
 // overrides is what the caller wants of the provider, in the names of the
 // Responses API. caller tells callers apart; only its digest is used.
 func overrides(req *chatRequest, conversation []chatMessage, caller string) upstream.Overrides {
-	o := upstream.Overrides{"prompt_cache_key": marshal(cacheKey(req, conversation, caller))}
+	o := upstream.Overrides{"model": marshal(req.Model), "prompt_cache_key": marshal(cacheKey(req, conversation, caller))}
 	text := map[string]any{}
 	for name, value := range req.Tuned {
 		switch name {

@@ -392,6 +392,20 @@ func memory(t *testing.T, proc string, each func([]byte)) {
 
 // TestConnectionsToTheProviderStayWarm counts them at a provider that ends its
 // body a little after the last event, when the child has hung up.
+// TestAModelThatCodexDoesNotKnowTakesAsMuchAsTheProviderSays: left to itself Codex
+// would compact the conversation at a megabyte.
+func TestAModelThatCodexDoesNotKnowTakesAsMuchAsTheProviderSays(t *testing.T) {
+	d, up := withRelay(t, codextest.Text("ok"))
+	got, _ := d.complete(`"model":"vendor/own-model","messages":[{"role":"user","content":"`+strings.Repeat("word ", 2<<20/5)+`"}]`, true)
+	if got.String() != `assistant content "ok" finish stop` {
+		t.Errorf("got %s", got)
+	}
+	var body struct{ Model string }
+	if err := json.Unmarshal(up.Bodies()[0], &body); err != nil || body.Model != "vendor/own-model" || len(up.Bodies()) != 1 {
+		t.Errorf("%d requests, the first for %q, %v", len(up.Bodies()), body.Model, err)
+	}
+}
+
 func TestConnectionsToTheProviderStayWarm(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {

@@ -82,8 +82,8 @@ func (k Kind) takes(field string) bool { return k.fields == nil || slices.Contai
 
 // Overrides are the fields of the provider's request that the caller asked for,
 // by their names in the Responses API. A child carries none of them: the relay
-// takes only model and input from what it posts, so that nothing of Codex's own
-// reaches the provider.
+// takes only input, and model where there is none here, from what it posts, so that
+// nothing of Codex's own reaches the provider.
 type Overrides map[string]json.RawMessage
 
 // Hooks are told numbers as things happen. Any may be nil; none may block.
