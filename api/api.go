@@ -22,14 +22,14 @@ import (
 
 // Config says how the API behaves. It is complete: there are no defaults here.
 type Config struct {
-	Keys          []string // bearer keys; none = no key is asked for
-	LoopbackOnly  bool     // refuse what a web page of another host can have sent: for keys that are public, or none
-	AdminPublic   bool     // let any Host reach the admin routes, not just loopback
-	ProtectModels bool     // whether the model routes want a key
-	CORS          bool     // answer cross-origin requests of Origins
-	Origins       []string // exact, or "*"
-	Models        Models
-	Sandbox       string // for /healthz
+	Keys          []string      // bearer keys; none = no key is asked for
+	LoopbackOnly  bool          // refuse what a web page of another host can have sent: for keys that are public, or none
+	AdminPublic   bool          // let any Host reach the admin routes, not just loopback
+	ProtectModels bool          // whether the model routes want a key
+	CORS          bool          // answer cross-origin requests of Origins
+	Origins       []string      // exact, or "*"
+	Models        func() Models // what there is now
+	Sandbox       string        // for /healthz
 
 	DefaultStream bool  // for requests without stream
 	MaxStreams    int   // open streams at most; 0 = no limit

@@ -41,13 +41,15 @@ type house struct {
 	results []api.Result
 }
 
+var models = api.Models{Prefix: "codex-5", Default: "gpt-a", Catalog: []codex.Model{
+	{ID: "gpt-a", Efforts: []string{"low", "high", "ultra"}, Default: true},
+	{ID: "gpt-b-mini", Efforts: []string{"low"}},
+}}
+
 func config() api.Config {
 	return api.Config{
-		Keys: []string{key, "another"},
-		Models: api.Models{Prefix: "codex-5", Default: "gpt-a", Catalog: []codex.Model{
-			{ID: "gpt-a", Efforts: []string{"low", "high", "ultra"}, Default: true},
-			{ID: "gpt-b-mini", Efforts: []string{"low"}},
-		}},
+		Keys:          []string{key, "another"},
+		Models:        func() api.Models { return models },
 		ProtectModels: true, Sandbox: "read-only",
 		MaxBody: 1 << 20, MaxChoices: 4, Keepalive: 15 * time.Second, Commit: 2 * time.Second,
 		Timeout: 10 * time.Minute, IdleTimeout: 2 * time.Minute, StreamIdleTimeout: 5 * time.Minute,
@@ -662,7 +664,11 @@ func TestRoutesThatNeedNoModel(t *testing.T) {
 func TestAModelOfAnotherUpstreamMayHaveASlash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config()
-		cfg.Models.Open = true
+		cfg.Models = func() api.Models {
+			open := models
+			open.Open = true
+			return open
+		}
 		h := open(t, cfg, 1)
 		for _, path := range []string{"/v1/models/meta/llama-4", "/v1/models/meta%2Fllama-4"} {
 			if a := h.do(t, request("GET", path, "")); a.Code != 200 || !strings.Contains(a.Body.String(), `"id":"meta/llama-4"`) {

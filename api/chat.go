@@ -115,7 +115,7 @@ func (c *completion) run(ctx context.Context, choice int, served func(child int)
 		call = c.s.relay.Prepare(overrides(c.req, conversation, c.caller), details(conversation)...)
 		defer call.Done()
 		params.Meta = map[string]string{upstream.MetaKey: call.Key}
-		params.Model = c.s.cfg.Models.listed(params.Model) // the relay tells the provider the caller's
+		params.Model = c.s.cfg.Models().listed(params.Model) // the relay tells the provider the caller's
 		for i := range params.Tools {
 			// The relay tells the provider of the tools as they are. The child need
 			// only know their names, and is not asked to understand their schemas.

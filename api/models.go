@@ -108,7 +108,7 @@ func (s *Server) listModels(res *response, _ *http.Request) error {
 		Object string      `json:"object"`
 		Data   []modelBody `json:"data"`
 	}{Object: "list"}
-	for _, name := range s.cfg.Models.names() {
+	for _, name := range s.cfg.Models().names() {
 		list.Data = append(list.Data, s.model(name))
 	}
 	s.cacheModels(res)
@@ -117,7 +117,7 @@ func (s *Server) listModels(res *response, _ *http.Request) error {
 
 func (s *Server) getModel(res *response, r *http.Request) error {
 	name := strings.TrimPrefix(httprouter.ParamsFromContext(r.Context()).ByName("id"), "/") // ids of other upstreams have slashes
-	if _, _, ok := s.cfg.Models.resolve(name); !ok {
+	if _, _, ok := s.cfg.Models().resolve(name); !ok {
 		return modelNotFound(name)
 	}
 	s.cacheModels(res)

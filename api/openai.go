@@ -144,10 +144,11 @@ func (req *chatRequest) check(cfg Config) error {
 	if err := req.checkTools(); err != nil {
 		return err
 	}
+	models := cfg.Models()
 	if req.Name == "" {
-		req.Name = cfg.Models.Default
+		req.Name = models.Default
 	}
-	id, effort, ok := cfg.Models.resolve(req.Name)
+	id, effort, ok := models.resolve(req.Name)
 	if !ok {
 		return modelNotFound(req.Name)
 	}
@@ -155,7 +156,7 @@ func (req *chatRequest) check(cfg Config) error {
 	if req.Effort == "" {
 		req.Effort = effort
 	}
-	if !cfg.Models.effort(req.Effort) && req.Effort != "" {
+	if !models.effort(req.Effort) && req.Effort != "" {
 		return badRequest("reasoning_effort", "'reasoning_effort' is not one of %s.", strings.Join(efforts, ", "))
 	}
 	return nil

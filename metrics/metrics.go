@@ -24,6 +24,8 @@ import (
 // Metrics is every series of the daemon.
 type Metrics struct {
 	registry *prometheus.Registry
+	version  string
+	info     *prometheus.GaugeVec
 
 	acquireWait *prometheus.HistogramVec
 	starts      *prometheus.CounterVec
@@ -53,8 +55,8 @@ var (
 )
 
 // New makes a registry with the series of the process and of ours. version is
-// the daemon's, cli that of the Codex CLI it runs.
-func New(version, cli string) *Metrics {
+// the daemon's.
+func New(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		acquireWait: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -113,12 +115,12 @@ func New(version, cli string) *Metrics {
 	m.upstreamOverrides = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "codexpool_upstream_overrides_total", Help: "Fields of the caller's that were written into requests to the provider, by their name there.",
 	}, []string{"field"})
-	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+	m.info = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "codexpool_build_info", Help: "Always 1; the versions are in the labels.",
 	}, []string{"version", "codex_version"})
-	info.WithLabelValues(version, cli).Set(1)
+	m.version = version
 	m.registry.MustRegister(
-		m.acquireWait, m.starts, m.startTime, m.deaths, m.requests, m.errors, m.duration, m.firstToken, info,
+		m.acquireWait, m.starts, m.startTime, m.deaths, m.requests, m.errors, m.duration, m.firstToken, m.info,
 		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamSent, m.upstreamReceived, m.upstreamOverrides, m.upstreamLimit, m.upstreamUsed, m.tokens,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -134,6 +136,12 @@ func New(version, cli string) *Metrics {
 		m.acquireWait.WithLabelValues(outcome)
 	}
 	return m
+}
+
+// SetCLI says which version of the Codex CLI children are started from.
+func (m *Metrics) SetCLI(version string) {
+	m.info.Reset()
+	m.info.WithLabelValues(m.version, version).Set(1)
 }
 
 // Handler serves the metrics page.

@@ -24,7 +24,9 @@ var update = flag.Bool("update", false, "rewrite testdata/page.prom")
 
 // filled is a page on which everything has happened.
 func filled() *metrics.Metrics {
-	m := metrics.New("v1.2.3", "0.0.1")
+	m := metrics.New("v1.2.3")
+	m.SetCLI("0.0.0")
+	m.SetCLI("0.0.1") // it was replaced
 	m.WatchPool(func() pool.Stat { return pool.Stat{Size: 8, Starting: 1, Idle: 2, Leased: 3, Waiting: 4} })
 	m.WatchAPI(func() api.Stat { return api.Stat{Streams: 5} })
 	hooks := m.PoolHooks()

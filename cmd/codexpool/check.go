@@ -21,11 +21,12 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	for _, w := range cfg.Warnings {
 		fmt.Fprintln(stdout, "warning:   ", w)
 	}
-	c, err := findCLI(ctx, cfg, log)
+	found, err := findCLI(ctx, cfg, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
 	}
+	c := found.known()
 	fmt.Fprintln(stdout, "binary:    ", c.path)
 	fmt.Fprintln(stdout, "version:   ", c.version)
 	fmt.Fprintln(stdout, "model:     ", c.model(cfg.Model))
@@ -36,7 +37,7 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		return exitFailed
 	}
 	defer leaveHomes()
-	p, err := newProvider(cfg, c, upstream.Hooks{}, log)
+	p, err := newProvider(cfg, found, upstream.Hooks{}, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
@@ -44,7 +45,7 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	defer p.Close()
 	fmt.Fprintln(stdout, "upstream:  ", p.choice)
 	fmt.Fprintln(stdout, "credential:", p.credential)
-	if err := probe(ctx, spawner(cfg, c, p, homes, log), stdout); err != nil {
+	if err := probe(ctx, spawner(cfg, found, p, homes, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
 	}

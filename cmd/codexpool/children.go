@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,66 +21,6 @@ import (
 	"codexpool/configs"
 	"codexpool/upstream"
 )
-
-// cli is the Codex CLI that was found.
-type cli struct {
-	path    string // the native binary
-	version string
-	catalog []byte // the edited model catalog, for children
-	models  []codex.Model
-}
-
-// model is what the aliases mean.
-func (c cli) model(chosen string) string {
-	if chosen != "" {
-		return chosen
-	}
-	for _, m := range c.models {
-		if m.Default {
-			return m.ID
-		}
-	}
-	return "" // the child's own default
-}
-
-// findCLI finds the CLI, asks it what it is, and takes its catalog.
-func findCLI(ctx context.Context, cfg configs.Config, log *slog.Logger) (cli, error) {
-	path, err := cliPath(cfg.Bin)
-	if err != nil {
-		return cli{}, fmt.Errorf("CODEX_BIN: %w", err)
-	}
-	version, err := codex.Version(ctx, path)
-	if err != nil {
-		return cli{}, fmt.Errorf("CODEX_BIN: %w", err)
-	}
-	if version != codex.Pinned {
-		log.Warn("not the Codex CLI that codexpool was tested with", "version", version, "tested", codex.Pinned)
-	}
-	catalog, models, err := codex.Catalog(ctx, path)
-	if err != nil {
-		return cli{}, fmt.Errorf("CODEX_BIN: %w", err)
-	}
-	return cli{path: path, version: version, catalog: catalog, models: models}, nil
-}
-
-// cliPath is where the operator says, or the pinned CLI in the checkout that the
-// program was built in, or codex from PATH.
-func cliPath(given string) (string, error) {
-	if given != "" {
-		return codex.Locate(given)
-	}
-	if self, err := os.Executable(); err == nil {
-		pkg := filepath.Join(filepath.Dir(self), "..", "configs", "codex", "node_modules", "@openai", "codex")
-		if native, err := codex.Native(pkg); err == nil {
-			return native, nil
-		}
-	}
-	path, err := exec.LookPath("codex")
-	if err != nil {
-		return "", fmt.Errorf("no Codex CLI: set it to one, run make codex, or put codex on PATH")
-	}
-	return codex.Locate(path)
-}
 
 // provider is where children find their model: a loopback port of ours with the
 // relay, or with direct what the operator's own configuration says.
@@ -96,7 +35,7 @@ type provider struct {
 }
 
 // newProvider serves the relay on a port of its own.
-func newProvider(cfg configs.Config, c cli, hooks upstream.Hooks, log *slog.Logger) (_ *provider, err error) {
+func newProvider(cfg configs.Config, c *installation, hooks upstream.Hooks, log *slog.Logger) (_ *provider, err error) {
 	p := &provider{choice: cfg.Upstream, credential: "none"}
 	defer func() {
 		if err != nil {
@@ -113,7 +52,7 @@ func newProvider(cfg configs.Config, c cli, hooks upstream.Hooks, log *slog.Logg
 }
 
 // target is the provider behind the relay.
-func (p *provider) target(cfg configs.Config, c cli, log *slog.Logger) (target upstream.Provider, err error) {
+func (p *provider) target(cfg configs.Config, c *installation, log *slog.Logger) (target upstream.Provider, err error) {
 	base, key := cfg.Upstream, cfg.UpstreamKey
 	switch cfg.Upstream {
 	case configs.Echo:
@@ -146,9 +85,9 @@ func (p *provider) target(cfg configs.Config, c cli, log *slog.Logger) (target u
 
 // openLogin opens the ChatGPT login in CODEX_HOME. With direct there need not
 // be one.
-func (p *provider) openLogin(cfg configs.Config, c cli, log *slog.Logger) (err error) {
+func (p *provider) openLogin(cfg configs.Config, c *installation, log *slog.Logger) (err error) {
 	p.login, err = codex.OpenLogin(cfg.Home, func(home string) codex.Command {
-		cmd := codex.Command{Path: c.path, Args: []string{"app-server"}, Home: home, StopGrace: cfg.StopGrace, Log: log}
+		cmd := codex.Command{Path: c.known().path, Args: []string{"app-server"}, Home: home, StopGrace: cfg.StopGrace, Log: log}
 		keeper := configs.KeeperChild()
 		cmd.Files, cmd.Env = keeper.Files, append(keeper.Env, networkEnv()...)
 		if cfg.RefreshURL != "" {
@@ -247,10 +186,14 @@ func (p *provider) Close() {
 }
 
 // spawner makes the function that starts one child, whose home is in homes.
-func spawner(cfg configs.Config, c cli, p *provider, homes string, log *slog.Logger) func(context.Context) (*codex.Client, error) {
+func spawner(cfg configs.Config, found *installation, p *provider, homes string, log *slog.Logger) func(context.Context) (*codex.Client, error) {
 	return func(ctx context.Context) (*codex.Client, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, cfg.StartTimeout, codex.ErrUnresponsive)
 		defer cancel()
+		c, err := found.current(ctx)
+		if err != nil {
+			return nil, err
+		}
 		cmd := codex.Command{
 			Path:      c.path,
 			Args:      []string{"app-server"},

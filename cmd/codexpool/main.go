@@ -175,7 +175,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
 	}
-	cli, err := findCLI(ctx, cfg, log)
+	found, err := findCLI(ctx, cfg, log)
 	if ctx.Err() != nil {
 		return exitOK // asked to stop before it began
 	}
@@ -207,8 +207,10 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		defer admin.Close()
 		adminAddr = admin.Addr().String()
 	}
-	m := metrics.New(version(), cli.version)
-	provider, err := newProvider(cfg, cli, m.RelayHooks(), log)
+	m := metrics.New(version())
+	m.SetCLI(found.known().version)
+	found.changed = func(now cli) { m.SetCLI(now.version) }
+	provider, err := newProvider(cfg, found, m.RelayHooks(), log)
 	if err != nil {
 		log.Error("upstream", "err", err)
 		return exitBadUsage
@@ -229,7 +231,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
 		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
 		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
-		Spawn: spawner(cfg, cli, provider, homes, log),
+		Spawn: spawner(cfg, found, provider, homes, log),
 		Hooks: m.PoolHooks(),
 		Log:   log,
 	})
@@ -240,7 +242,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	defer children.Close()
 	m.WatchPool(children.Stat)
 
-	server := api.New(apiConfig(cfg, cli), children, provider.relay, log, m.ObserveRequest)
+	server := api.New(apiConfig(cfg, found.known), children, provider.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
 
 	// Requests end with turns, the end of the connection, or this. They are not
@@ -268,7 +270,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	if admin != nil {
 		defer start(admin, server.Admin(m.Handler())).Close()
 	}
-	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", provider.choice, "credential", provider.credential, "codex", cli.version, "size", cfg.PoolSize)
+	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", provider.choice, "credential", provider.credential, "codex", found.known().version, "size", cfg.PoolSize)
 	greet(stdout, cfg, public.Addr())
 	ready(public.Addr().String())
 
@@ -300,14 +302,17 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	return exitOK
 }
 
-func apiConfig(cfg configs.Config, cli cli) api.Config {
+func apiConfig(cfg configs.Config, found func() cli) api.Config {
 	prefix := "codex-5"
 	if cfg.Dev() {
 		prefix = "codev-5"
 	}
 	return api.Config{
 		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
-		Models:  api.Models{Prefix: prefix, Default: cli.model(cfg.Model), Catalog: cli.models, Open: cfg.OpenUpstream()},
+		Models: func() api.Models {
+			c := found()
+			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream()}
+		},
 		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: cfg.MaxChoices,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"codexpool/codex"
+	"codexpool/configs"
+)
+
+// cli is the Codex CLI that was found.
+type cli struct {
+	path    string // the native binary
+	version string
+	catalog []byte // the edited model catalog, for children
+	models  []codex.Model
+}
+
+// model is what the aliases mean.
+func (c cli) model(chosen string) string {
+	if chosen != "" {
+		return chosen
+	}
+	for _, m := range c.models {
+		if m.Default {
+			return m.ID
+		}
+	}
+	return "" // the child's own default
+}
+
+// installation is the CLI on disk, which may be replaced while we run.
+type installation struct {
+	log     *slog.Logger
+	changed func(cli) // told what was found after it was replaced; may be nil
+
+	mu    sync.Mutex
+	found cli         // guarded by mu
+	file  os.FileInfo // what was found there; guarded by mu
+}
+
+// findCLI finds the CLI that is configured.
+func findCLI(ctx context.Context, cfg configs.Config, log *slog.Logger) (*installation, error) {
+	path, err := cliPath(cfg.Bin)
+	if err != nil {
+		return nil, fmt.Errorf("CODEX_BIN: %w", err)
+	}
+	i := &installation{log: log, found: cli{path: path}}
+	if _, err := i.current(ctx); err != nil {
+		return nil, fmt.Errorf("CODEX_BIN: %w", err)
+	}
+	return i, nil
+}
+
+// known is the CLI as it was found last.
+func (i *installation) known() cli {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.found
+}
+
+// current is the CLI as it is now: a new one is asked for its version and its
+// catalog before the first child is started from it.
+func (i *installation) current(ctx context.Context) (cli, error) {
+	was := i.known()
+	file, err := os.Stat(was.path)
+	if err != nil {
+		return cli{}, err
+	}
+	i.mu.Lock()
+	same := i.file != nil && os.SameFile(i.file, file) && i.file.ModTime().Equal(file.ModTime())
+	i.mu.Unlock()
+	if same {
+		return was, nil
+	}
+	found, err := inspect(ctx, was.path, i.log)
+	if err != nil {
+		return cli{}, err
+	}
+	i.mu.Lock()
+	i.found, i.file = found, file
+	i.mu.Unlock()
+	if was.version != "" {
+		i.log.Warn("the Codex CLI was replaced", "was", was.version, "version", found.version)
+		if i.changed != nil {
+			i.changed(found)
+		}
+	}
+	return found, nil
+}
+
+// inspect asks the CLI at path what it is, and takes its catalog.
+func inspect(ctx context.Context, path string, log *slog.Logger) (cli, error) {
+	version, err := codex.Version(ctx, path)
+	if err != nil {
+		return cli{}, err
+	}
+	if version != codex.Pinned {
+		log.Warn("not the Codex CLI that codexpool was tested with", "version", version, "tested", codex.Pinned)
+	}
+	catalog, models, err := codex.Catalog(ctx, path)
+	if err != nil {
+		return cli{}, err
+	}
+	return cli{path: path, version: version, catalog: catalog, models: models}, nil
+}
+
+// cliPath is where the operator says, or the pinned CLI in the checkout that the
+// program was built in, or codex from PATH.
+func cliPath(given string) (string, error) {
+	if given != "" {
+		return codex.Locate(given)
+	}
+	if self, err := os.Executable(); err == nil {
+		pkg := filepath.Join(filepath.Dir(self), "..", "configs", "codex", "node_modules", "@openai", "codex")
+		if native, err := codex.Native(pkg); err == nil {
+			return native, nil
+		}
+	}
+	path, err := exec.LookPath("codex")
+	if err != nil {
+		return "", fmt.Errorf("no Codex CLI: set it to one, run make codex, or put codex on PATH")
+	}
+	return codex.Locate(path)
+}

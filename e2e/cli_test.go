@@ -1,0 +1,60 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+)
+
+// install puts a CLI at path that is the real one, but for the version that it
+// gives. It is replaced in one step, as package managers do.
+func install(t *testing.T, path, version string) {
+	t.Helper()
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --version ] && { echo codex-cli %s; exit; }\nexec '%s' \"$@\"\n", version, codextest.Binary(t))
+	if err := os.WriteFile(path+"-new", []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+"-new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestACLIThatIsReplacedOrRemovedWhileWeRun(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "codex")
+	install(t, path, codex.Pinned)
+	d := start(t, "POOL_SIZE=1", "CODEX_BIN="+path, "POOL_BACKOFF_MAX_MS=500")
+	version := func(v string) bool {
+		for name := range d.metrics() {
+			if strings.HasPrefix(name, `codexpool_build_info{codex_version="`+v+`"`) {
+				return true
+			}
+		}
+		return false
+	}
+	kill := func() { syscall.Kill(d.children()[0], syscall.SIGKILL) }
+
+	install(t, path, "0.999.0")
+	kill()
+	eventually(t, 10*time.Second, "a child of the new one", func() bool { return version("0.999.0") && d.ready() == `200 {"ready":true}` })
+	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+		t.Errorf("with the new one: %v", err)
+	}
+
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	kill()
+	eventually(t, 10*time.Second, "backend_unavailable", func() bool { return d.ready() == `503 {"ready":false,"reason":"backend_unavailable"}` })
+	install(t, path, codex.Pinned)
+	eventually(t, 10*time.Second, "readiness", func() bool { return d.ready() == `200 {"ready":true}` })
+	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+		t.Errorf("when it is there again: %v", err)
+	}
+}
