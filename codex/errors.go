@@ -25,6 +25,9 @@ type RPCError struct {
 
 func (e *RPCError) Error() string { return fmt.Sprintf("refused by child: %s (%d)", e.Message, e.Code) }
 
+// Invalid says that the child found the call itself wrong: JSON-RPC 2.0, 5.1.
+func (e *RPCError) Invalid() bool { return e.Code == -32600 || e.Code == -32602 }
+
 // TurnError is a turn that failed while the child itself is well.
 type TurnError struct {
 	Info       string // codexErrorInfo, an open set: "usageLimitExceeded", "serverOverloaded", …, "other"
@@ -51,6 +54,12 @@ const InfoContextWindow = "contextWindowExceeded"
 type ExitError struct {
 	Status string   // "exit status 1", "signal: killed"
 	Stderr []string // its last lines on stderr; may quote what it worked on
+}
+
+// Asked says that somebody else wanted the child's end: it was killed, or it left
+// as it does on SIGTERM, with status 0.
+func (e *ExitError) Asked() bool {
+	return e.Status == "signal: killed" || e.Status == "signal: terminated" || e.Status == "exit status 0"
 }
 
 func (e *ExitError) Error() string { return "child is gone: " + e.Status }

@@ -297,6 +297,21 @@ func TestAWriteToAChildThatStoppedReadingIsGivenUp(t *testing.T) {
 	}
 }
 
+func TestARealChildSaysWhenOthersEndedIt(t *testing.T) {
+	up := codextest.NewUpstream(t, codextest.Text("hi"))
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		c := start(t, codextest.Real(t, up.URL+"/v1"))
+		syscall.Kill(c.Pid(), signal)
+		<-c.Done()
+		if exit := (*codex.ExitError)(nil); !errors.As(c.Err(), &exit) || !exit.Asked() {
+			t.Errorf("%v: %v", signal, c.Err())
+		}
+	}
+	if exit := exitOf(t, start(t, codextest.Command(t, "exits-mid-turn"))); exit.Asked() {
+		t.Errorf("it left by itself: %v", exit)
+	}
+}
+
 func TestARealChildLeavesNoTrace(t *testing.T) {
 	up := codextest.NewUpstream(t, codextest.Text("hi"))
 	cmd := codextest.Real(t, up.URL+"/v1")
