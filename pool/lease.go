@@ -49,7 +49,7 @@ func (p *Pool) takeBack(res *puddle.Resource[*child]) {
 		p.retire(res, why)
 		return
 	}
-	p.starts.proven()
+	p.starts.proven(c.born)
 	if p.ctx.Err() == nil {
 		if err := c.Warm(p.ctx); err != nil {
 			p.retire(res, cmp.Or(fault(c), Protocol))

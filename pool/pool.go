@@ -40,7 +40,7 @@ var (
 
 // crashAge is the age below which a child that dies before any turn counts as a
 // failed start.
-const crashAge = 10 * time.Second
+const crashAge = 30 * time.Second
 
 // Config says how the pool behaves. The zero value of a limit means no limit.
 type Config struct {
@@ -374,9 +374,7 @@ func (p *Pool) bury(c *child) {
 	if c.why == Exited || c.why == Unresponsive || c.why == Protocol {
 		level = slog.LevelWarn
 		if c.turns == 0 && time.Since(c.born) < crashAge {
-			// A child that starts only to fail must not be started in a loop.
-			p.starts.failed(c.Err())
-			p.dismissAll()
+			p.diedYoung(c.Err())
 		}
 	}
 	attrs := []any{"child", c.Pid(), "why", c.why, "turns", c.turns, "age", time.Since(c.born).Round(time.Millisecond)}
@@ -387,6 +385,17 @@ func (p *Pool) bury(c *child) {
 	if p.cfg.Hooks.Retired != nil {
 		p.cfg.Hooks.Retired(c.why)
 	}
+}
+
+// diedYoung takes note of a child that started only to fail: the next must not
+// be started in a loop. One that others have ended proves nothing.
+func (p *Pool) diedYoung(err error) {
+	if exit := (*codex.ExitError)(nil); errors.As(err, &exit) && exit.Asked() {
+		p.starts.pauseOnce()
+		return
+	}
+	p.starts.failed(err)
+	p.dismissAll()
 }
 
 // Drain refuses new callers and those in line with ErrDraining. Leases that are

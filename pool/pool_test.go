@@ -308,6 +308,28 @@ func TestChildrenThatFailBeforeAnyTurnAreStartedEverLess(t *testing.T) {
 	}
 }
 
+func TestThatAnOldChildServesSaysNothingOfThoseThatCannotBeStarted(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 2, MaxWaiting: 5})
+		time.Sleep(time.Minute)
+		n.set(func() { n.broken = errors.New("disk full") })
+		n.kill(0)
+		synctest.Wait()
+		for range 10 * 60 { // a second each
+			l := acquire(t, p)
+			if got, err := complete(t.Context(), l, "x"); err != nil || got != "x" {
+				t.Errorf("%q, %v", got, err)
+			}
+			l.Release()
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.failed < 15 || n.failed > 60 { // at half a second each it would be a thousand
+			t.Errorf("%d failed starts in ten minutes", n.failed)
+		}
+	})
+}
+
 func TestOneIncidentIsOnePauseHoweverManyChildrenItCosts(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 16, MinIdle: 16, BackoffMin: time.Second, BackoffMax: time.Hour})
@@ -494,6 +516,29 @@ func TestWhenNoChildCanBeStartedCallersAreToldAtOnce(t *testing.T) {
 		n.mu.Unlock()
 		time.Sleep(2 * time.Minute)
 		expect(t, "it recovers by itself", shape(p), "starting 0 idle 2 leased 0 waiting 0")
+		acquire(t, p).Release()
+	})
+}
+
+func TestAfterManyFailuresCallersAreNotKeptForTheNextTry(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.broken, n.slow = errors.New("it hangs"), 10*time.Second
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
+		time.Sleep(12 * time.Second)
+		began := time.Now()
+		if _, err := p.Acquire(t.Context()); !errors.Is(err, pool.ErrUnavailable) || time.Since(began) < time.Second {
+			t.Errorf("the second try was not waited for: %v after %v", err, time.Since(began))
+		}
+		time.Sleep(5 * time.Minute)
+		for range 100 {
+			time.Sleep(time.Second)
+			began := time.Now()
+			if _, err := p.Acquire(t.Context()); !errors.Is(err, n.broken) || time.Since(began) > 0 {
+				t.Fatalf("%v after %v", err, time.Since(began))
+			}
+		}
+		n.set(func() { n.broken = nil })
+		time.Sleep(2 * time.Minute)
 		acquire(t, p).Release()
 	})
 }

@@ -8,12 +8,20 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
+// manyFailures are so many that callers are no longer kept waiting for the
+// outcome of the next start, which may take its whole timeout.
+const manyFailures = 5
+
 // startsAtOnce bounds the children that start at the same time. Alone a start
 // takes 0.1 to 0.3 s; sixteen at once on two cores took up to 1.8 s each.
 const startsAtOnce = 2
 
 // starts paces the starting of children: a few at a time, and after a failure
 // not before a pause that grows until a child has proven itself.
+//
+// The pause limits the intensity of restarts, and hopeless is the breaker for
+// callers while no child lives. It needs no window of time: the pause spreads
+// failures, and a success ends the count.
 type starts struct {
 	places chan struct{} // a token for each start under way
 
@@ -22,6 +30,8 @@ type starts struct {
 	notBefore time.Time                   // guarded by mu
 	underway  int                         // starts past their pause; guarded by mu
 	err       error                       // of the last start; guarded by mu
+	failedAt  time.Time                   // when one last failed; guarded by mu
+	failures  int                         // since a child has proven itself; guarded by mu
 }
 
 func newStarts(least, most time.Duration) *starts {
@@ -81,18 +91,33 @@ func (s *starts) leave(err error) {
 func (s *starts) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.err = err
+	s.err, s.failedAt = err, time.Now()
+	s.failures++
 	if time.Until(s.notBefore) <= 0 {
-		s.notBefore = time.Now().Add(s.curve.NextBackOff())
+		s.notBefore = s.failedAt.Add(s.curve.NextBackOff())
+	}
+}
+
+// pauseOnce postpones the next start, and no more: what ended a child from
+// outside, such as a system without memory, may be at work again at once.
+func (s *starts) pauseOnce() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Until(s.notBefore) <= 0 {
+		s.notBefore = time.Now().Add(s.curve.InitialInterval)
 	}
 }
 
 // proven says that a child works: it has finished a turn, or grown older than
-// crashAge.
-func (s *starts) proven() {
+// crashAge. One that was born before the last failure says nothing of those that
+// would be started now.
+func (s *starts) proven(born time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.curve.Reset()
+	if born.After(s.failedAt) {
+		s.curve.Reset()
+		s.failures = 0
+	}
 }
 
 // failure is the error of the last start, nil when it succeeded.
@@ -102,11 +127,12 @@ func (s *starts) failure() error {
 	return s.err
 }
 
-// hopeless is failure, but nil while another start is under way.
+// hopeless is failure, but nil while another start is under way that may well
+// succeed.
 func (s *starts) hopeless() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.underway > 0 {
+	if s.underway > 0 && s.failures < manyFailures {
 		return nil
 	}
 	return s.err

@@ -74,7 +74,7 @@ func (p *Pool) sweep() {
 	for _, res := range idle {
 		c := res.Value()
 		if time.Since(c.born) >= crashAge {
-			p.starts.proven()
+			p.starts.proven(c.born)
 		}
 		if why := fault(c); why != "" {
 			p.retire(res, why)
