@@ -3,7 +3,7 @@ package pool
 import (
 	"cmp"
 	"context"
-	"errors"
+	"fmt"
 	"iter"
 	"sync/atomic"
 	"time"
@@ -13,10 +13,15 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
+// maxFailures is how many turns in a row may fail by the child's own fault. One
+// can be bad luck, and what it costs is only a turn.
+const maxFailures = 3
+
 // Lease is the right to use one child. It belongs to one goroutine.
 type Lease struct {
 	pool     *Pool
 	res      *puddle.Resource[*child]
+	failure  error // of the turn, where the child is to blame
 	released atomic.Bool
 }
 
@@ -25,12 +30,16 @@ func (l *Lease) Turn(ctx context.Context, p codex.TurnParams) iter.Seq2[codex.Ev
 	if l.released.Load() {
 		panic("BUG: a turn on a lease that was released")
 	}
-	l.res.Value().turns++
+	l.res.Value().turns.Add(1)
 	return l.res.Value().Turn(ctx, p)
 }
 
 // Child is the process id of the child, for the log.
 func (l *Lease) Child() int { return l.res.Value().Pid() }
+
+// Blame says that the turn failed with err for the child's own reasons: neither
+// the provider nor the caller caused it. The pool cannot tell by itself.
+func (l *Lease) Blame(err error) { l.failure = err }
 
 // Release gives the child back. It returns at once: what the child needs before
 // the next lease happens in the background. It is idempotent.
@@ -39,53 +48,43 @@ func (l *Lease) Release() {
 		return
 	}
 	l.pool.admitted.Add(-1)
-	l.pool.tasks.Go(func() { l.pool.takeBack(l.res) }) // ends within the calls' deadlines
+	l.pool.tasks.Go(func() { l.pool.takeBack(l) }) // ends within the calls' deadlines
 }
 
 // takeBack looks at a child that was released, and keeps or retires it.
-func (p *Pool) takeBack(res *puddle.Resource[*child]) {
-	c := res.Value()
-	if why := cmp.Or(fault(c), p.worn(c)); why != "" {
-		p.retire(res, why)
+func (p *Pool) takeBack(l *Lease) {
+	c := l.res.Value()
+	if why := cmp.Or(fault(c), failing(c, l.failure)); why != "" {
+		p.retire(l.res, why)
 		return
 	}
-	p.starts.proven(c.born)
+	if c.failures == 0 {
+		p.starts.proven(c.born)
+	}
+	if p.retireWorn(l.res) {
+		return
+	}
 	if p.ctx.Err() == nil {
 		if err := c.Warm(p.ctx); err != nil {
-			p.retire(res, cmp.Or(fault(c), Protocol))
+			c.odd = err
+			p.retire(l.res, cmp.Or(fault(c), Protocol))
 			return
 		}
+		c.answered = time.Now()
 	}
-	p.giveBack(res)
+	p.giveBack(l.res)
 }
 
-// fault says why a child cannot serve, or "".
-func fault(c *child) Reason {
-	if c.Reusable() {
+// failing counts the turns in a row that failed by the child's own fault, and
+// says when they are too many.
+func failing(c *child, failure error) Reason {
+	if failure == nil {
+		c.failures = 0
 		return ""
 	}
-	err := c.Err()
-	switch exit := (*codex.ExitError)(nil); {
-	case errors.As(err, &exit):
-		return Exited
-	case errors.Is(err, codex.ErrUnresponsive):
-		return Unresponsive
-	default:
-		return Protocol
-	}
-}
-
-// worn says which limit a child has reached, or "". While no child can be
-// started an old one is better than none.
-func (p *Pool) worn(c *child) Reason {
-	age := time.Since(c.born)
-	switch {
-	case age < p.cfg.MinLife, p.starts.failure() != nil:
+	if c.failures++; c.failures < maxFailures {
 		return ""
-	case c.maxTurns > 0 && c.turns >= c.maxTurns:
-		return Turns
-	case c.maxAge > 0 && age >= c.maxAge:
-		return Age
 	}
-	return ""
+	c.odd = fmt.Errorf("%d turns failed in a row, the last with: %w", c.failures, failure)
+	return Failing
 }

@@ -47,10 +47,27 @@ func (l *line) tell(err error) {
 	}
 }
 
-// refuse sends everybody away and lets nobody join.
+// refuse sends everybody away and lets nobody join. ErrClosed is for ever.
 func (l *line) refuse(err error) {
 	l.mu.Lock()
-	l.closed = err
+	if l.closed != ErrClosed {
+		l.closed = err
+	}
 	l.mu.Unlock()
 	l.tell(err)
+}
+
+// readmit lets callers join again who are refused with err.
+func (l *line) readmit(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed == err {
+		l.closed = nil
+	}
+}
+
+func (l *line) refuses() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
 }

@@ -5,6 +5,9 @@
 // goroutine keeps the set warm. Everything else that runs in the background is
 // short, at most one goroutine a child and one for its end, and joined by Close.
 //
+// Two things end a child: a fault, at once, and a limit that it has reached, by
+// which it is worn: then it serves on until it is its turn to go, see retireWorn.
+//
 // On puddle: it holds the children, and a slot from the start of each until it is
 // reaped, so that Size bounds processes. Its Acquire would start a child for a
 // caller who finds none idle, and bind the caller to that start and its failure.
@@ -49,10 +52,14 @@ type Config struct {
 	MaxWaiting int           // callers in line at most, beyond those that hold a lease
 	MaxTurns   int           // turns of a child before it is replaced; jittered
 	MaxAge     time.Duration // age of a child before it is replaced; jittered
-	MinLife    time.Duration // age below which neither turns nor age replace a child
+	MaxMemory  int64         // private memory of a child's process group before it is replaced, bytes; on Linux
+	MinLife    time.Duration // age below which neither turns nor age nor memory replace a child
 	Jitter     float64       // fraction by which MaxTurns and MaxAge vary, so that children do not all leave at once
 
-	UpkeepEvery time.Duration // how often ages are looked at; 0 means 1 s
+	ProbeEvery   time.Duration // an idle child that said nothing for that long is asked how it is; 0 = never
+	ProbeTimeout time.Duration // after which it gets a second chance, of 2 s; 0 means 2 s
+
+	UpkeepEvery time.Duration // how often ages and memory are looked at; 0 means 1 s
 	BackoffMin  time.Duration // after a failed start; 0 means 0.5 s
 	BackoffMax  time.Duration // after many; 0 means 30 s
 
@@ -67,6 +74,7 @@ type Config struct {
 type Hooks struct {
 	Spawned  func(took time.Duration, err error)
 	Acquired func(waited time.Duration, err error)
+	Probed   func(took time.Duration, err error)
 	Retired  func(why Reason) // exactly once for every child that was started
 }
 
@@ -78,13 +86,16 @@ const (
 	Exited       Reason = "exited"       // it died by itself, or was killed by others
 	Unresponsive Reason = "unresponsive" // it did not answer, or its turn did not end
 	Protocol     Reason = "protocol"     // it wrote what the protocol does not allow
+	Failing      Reason = "failing"      // its turns failed again and again, by its own fault
 	Turns        Reason = "turns"        // it reached MaxTurns
 	Age          Reason = "age"          // it reached MaxAge
+	Memory       Reason = "memory"       // it reached MaxMemory
+	Recycled     Reason = "recycled"     // Recycle was called
 	Shutdown     Reason = "shutdown"     // the pool closed
 )
 
 // Reasons are all of them, for whoever counts.
-var Reasons = []Reason{Exited, Unresponsive, Protocol, Turns, Age, Shutdown}
+var Reasons = []Reason{Exited, Unresponsive, Protocol, Failing, Turns, Age, Memory, Recycled, Shutdown}
 
 // Pool is a set of children.
 type Pool struct {
@@ -93,34 +104,24 @@ type Pool struct {
 	tickets  *semaphore.Weighted // one for each idle child; callers queue for them, first come first served
 	starts   *starts
 	line     line
+	roster   roster
 
 	ctx    context.Context // the pool's life; ended by Close. It is no request's.
 	cancel context.CancelFunc
 	wake   chan struct{} // buffer 1; asks upkeep to look now
 
-	admitted atomic.Int64 // leases out and callers in line
-	waiting  atomic.Int64 // callers in line
-	alive    atomic.Int64 // children that run
-	starting atomic.Int64 // starts that upkeep asked for, until they end
-	dying    atomic.Int64 // children that are being retired
-	fallen   atomic.Bool  // a child has gone since the last sweep
+	admitted   atomic.Int64 // leases out and callers in line
+	waiting    atomic.Int64 // callers in line
+	alive      atomic.Int64 // children that run
+	starting   atomic.Int64 // starts that upkeep asked for, until they end
+	generation atomic.Int64 // children of an older one are to be replaced
+	stale      atomic.Bool  // something has happened since the last sweep that one should see
 
-	sweeping sync.Mutex     // held by sweep while it holds idle children, so that Stat does not call them leased
+	wearing  sync.Mutex     // held while it is decided whether a worn child goes
 	deciding sync.WaitGroup // upkeep; Close waits for it first, then for the starts, then for the rest
 	growing  sync.WaitGroup // the starts
 	tasks    sync.WaitGroup // all other goroutines of the pool
 	closed   sync.Once
-}
-
-// child is one resource of the pool. But for the client's own promises, only
-// the holder of the resource touches it.
-type child struct {
-	*codex.Client
-	born     time.Time
-	turns    int
-	maxTurns int
-	maxAge   time.Duration
-	why      Reason // set before it is destroyed
 }
 
 // New starts a pool; its children come up in the background.
@@ -133,6 +134,7 @@ func New(cfg Config) (*Pool, error) {
 	case cfg.Jitter < 0 || cfg.Jitter >= 1:
 		return nil, fmt.Errorf("pool: Jitter is %v, not at least 0 and less than 1", cfg.Jitter)
 	}
+	cfg.ProbeTimeout = cmp.Or(cfg.ProbeTimeout, 2*time.Second)
 	cfg.UpkeepEvery = cmp.Or(cfg.UpkeepEvery, time.Second)
 	cfg.BackoffMin = cmp.Or(cfg.BackoffMin, 500*time.Millisecond)
 	cfg.BackoffMax = cmp.Or(cfg.BackoffMax, 30*time.Second)
@@ -148,7 +150,7 @@ func New(cfg Config) (*Pool, error) {
 	var err error
 	if p.children, err = puddle.NewPool(&puddle.Config[*child]{
 		Constructor: p.construct,
-		Destructor:  p.bury,
+		Destructor:  p.entomb,
 		MaxSize:     int32(cfg.Size),
 	}); err != nil {
 		return nil, err
@@ -221,6 +223,7 @@ func (p *Pool) acquire(ctx context.Context) (*Lease, error) {
 			p.retire(res, why)
 			continue
 		}
+		res.Value().state.Store(Leased)
 		return &Lease{pool: p, res: res}, nil
 	}
 }
@@ -255,6 +258,7 @@ func (p *Pool) take() (*puddle.Resource[*child], error) {
 // giveBack makes a child that the caller holds idle, or lets puddle destroy it
 // when the pool is closed.
 func (p *Pool) giveBack(res *puddle.Resource[*child]) {
+	res.Value().state.Store(Idle)
 	res.ReleaseUnused()
 	p.tickets.Release(1)
 }
@@ -295,7 +299,7 @@ func (p *Pool) grow() {
 
 // construct is puddle's constructor: it starts a child and warms it.
 func (p *Pool) construct(ctx context.Context) (*child, error) {
-	began := time.Now()
+	began, generation := time.Now(), p.generation.Load()
 	client, err := p.cfg.Spawn(ctx)
 	if err == nil {
 		if err = client.Warm(ctx); err != nil {
@@ -320,16 +324,19 @@ func (p *Pool) construct(ctx context.Context) (*child, error) {
 	p.tasks.Go(func() { // ends with the child
 		<-client.Done()
 		p.alive.Add(-1)
-		p.fallen.Store(true)
 		p.dismissAll()
-		p.look()
+		p.lookAtAll()
 	})
 	c := &child{
-		Client:   client,
-		born:     time.Now(),
-		maxTurns: int(math.Ceil(p.jittered(float64(p.cfg.MaxTurns)))),
-		maxAge:   time.Duration(p.jittered(float64(p.cfg.MaxAge))),
+		Client:     client,
+		born:       time.Now(),
+		generation: generation,
+		maxTurns:   int(math.Ceil(p.jittered(float64(p.cfg.MaxTurns)))),
+		maxAge:     time.Duration(p.jittered(float64(p.cfg.MaxAge))),
 	}
+	c.answered = c.born
+	c.state.Store(Idle)
+	p.roster.add(c)
 	p.cfg.Log.Info("child started", "child", c.Pid(), "version", c.Version(), "took", took)
 	return c, nil
 }
@@ -352,38 +359,45 @@ func (p *Pool) jittered(limit float64) float64 {
 // retire ends a child that the caller holds, in the background. It is Hijack and
 // not Destroy that frees the slot: only so can upkeep be woken after that.
 func (p *Pool) retire(res *puddle.Resource[*child], why Reason) {
-	res.Value().why = why
-	p.dying.Add(1)
+	c := res.Value()
+	c.why = why
+	c.state.Store(Leaving)
 	p.tasks.Go(func() { // ends within the steps of stopping
-		p.bury(res.Value())
+		p.bury(c)
 		res.Hijack()
-		p.dying.Add(-1)
-		p.look()
+		p.roster.remove(c)
+		p.lookAtAll()
 	})
 }
 
-// bury ends a child and reports it. It returns once the child is reaped. It is
-// also puddle's destructor, for when the pool closes.
+// entomb is puddle's destructor, for the children that are there when the pool
+// closes.
+func (p *Pool) entomb(c *child) {
+	c.why = cmp.Or(fault(c), Shutdown)
+	p.bury(c)
+	p.roster.remove(c)
+}
+
+// bury ends a child and reports it. It returns once the child is reaped.
 func (p *Pool) bury(c *child) {
-	died := c.Err() // before Close adds an end of its own
+	err, age := c.err(), time.Since(c.born) // before Close adds an end of its own
 	c.Close()
-	if c.why == "" {
-		c.why = Shutdown
-	}
+	d := Death{Pid: c.Pid(), Why: c.why, At: time.Now(), Age: age, Turns: int(c.turns.Load()), Err: err}
 	level := slog.LevelInfo
-	if c.why == Exited || c.why == Unresponsive || c.why == Protocol {
+	if err != nil {
 		level = slog.LevelWarn
-		if c.turns == 0 && time.Since(c.born) < crashAge {
-			p.diedYoung(c.Err())
+		if d.Turns == 0 && d.Age < crashAge {
+			p.diedYoung(err)
 		}
 	}
-	attrs := []any{"child", c.Pid(), "why", c.why, "turns", c.turns, "age", time.Since(c.born).Round(time.Millisecond)}
-	if died != nil {
-		attrs = append(attrs, "err", died)
+	attrs := []any{"child", d.Pid, "why", d.Why, "turns", d.Turns, "age", d.Age.Round(time.Millisecond)}
+	if err != nil {
+		attrs = append(attrs, "err", err)
 	}
 	p.cfg.Log.Log(context.Background(), level, "child gone", attrs...)
+	p.roster.died(d)
 	if p.cfg.Hooks.Retired != nil {
-		p.cfg.Hooks.Retired(c.why)
+		p.cfg.Hooks.Retired(d.Why)
 	}
 }
 
@@ -398,9 +412,23 @@ func (p *Pool) diedYoung(err error) {
 	p.dismissAll()
 }
 
-// Drain refuses new callers and those in line with ErrDraining. Leases that are
-// out are not touched.
+// Drain refuses new callers and those in line with ErrDraining, until Resume.
+// Leases that are out are not touched.
 func (p *Pool) Drain() { p.line.refuse(ErrDraining) }
+
+// Resume ends what Drain began.
+func (p *Pool) Resume() { p.line.readmit(ErrDraining) }
+
+// Refuses says why callers are refused, all of them: ErrDraining, ErrClosed, or
+// nil.
+func (p *Pool) Refuses() error { return p.line.refuses() }
+
+// Recycle has every child of now replaced, one after another, each between its
+// turns. It returns at once; those that are left are Stat's Worn.
+func (p *Pool) Recycle() {
+	p.generation.Add(1)
+	p.lookAtAll()
+}
 
 // Close refuses callers, waits until every lease is back, and stops every child.
 func (p *Pool) Close() {
@@ -415,8 +443,9 @@ func (p *Pool) Close() {
 }
 
 // Stat is a snapshot. Starting, Idle and Leased add up to the children that the
-// pool has now, but that one which has just become idle may count twice; a child
-// that is made ready after a lease, or is being destroyed, counts as leased.
+// pool has now, but that one which has just become idle may count twice. A child
+// that is being made ready after a lease, does not answer, or is being stopped,
+// counts as leased.
 type Stat struct {
 	Size     int
 	Starting int // includes those that wait for another try
@@ -424,24 +453,67 @@ type Stat struct {
 	Leased   int
 	Waiting  int   // callers in line
 	Alive    int   // children that run, idle or leased
+	Worn     int   // children that have reached a limit and will be replaced, idle or leased
+	Memory   int64 // private bytes of all children, as far as measured
 	Failure  error // of the last start, nil when it succeeded
 }
 
 // Stat reads the pool's figures.
 func (p *Pool) Stat() Stat {
-	// First, so that a child that has just become idle is counted twice and not
-	// missed: fill must not start one for which there is no room.
-	starting := p.starting.Load()
-	p.sweeping.Lock()
-	s := p.children.Stat()
-	p.sweeping.Unlock()
+	c := p.census()
 	return Stat{
 		Size:     p.cfg.Size,
-		Starting: int(starting),
-		Idle:     int(s.IdleResources()),
-		Leased:   int(s.AcquiredResources()),
-		Waiting:  int(p.waiting.Load()),
+		Starting: c.starting,
+		Idle:     c.idle,
+		Leased:   c.total - c.idle,
+		Waiting:  c.waiting,
 		Alive:    int(p.alive.Load()),
+		Worn:     c.worn,
+		Memory:   c.memory,
 		Failure:  p.starts.failure(),
 	}
+}
+
+// census is what upkeep decides by.
+type census struct {
+	total     int // children with a slot
+	idle      int // of them, those that a caller may have now, or in a moment
+	idleWorn  int // of the idle ones, those that have reached a limit
+	worn      int
+	probing   int
+	uncertain int // those that do not answer or are being stopped
+	starting  int
+	waiting   int
+	memory    int64
+}
+
+// room is how many children could be started.
+func (c census) room(size int) int { return size - c.total - c.starting }
+
+func (p *Pool) census() census {
+	// First, so that a child that has just become idle is counted twice and not
+	// missed: fill must not start one for which there is no room.
+	n := census{starting: int(p.starting.Load())}
+	for _, c := range p.roster.all() {
+		n.total++
+		n.memory += c.memory.Load()
+		worn := p.worn(c) != ""
+		if worn {
+			n.worn++
+		}
+		switch c.state.Load() {
+		case Probing:
+			n.probing++
+			fallthrough
+		case Idle:
+			n.idle++
+			if worn {
+				n.idleWorn++
+			}
+		case Late, Leaving:
+			n.uncertain++
+		}
+	}
+	n.waiting = int(p.waiting.Load()) // last: whoever takes a child has left the line before
+	return n
 }

@@ -61,8 +61,9 @@ func (n *nursery) spawn(ctx context.Context) (*codex.Client, error) {
 	return codex.Connect(ctx, pipe, codextest.Log(n.t))
 }
 
-func (n *nursery) hooks() pool.Hooks {
+func (n *nursery) hooks(own pool.Hooks) pool.Hooks {
 	return pool.Hooks{
+		Probed: own.Probed,
 		Spawned: func(_ time.Duration, err error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -76,6 +77,9 @@ func (n *nursery) hooks() pool.Hooks {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			n.retired[why]++
+			if own.Retired != nil {
+				own.Retired(why)
+			}
 		},
 	}
 }
@@ -101,7 +105,13 @@ func (n *nursery) counts() string {
 
 func (n *nursery) start(cfg pool.Config) *pool.Pool {
 	n.t.Helper()
-	cfg.Spawn, cfg.Hooks, cfg.Log = n.spawn, n.hooks(), codextest.Log(n.t)
+	return n.startWith(cfg, pool.Hooks{})
+}
+
+// startWith has hooks of its own called too.
+func (n *nursery) startWith(cfg pool.Config, own pool.Hooks) *pool.Pool {
+	n.t.Helper()
+	cfg.Spawn, cfg.Hooks, cfg.Log = n.spawn, n.hooks(own), codextest.Log(n.t)
 	p, err := pool.New(cfg)
 	if err != nil {
 		n.t.Fatal(err)
@@ -715,6 +725,7 @@ func TestStress(t *testing.T) {
 	p := n.start(pool.Config{
 		Size: 4, MinIdle: 2, MaxWaiting: 100, MaxTurns: 20, Jitter: 0.5,
 		BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond, UpkeepEvery: time.Millisecond,
+		ProbeEvery: 5 * time.Millisecond, ProbeTimeout: time.Second,
 	})
 	acquire(t, p).Release() // there is a child to kill
 	var callers sync.WaitGroup
@@ -756,6 +767,9 @@ func visit(t *testing.T, n *nursery, p *pool.Pool, random *rand.Rand, canary str
 	case 0:
 		time.AfterFunc(time.Duration(random.IntN(1000))*time.Microsecond, cancel)
 	case 1:
+		if random.IntN(10) == 0 {
+			p.Recycle()
+		}
 		if random.IntN(3) == 0 {
 			n.mu.Lock()
 			n.pipes[random.IntN(len(n.pipes))].Close()

@@ -1,7 +1,10 @@
 package pool_test
 
 import (
+	"bytes"
 	"context"
+	"os"
+	"os/exec"
 	"syscall"
 	"testing"
 	"time"
@@ -11,11 +14,27 @@ import (
 	"codexpool/pool"
 )
 
-// What these tests are about only a process has: death by a signal.
+// What these tests are about only a process has: memory, and death by a signal.
 
 func TestMain(m *testing.M) {
 	codextest.Main(m, map[string]func(){
-		"serve": func() { serve() },
+		"serve":  func() { serve() },
+		"hoards": func() { hoarding(func() { serve() }) },
+		"has-a-helper-that-hoards": func() {
+			if len(os.Getenv("HELPER")) > 0 {
+				hoarding(func() { codextest.Play(codextest.Script{codextest.Hang()}) })
+				return
+			}
+			helper := exec.Command("/proc/self/exe")
+			helper.Env = append(os.Environ(), "HELPER=yes")
+			if _, err := helper.StdinPipe(); err != nil {
+				panic(err)
+			}
+			if err := helper.Start(); err != nil {
+				panic(err)
+			}
+			serve()
+		},
 	})
 }
 
@@ -23,19 +42,33 @@ func serve() {
 	codextest.Play(codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})})
 }
 
+const (
+	hoard = 300 << 20 // bytes
+	limit = 200 << 20 // of which a raced test binary has some of its own
+)
+
+// hoarding calls f while it holds memory.
+func hoarding(f func()) {
+	heap := bytes.Repeat([]byte{1}, hoard)
+	f()
+	heap[0] = 2
+}
+
 const pause = 50 * time.Millisecond
 
-// keep starts a pool of processes, with hooks that tell their pids.
-func keep(t *testing.T, cfg pool.Config) (_ *pool.Pool, pids <-chan int) {
+// keep starts a pool of processes: the first is the named child, the others serve.
+func keep(t *testing.T, cfg pool.Config, first string) *pool.Pool {
 	t.Helper()
-	born := make(chan int, 100)
+	names := make(chan string, 1)
+	names <- first
 	cfg.Log, cfg.UpkeepEvery, cfg.BackoffMin = codextest.Log(t), 10*time.Millisecond, pause
 	cfg.Spawn = func(ctx context.Context) (*codex.Client, error) {
-		c, err := codex.Start(ctx, codextest.Command(t, "serve"))
-		if err == nil {
-			born <- c.Pid()
+		name := "serve"
+		select {
+		case name = <-names:
+		default:
 		}
-		return c, err
+		return codex.Start(ctx, codextest.Command(t, name))
 	}
 	p, err := pool.New(cfg)
 	if err != nil {
@@ -43,7 +76,7 @@ func keep(t *testing.T, cfg pool.Config) (_ *pool.Pool, pids <-chan int) {
 	}
 	t.Cleanup(p.Close)
 	eventually(t, "a full pool", func() bool { return p.Stat().Idle == cfg.Size })
-	return p, born
+	return p
 }
 
 // eventually polls: what it waits for happens in other processes.
@@ -56,14 +89,45 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+func TestAChildThatHoardsMemoryIsReplacedBetweenItsTurns(t *testing.T) {
+	for _, name := range []string{"hoards", "has-a-helper-that-hoards"} {
+		t.Run(name, func(t *testing.T) {
+			p := keep(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: 300 * time.Millisecond}, name)
+			l := acquire(t, p)
+			eventually(t, "measured hoard", func() bool { return p.Children()[0].Memory > hoard })
+			eventually(t, "worn child", func() bool { return p.Children()[0].Worn == pool.Memory })
+			if got, err := complete(t.Context(), l, "in peace"); err != nil || got != "in peace" {
+				t.Errorf("%q, %v", got, err)
+			}
+			l.Release()
+			eventually(t, "replacement", func() bool { return len(p.Deaths()) == 1 && p.Stat().Idle == 1 })
+			eventually(t, "measure of it", func() bool { return p.Stat().Memory > 0 })
+			if d := p.Deaths()[0]; d.Why != pool.Memory || d.Age < 300*time.Millisecond || d.Err != nil {
+				t.Errorf("death %+v", d)
+			}
+			if s := p.Stat(); s.Memory > limit || s.Worn != 0 {
+				t.Errorf("the next: %+v", s)
+			}
+		})
+	}
+}
+
+func TestWithoutALimitMemoryIsOnlyMeasured(t *testing.T) {
+	p := keep(t, pool.Config{Size: 1, MinIdle: 1}, "hoards")
+	eventually(t, "measured hoard", func() bool { return p.Stat().Memory > hoard })
+	if s := p.Stat(); s.Worn != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestChildrenThatOthersKillAreReplacedSoonHoweverOften(t *testing.T) {
 	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "asked to leave": syscall.SIGTERM} {
 		t.Run(name, func(t *testing.T) {
-			p, pids := keep(t, pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1, BackoffMax: time.Hour})
+			p := keep(t, pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1, BackoffMax: time.Hour}, "serve")
 			for range 10 {
-				pid, killed := <-pids, time.Now()
+				pid, killed := p.Children()[0].Pid, time.Now()
 				syscall.Kill(pid, signal)
-				eventually(t, "death", func() bool { return p.Stat().Alive == 0 })
+				eventually(t, "death", func() bool { c := p.Children(); return len(c) == 0 || c[0].Pid != pid })
 				acquire(t, p).Release() // nobody is told that there is no hope
 				if took := time.Since(killed); took < pause {
 					t.Errorf("replaced after %v: what kills children could keep the machine busy", took)

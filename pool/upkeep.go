@@ -6,18 +6,19 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
-// upkeep is the pool's one background goroutine. It only decides: starts and
-// ends run in goroutines of their own, so that one slow child stops nothing. It
-// looks when a child has gone or a caller has come, and every UpkeepEvery for
-// children that grow old.
-//
-// Health probes will be decided here too.
+// upkeep is the pool's one background goroutine. It only decides: starts, probes
+// and ends run in goroutines of their own, so that one slow child stops nothing.
+// It looks when a child has gone or a caller has come, and every UpkeepEvery for
+// children that grow old or fat, or have been silent for long.
 func (p *Pool) upkeep() {
 	ticker := time.NewTicker(p.cfg.UpkeepEvery)
 	defer ticker.Stop()
 	for due := true; ; {
+		if due {
+			p.weigh()
+		}
 		p.fill() // first, so that sweep sees what is being replaced
-		if p.fallen.Swap(false) || due {
+		if p.stale.Swap(false) || due {
 			p.sweep()
 		}
 		due = false
@@ -31,7 +32,7 @@ func (p *Pool) upkeep() {
 	}
 }
 
-// look asks upkeep to look now.
+// look asks upkeep to look now whether children must be started.
 func (p *Pool) look() {
 	select {
 	case p.wake <- struct{}{}:
@@ -39,29 +40,56 @@ func (p *Pool) look() {
 	}
 }
 
+// lookAtAll asks upkeep to look at the idle children too.
+func (p *Pool) lookAtAll() {
+	p.stale.Store(true)
+	p.look()
+}
+
 // fill starts as many children as those in line and MinIdle want, and Size
-// allows.
+// allows. One that is worn does not count: where there is room, its replacement
+// is warm before it goes.
 func (p *Pool) fill() {
-	s := p.Stat()
-	want := s.Waiting + p.cfg.MinIdle
+	n := p.census()
+	want := n.waiting + p.cfg.MinIdle + min(n.idleWorn, 1)
 	if p.unavailable() != nil {
 		want = max(want, 1) // those who want one are sent away: recovery must not wait for them
 	}
-	for range min(want-s.Idle-s.Starting, s.Size-s.Idle-s.Leased-s.Starting) {
+	for range min(want-n.idle-n.starting, n.room(p.cfg.Size)) {
 		p.starting.Add(1)
 		p.growing.Go(func() { // ends with a child, or with the pool
-			defer p.look()
+			defer p.lookAtAll() // it may replace a worn one
 			defer p.starting.Add(-1)
 			p.grow()
 		})
 	}
 }
 
-// sweep retires idle children that are dead, all of them, and that are worn
-// out, one at a time. It holds them all for a moment, so nothing here may wait.
+// retireWorn retires a worn child that the caller holds, if one may go now. They
+// go one at a time, each when the replacement of the one before is warm, so that
+// under load as many as possible serve, and where one cannot be started no other
+// follows.
+func (p *Pool) retireWorn(res *puddle.Resource[*child]) bool {
+	why := p.worn(res.Value())
+	if why == "" {
+		return false
+	}
+	p.wearing.Lock()
+	defer p.wearing.Unlock()
+	n := p.census()
+	calm := n.starting == 0 && n.uncertain == 0
+	full := n.idle >= n.waiting+p.cfg.MinIdle || n.room(p.cfg.Size) <= 0 // else fill has not looked yet
+	if !calm || !full {
+		return false
+	}
+	p.retire(res, why)
+	return true
+}
+
+// sweep looks at the idle children. It retires those that are dead, all of them,
+// and those that are worn, as far as they may go, and has one probed. It holds
+// them all for a moment, so nothing here may wait.
 func (p *Pool) sweep() {
-	p.sweeping.Lock()
-	defer p.sweeping.Unlock()
 	var idle []*puddle.Resource[*child]
 	for p.tickets.TryAcquire(1) {
 		res, err := p.take()
@@ -70,7 +98,7 @@ func (p *Pool) sweep() {
 		}
 		idle = append(idle, res)
 	}
-	replacing := p.starting.Load() > 0 || p.dying.Load() > 0
+	probing := p.census().probing > 0
 	for _, res := range idle {
 		c := res.Value()
 		if time.Since(c.born) >= crashAge {
@@ -78,9 +106,11 @@ func (p *Pool) sweep() {
 		}
 		if why := fault(c); why != "" {
 			p.retire(res, why)
-		} else if why := p.worn(c); why != "" && !replacing {
-			replacing = true
-			p.retire(res, why)
+		} else if p.retireWorn(res) {
+			continue
+		} else if p.silent(c) && !probing {
+			probing = true
+			p.probe(res)
 		} else {
 			p.giveBack(res)
 		}

@@ -20,7 +20,7 @@ var rules = map[string]struct {
 }{
 	"codex":           {nil, nil, "speaks to one child; knows nobody"},
 	"codex/codextest": {[]string{"codex", "configs"}, nil, "plays a child; the real one needs the production profile"},
-	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "golang.org/x/sync/semaphore"}, "lends children"},
+	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "golang.org/x/sync/semaphore", "github.com/prometheus/procfs"}, "lends children"},
 	"upstream":        {nil, nil, "serves children over HTTP; knows nobody"},
 	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync/errgroup"}, "turns requests into turns"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
