@@ -9,7 +9,6 @@ package api
 import (
 	"log/slog"
 	"net/http"
-	"net/http/pprof"
 	"sync/atomic"
 	"time"
 
@@ -69,9 +68,8 @@ type Server struct {
 	chain   http.Handler
 	began   time.Time
 
-	streams  atomic.Int64
-	unready  atomic.Bool // /readyz says no
-	draining atomic.Bool // completions are refused
+	streams atomic.Int64
+	unready atomic.Bool // /readyz says no
 }
 
 // New builds the routes. Without a relay, where children call the provider
@@ -118,41 +116,12 @@ func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
 // look elsewhere, while it still serves.
 func (s *Server) Unready() { s.unready.Store(true) }
 
-// Drain refuses new completions with 503. Those that run are not touched.
-func (s *Server) Drain() {
-	s.Unready()
-	s.draining.Store(true)
-}
-
-// Admin is the handler of the admin listener, which is never public.
-func (s *Server) Admin(metrics http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics)
-	for path, h := range map[string]handler{"/healthz": s.healthz, "/livez": s.livez, "/readyz": s.readyz} {
-		mux.Handle("GET "+path, s.handle(route{name: "admin", quiet: true}, h))
-	}
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.Handle("/", s.handle(route{name: "admin", quiet: true}, notFound))
-	refused := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocal })
-	return requestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.cfg.AdminPublic && !fromHere(r) {
-			refused.ServeHTTP(w, r)
-			return
-		}
-		mux.ServeHTTP(w, r)
-	}))
-}
-
 // route is what the adapter needs to know of a route.
 type route struct {
 	name       string
 	key        bool // wants a bearer key
 	local      bool // is subject to LoopbackOnly
-	completion bool // is refused while draining
+	completion bool // is refused while the pool drains
 	quiet      bool // is logged at debug only
 }
 
@@ -189,8 +158,8 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 			err = panicked(p)
 		}
 	}()
-	if rt.completion && s.draining.Load() {
-		return pool.ErrDraining
+	if err := s.pool.Refuses(); rt.completion && err != nil {
+		return err // before anything else is asked of the client
 	}
 	if rt.local && s.cfg.LoopbackOnly && !fromHere(r) {
 		return errNotLocal

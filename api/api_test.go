@@ -23,6 +23,7 @@ import (
 	"codexpool/codex"
 	"codexpool/codex/codextest"
 	"codexpool/pool"
+	"codexpool/upstream"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -61,8 +62,14 @@ func config() api.Config {
 // after are healthy. Call it in a bubble.
 func open(t *testing.T, cfg api.Config, size int, scripts ...codextest.Script) *house {
 	t.Helper()
+	return openWith(t, cfg, pool.Config{Size: size}, nil, scripts...)
+}
+
+// openWith has more to choose from.
+func openWith(t *testing.T, cfg api.Config, children pool.Config, relay *upstream.Relay, scripts ...codextest.Script) *house {
+	t.Helper()
 	var mu sync.Mutex
-	spawn := func(ctx context.Context) (*codex.Client, error) {
+	children.Spawn = func(ctx context.Context) (*codex.Client, error) {
 		mu.Lock()
 		script := healthy()
 		if len(scripts) > 0 {
@@ -71,12 +78,13 @@ func open(t *testing.T, cfg api.Config, size int, scripts ...codextest.Script) *
 		mu.Unlock()
 		return codex.Connect(ctx, codextest.Pipe(t, script), codextest.Log(t))
 	}
-	p, err := pool.New(pool.Config{Size: size, MinIdle: size, MaxWaiting: 2, Spawn: spawn, Log: codextest.Log(t)})
+	children.MinIdle, children.MaxWaiting, children.Log = children.Size, 2, codextest.Log(t)
+	p, err := pool.New(children)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := &house{pool: p}
-	h.Server = api.New(cfg, p, nil, codextest.Log(t), func(r api.Result) {
+	h.Server = api.New(cfg, p, relay, codextest.Log(t), func(r api.Result) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.results = append(h.results, r)
@@ -580,7 +588,6 @@ func TestWhileDrainingOnlyHealthIsServed(t *testing.T) {
 		if a := h.do(t, chat(hello)); a.Code != 200 {
 			t.Errorf("not ready yet serving: %d", a.Code)
 		}
-		h.Drain()
 		h.pool.Drain()
 		a := h.do(t, httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello)))
 		if a.Code != 503 || h.last().Code != "shutting_down" || a.Header().Get("Retry-After") == "" || a.Header().Get("Connection") != "close" {

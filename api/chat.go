@@ -132,6 +132,9 @@ func (c *completion) run(ctx context.Context, choice int, served func(child int)
 	out := cutter{stop: c.req.Stop, to: func(e codex.Event) error { return write(e) }}
 	for e, err := range lease.Turn(ctx, params) {
 		if err != nil {
+			if childToBlame(err, call) {
+				lease.Blame(err)
+			}
 			return explained(err, call)
 		}
 		if t, ok := e.(codex.Tick); ok && t.Silent >= c.idle {
@@ -161,6 +164,21 @@ func explained(err error, call *upstream.Call) error {
 		return providerFailed(f)
 	}
 	return err
+}
+
+// childToBlame says that a turn failed for the child's own reasons: its request
+// did not even reach the relay, or it refused a call that was not wrong. Whatever
+// came later may be the provider's doing.
+func childToBlame(err error, call *upstream.Call) bool {
+	var turn *codex.TurnError
+	var refused *codex.RPCError
+	switch {
+	case errors.As(err, &turn):
+		return call != nil && !call.Asked() && turn.Info != codex.InfoContextWindow
+	case errors.As(err, &refused):
+		return !refused.Invalid()
+	}
+	return false
 }
 
 // openStream admits a stream: add, then compare, then undo.

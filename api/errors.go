@@ -162,7 +162,7 @@ func describe(ctx context.Context, err error) *Error {
 	case errors.Is(err, pool.ErrFull):
 		return &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy and the line is full.", Retry: true}
 	case errors.Is(err, pool.ErrDraining), errors.Is(err, pool.ErrClosed):
-		return &Error{Status: 503, Type: serverError, Code: "shutting_down", Message: "The server is shutting down.", Retry: true, Close: true}
+		return &Error{Status: 503, Type: serverError, Code: "shutting_down", Message: "The server is draining or shutting down.", Retry: true, Close: true}
 	case errors.Is(err, pool.ErrUnavailable):
 		return &Error{Status: 503, Type: serverError, Code: "backend_unavailable", Message: "No child can be started at the moment.", Retry: true, cause: err}
 	case errors.As(err, &turn):

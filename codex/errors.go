@@ -14,6 +14,7 @@ var ErrUnresponsive = errors.New("child does not answer")
 const (
 	invalidRequest = -32600
 	methodNotFound = -32601
+	invalidParams  = -32602
 )
 
 // RPCError is the child's refusal of one call.
@@ -25,8 +26,8 @@ type RPCError struct {
 
 func (e *RPCError) Error() string { return fmt.Sprintf("refused by child: %s (%d)", e.Message, e.Code) }
 
-// Invalid says that the child found the call itself wrong: JSON-RPC 2.0, 5.1.
-func (e *RPCError) Invalid() bool { return e.Code == -32600 || e.Code == -32602 }
+// Invalid says that the child found the call itself wrong.
+func (e *RPCError) Invalid() bool { return e.Code == invalidRequest || e.Code == invalidParams }
 
 // TurnError is a turn that failed while the child itself is well.
 type TurnError struct {

@@ -83,8 +83,11 @@ type Config struct {
 	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" default:"30000" mean:"a request's time in line"`
 	MaxTurns       int           `env:"POOL_MAX_TURNS" default:"500" mean:"turns of a child before it is replaced; 0 = no limit"`
 	MaxAge         time.Duration `env:"POOL_MAX_AGE_MS" default:"3600000" mean:"age of a child before it is replaced; 0 = no limit"`
-	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" default:"60000" mean:"age below which neither turns nor age replace a child"`
-	Jitter         float64       `env:"POOL_JITTER" default:"0.2" mean:"fraction by which both limits vary from child to child"`
+	MaxChildBytes  int64         `env:"POOL_MAX_CHILD_BYTES" default:"536870912" mean:"private memory of a child and its helpers before it is replaced, bytes; 0 = no limit"`
+	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" default:"60000" mean:"age below which neither turns nor age nor memory replace a child"`
+	Jitter         float64       `env:"POOL_JITTER" default:"0.2" mean:"fraction by which the limits of turns and age vary from child to child"`
+	ProbeEvery     time.Duration `env:"POOL_PROBE_MS" default:"10000" mean:"an idle child that was silent for that long is asked how it is; 0 = never"`
+	ProbeTimeout   time.Duration `env:"POOL_PROBE_TIMEOUT_MS" default:"2000" mean:"its time to answer; with no answer 2 s later either, it is killed and replaced"`
 	BackoffMin     time.Duration `env:"POOL_BACKOFF_MIN_MS" default:"500" mean:"pause after a failed start of a child"`
 	BackoffMax     time.Duration `env:"POOL_BACKOFF_MAX_MS" default:"30000" mean:"the same, after many"`
 
@@ -249,6 +252,8 @@ func (c *Config) check() []error {
 	bad(c.MinIdle > c.PoolSize, "POOL_MIN_IDLE", "%d is more than POOL_SIZE (%d)", c.MinIdle, c.PoolSize)
 	atLeast("POOL_MAX_WAITING", int64(c.MaxWaiting), 0)
 	atLeast("POOL_MAX_TURNS", int64(c.MaxTurns), 0)
+	atLeast("POOL_MAX_CHILD_BYTES", c.MaxChildBytes, 0)
+	bad(c.ProbeTimeout > 8*time.Second, "POOL_PROBE_TIMEOUT_MS", "it must be at most 8000: after 10 s any call to a child is given up")
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
 	atLeast("PROXY_MAX_CHAT_CHOICES", int64(c.MaxChoices), 1)
@@ -266,6 +271,7 @@ func (c *Config) check() []error {
 		{"CODEX_STOP_GRACE_MS", c.StopGrace},
 		{"POOL_ACQUIRE_TIMEOUT_MS", c.AcquireTimeout},
 		{"POOL_BACKOFF_MIN_MS", c.BackoffMin},
+		{"POOL_PROBE_TIMEOUT_MS", c.ProbeTimeout},
 	} {
 		bad(d.value <= 0, d.variable, "it must be more than 0")
 	}

@@ -31,6 +31,8 @@ type Metrics struct {
 	starts      *prometheus.CounterVec
 	startTime   prometheus.Histogram
 	deaths      *prometheus.CounterVec
+	probes      *prometheus.CounterVec
+	probeTime   prometheus.Histogram
 	requests    *prometheus.CounterVec
 	errors      *prometheus.CounterVec
 	duration    *prometheus.HistogramVec
@@ -73,6 +75,13 @@ func New(version string) *Metrics {
 		deaths: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "codexpool_child_deaths_total", Help: "Children that are gone, by reason.",
 		}, []string{"reason"}),
+		probes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "codexpool_child_probes_total", Help: "Health probes of idle children, by how they ended.",
+		}, []string{"outcome"}),
+		probeTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "codexpool_child_probe_seconds", Buckets: waitBuckets,
+			Help: "Time that children took to answer a health probe.",
+		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "codexpool_http_requests_total", Help: "Requests, by route and status; 499 where the client left first.",
 		}, []string{"route", "code"}),
@@ -120,7 +129,7 @@ func New(version string) *Metrics {
 	}, []string{"version", "codex_version"})
 	m.version = version
 	m.registry.MustRegister(
-		m.acquireWait, m.starts, m.startTime, m.deaths, m.requests, m.errors, m.duration, m.firstToken, m.info,
+		m.acquireWait, m.starts, m.startTime, m.deaths, m.probes, m.probeTime, m.requests, m.errors, m.duration, m.firstToken, m.info,
 		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamSent, m.upstreamReceived, m.upstreamOverrides, m.upstreamLimit, m.upstreamUsed, m.tokens,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -131,6 +140,7 @@ func New(version string) *Metrics {
 	}
 	for _, outcome := range []string{"ok", "error"} {
 		m.starts.WithLabelValues(outcome)
+		m.probes.WithLabelValues(outcome)
 	}
 	for _, outcome := range outcomes {
 		m.acquireWait.WithLabelValues(outcome)
@@ -165,6 +175,14 @@ func (m *Metrics) PoolHooks() pool.Hooks {
 		},
 		Acquired: func(waited time.Duration, err error) {
 			m.acquireWait.WithLabelValues(outcome(err)).Observe(waited.Seconds())
+		},
+		Probed: func(took time.Duration, err error) {
+			if err != nil {
+				m.probes.WithLabelValues("error").Inc()
+				return
+			}
+			m.probes.WithLabelValues("ok").Inc()
+			m.probeTime.Observe(took.Seconds())
 		},
 		Retired: func(why pool.Reason) { m.deaths.WithLabelValues(string(why)).Inc() },
 	}
@@ -237,6 +255,7 @@ func (m *Metrics) WatchPool(stat func() pool.Stat) { m.registry.MustRegister(poo
 var (
 	childrenDesc = prometheus.NewDesc("codexpool_pool_children", "Children of the pool, by state.", []string{"state"}, nil)
 	sizeDesc     = prometheus.NewDesc("codexpool_pool_size", "Children at most.", nil, nil)
+	memoryDesc   = prometheus.NewDesc("codexpool_pool_memory_bytes", "Private memory of all children and their helpers.", nil, nil)
 	waitingDesc  = prometheus.NewDesc("codexpool_pool_waiting", "Requests in line for a child.", nil, nil)
 )
 
@@ -245,6 +264,7 @@ type poolCollector struct{ stat func() pool.Stat }
 func (c poolCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- childrenDesc
 	descs <- sizeDesc
+	descs <- memoryDesc
 	descs <- waitingDesc
 }
 
@@ -253,6 +273,7 @@ func (c poolCollector) Collect(metrics chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, n int, labels ...string) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
 	}
+	gauge(memoryDesc, int(s.Memory))
 	gauge(childrenDesc, s.Starting, "starting")
 	gauge(childrenDesc, s.Idle, "idle")
 	gauge(childrenDesc, s.Leased, "leased")

@@ -27,12 +27,16 @@ func filled() *metrics.Metrics {
 	m := metrics.New("v1.2.3")
 	m.SetCLI("0.0.0")
 	m.SetCLI("0.0.1") // it was replaced
-	m.WatchPool(func() pool.Stat { return pool.Stat{Size: 8, Starting: 1, Idle: 2, Leased: 3, Waiting: 4} })
+	m.WatchPool(func() pool.Stat {
+		return pool.Stat{Size: 8, Starting: 1, Idle: 2, Leased: 3, Waiting: 4, Memory: 64 << 20}
+	})
 	m.WatchAPI(func() api.Stat { return api.Stat{Streams: 5} })
 	hooks := m.PoolHooks()
 	hooks.Spawned(200*time.Millisecond, nil)
 	hooks.Spawned(time.Second, errors.New("no"))
 	hooks.Retired(pool.Age)
+	hooks.Probed(time.Millisecond, nil)
+	hooks.Probed(4*time.Second, errors.New("no"))
 	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("waited too long")} {
 		hooks.Acquired(3*time.Millisecond, err)
 	}

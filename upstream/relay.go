@@ -220,6 +220,9 @@ func (c *Call) Done() {
 	delete(c.relay.calls, c.Key)
 }
 
+// Asked says that a child has brought a request for this call.
+func (c *Call) Asked() bool { return c.asked.Load() }
+
 // Failure is what the provider really said when it failed, nil otherwise.
 func (c *Call) Failure() *Failure { return c.failure.Load() }
 

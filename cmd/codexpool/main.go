@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/codex"
 	"codexpool/configs"
 	"codexpool/metrics"
 	"codexpool/pool"
@@ -227,14 +228,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		<-kept
 	}()
 
-	children, err := pool.New(pool.Config{
-		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
-		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
-		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
-		Spawn: spawner(cfg, found, provider, homes, log),
-		Hooks: m.PoolHooks(),
-		Log:   log,
-	})
+	children, err := pool.New(poolConfig(cfg, spawner(cfg, found, provider, homes, log), m.PoolHooks(), log))
 	if err != nil {
 		log.Error("pool", "err", err)
 		return exitFailed
@@ -284,14 +278,12 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	log.Info("stopping", "drain", cfg.Drain)
 	server.Unready()
 	time.Sleep(cfg.Prestop) // load balancers learn that we are not ready; a second signal ends this
-	server.Drain()
-	children.Drain()
 	last := time.AfterFunc(cfg.Drain, func() { cut(pool.ErrDraining) })
 	defer last.Stop()
 	// Those who do not read have not even seen that.
 	hung := time.AfterFunc(cfg.Drain+2*time.Second, func() { publicServer.Close() })
 	defer hung.Stop()
-	children.Close() // waits for the turns that run
+	children.Close() // refuses all others, waits for the turns that run
 	// The last answers are on their way; connections that idle are closed.
 	closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -300,6 +292,16 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	}
 	log.Info("stopped")
 	return exitOK
+}
+
+func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, error), hooks pool.Hooks, log *slog.Logger) pool.Config {
+	return pool.Config{
+		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
+		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MaxMemory: cfg.MaxChildBytes, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
+		ProbeEvery: cfg.ProbeEvery, ProbeTimeout: cfg.ProbeTimeout,
+		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
+		Spawn: spawn, Hooks: hooks, Log: log,
+	}
 }
 
 func apiConfig(cfg configs.Config, found func() cli) api.Config {

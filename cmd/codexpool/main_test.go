@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"codexpool/codex"
 	"codexpool/codex/codextest"
 	"codexpool/configs"
+	"codexpool/pool"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -147,6 +150,32 @@ func TestAMissingWorkdirIsAFailedStartNotAnExit(t *testing.T) {
 	code, _, stderr := runOnce(t, []string{"check"}, "CODEX_BIN="+codextest.Binary(t), "PROXY_CODEX_WORKDIR="+file)
 	if code != 1 {
 		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// TestEverySettingOfThePoolIsPassedOn gives each setting a value of its own.
+func TestEverySettingOfThePoolIsPassedOn(t *testing.T) {
+	cfg, err := configs.Load([]string{
+		"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/w", "POOL_SIZE=2", "POOL_MIN_IDLE=1", "POOL_MAX_WAITING=3",
+		"POOL_MAX_TURNS=4", "POOL_MAX_AGE_MS=5", "POOL_MAX_CHILD_BYTES=6", "POOL_MIN_LIFE_MS=7", "POOL_JITTER=0.8",
+		"POOL_PROBE_MS=9", "POOL_PROBE_TIMEOUT_MS=10", "POOL_BACKOFF_MIN_MS=11", "POOL_BACKOFF_MAX_MS=12",
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := poolConfig(cfg, nil, pool.Hooks{}, nil)
+	want := pool.Config{
+		Size: 2, MinIdle: 1, MaxWaiting: 3, MaxTurns: 4, MaxAge: 5 * time.Millisecond, MaxMemory: 6, MinLife: 7 * time.Millisecond, Jitter: 0.8,
+		ProbeEvery: 9 * time.Millisecond, ProbeTimeout: 10 * time.Millisecond, BackoffMin: 11 * time.Millisecond, BackoffMax: 12 * time.Millisecond,
+	}
+	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
+		name := v.Type().Field(i).Name
+		if v.Field(i).IsZero() && !slices.Contains([]string{"UpkeepEvery", "Spawn", "Hooks", "Log"}, name) {
+			t.Errorf("this test does not look at %s", name)
+		}
 	}
 }
 

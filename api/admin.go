@@ -1,0 +1,176 @@
+package api
+
+import (
+	"errors"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/pool"
+)
+
+// Admin is the handler of the admin listener, which is never public.
+func (s *Server) Admin(metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	handle := func(method, path string, h http.Handler) {
+		mux.Handle(method+" "+path, h)
+		mux.Handle(path, s.handle(route{name: "admin", quiet: true}, allowOnly(method))) // all other methods
+	}
+	for path, h := range map[string]handler{"/healthz": s.healthz, "/livez": s.livez, "/readyz": s.readyz, "/pool": s.showPool} {
+		handle("GET", path, s.handle(route{name: "admin", quiet: true}, h))
+	}
+	for name, h := range map[string]handler{"recycle": s.recycle, "drain": s.drain, "resume": s.resume} {
+		handle("POST", "/pool/"+name, s.handle(route{name: name}, h))
+	}
+	handle("GET", "/metrics", metrics)
+	handle("GET", "/debug/pprof/", http.HandlerFunc(pprof.Index))
+	for name, h := range map[string]http.HandlerFunc{"cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace} {
+		mux.Handle("GET /debug/pprof/"+name, h)
+	}
+	mux.Handle("/", s.handle(route{name: "admin", quiet: true}, notFound))
+
+	// A web page can make a browser post here, from wherever it is.
+	foreign := http.NewCrossOriginProtection()
+	refused := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocal })
+	return requestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if (!s.cfg.AdminPublic && !fromHere(r)) || foreign.Check(r) != nil {
+			refused.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
+}
+
+// allowOnly refuses a method, and names the one that is taken.
+func allowOnly(method string) handler {
+	if method == http.MethodGet {
+		method = "GET, HEAD"
+	}
+	return func(res *response, _ *http.Request) error {
+		res.Header().Set("Allow", method)
+		return errMethod
+	}
+}
+
+func (s *Server) showPool(res *response, _ *http.Request) error {
+	return res.json(http.StatusOK, s.poolBody())
+}
+
+// recycle answers at once: a turn that runs may take minutes, and its child
+// waits for it. "worn" says how many are left.
+func (s *Server) recycle(res *response, _ *http.Request) error {
+	s.pool.Recycle()
+	return res.json(http.StatusAccepted, s.poolBody())
+}
+
+func (s *Server) drain(res *response, _ *http.Request) error {
+	s.pool.Drain()
+	return res.json(http.StatusOK, s.poolBody())
+}
+
+func (s *Server) resume(res *response, _ *http.Request) error {
+	s.pool.Resume()
+	return res.json(http.StatusOK, s.poolBody())
+}
+
+// poolBody is what the pool routes answer.
+type poolBody struct {
+	Size        int          `json:"size"`
+	Starting    int          `json:"starting"`
+	Idle        int          `json:"idle"`
+	Leased      int          `json:"leased"`
+	Waiting     int          `json:"waiting"`
+	Worn        int          `json:"worn"` // children that are to be replaced
+	MemoryBytes int64        `json:"memory_bytes"`
+	Draining    bool         `json:"draining"`
+	Failure     *failureBody `json:"failure"` // of the last start, null when it succeeded
+	Children    []childBody  `json:"children"`
+	Deaths      []deathBody  `json:"deaths"` // newest first
+}
+
+type failureBody struct {
+	Error  string   `json:"error"`
+	Stderr []string `json:"stderr,omitempty"`
+}
+
+type childBody struct {
+	PID         int        `json:"pid"`
+	State       string     `json:"state"`
+	Version     string     `json:"version"`
+	Born        time.Time  `json:"born"`
+	AgeSeconds  float64    `json:"age_seconds"`
+	Turns       int        `json:"turns"`
+	MemoryBytes int64      `json:"memory_bytes"`
+	Worn        string     `json:"worn,omitempty"` // why it is to be replaced
+	Probe       *probeBody `json:"probe"`          // the last one
+}
+
+type probeBody struct {
+	At            time.Time `json:"at"`
+	TookSeconds   float64   `json:"took_seconds"`
+	Error         string    `json:"error,omitempty"`
+	ResidentBytes int64     `json:"resident_bytes"` // as the child tells; what it shares with others included
+	Threads       int64     `json:"threads"`
+	Turns         int64     `json:"turns"`
+}
+
+type deathBody struct {
+	PID        int       `json:"pid"`
+	Why        string    `json:"why"`
+	At         time.Time `json:"at"`
+	AgeSeconds float64   `json:"age_seconds"`
+	Turns      int       `json:"turns"`
+	Error      string    `json:"error,omitempty"`
+}
+
+func (s *Server) poolBody() poolBody {
+	stat := s.pool.Stat()
+	b := poolBody{
+		Size: stat.Size, Starting: stat.Starting, Idle: stat.Idle, Leased: stat.Leased, Waiting: stat.Waiting,
+		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: s.pool.Refuses() != nil, Failure: startFailure(stat.Failure),
+		Children: []childBody{}, Deaths: []deathBody{},
+	}
+	for _, c := range s.pool.Children() {
+		b.Children = append(b.Children, childBody{
+			PID: c.Pid, State: string(c.State), Version: c.Version, Born: c.Born, AgeSeconds: time.Since(c.Born).Seconds(),
+			Turns: c.Turns, MemoryBytes: c.Memory, Worn: string(c.Worn), Probe: lastProbe(c.Probe),
+		})
+	}
+	for _, d := range s.pool.Deaths() {
+		b.Deaths = append(b.Deaths, deathBody{
+			PID: d.Pid, Why: string(d.Why), At: d.At, AgeSeconds: d.Age.Seconds(), Turns: d.Turns, Error: sentence(d.Err),
+		})
+	}
+	return b
+}
+
+// startFailure shows the last words of a child that could not be started: no
+// prompt has reached it yet.
+func startFailure(err error) *failureBody {
+	if err == nil {
+		return nil
+	}
+	b := &failureBody{Error: err.Error()}
+	if exit := (*codex.ExitError)(nil); errors.As(err, &exit) {
+		b.Stderr = exit.Stderr
+	}
+	return b
+}
+
+func lastProbe(p *pool.Probe) *probeBody {
+	if p == nil {
+		return nil
+	}
+	return &probeBody{
+		At: p.At, TookSeconds: p.Took.Seconds(), Error: sentence(p.Err),
+		ResidentBytes: p.Health.ResidentBytes, Threads: p.Health.LiveThreads, Turns: p.Health.ActiveTurns,
+	}
+}
+
+func sentence(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

@@ -1,0 +1,283 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/api"
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+	"codexpool/pool"
+	"codexpool/upstream"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// admin sends one request to the admin listener.
+func (h *house) admin(t *testing.T, method, path string) *httptest.ResponseRecorder {
+	t.Helper()
+	return h.adminFrom(t, method, path, "")
+}
+
+func (h *house) adminFrom(t *testing.T, method, path, origin string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequest(method, path, nil)
+	r.Host = "localhost:11436"
+	if origin != "" {
+		r.Header.Set("Origin", origin)
+	}
+	w := httptest.NewRecorder()
+	h.Admin(http.NotFoundHandler()).ServeHTTP(w, r)
+	if w.Code >= 400 && path != "/readyz" && path != "/metrics" {
+		checkEnvelope(t, w)
+	}
+	return w
+}
+
+// shown reads what a pool route answered.
+func shown(t *testing.T, w *httptest.ResponseRecorder) map[string]any {
+	t.Helper()
+	var body map[string]any
+	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil {
+		t.Fatalf("%v in %s", err, w.Body)
+	}
+	return body
+}
+
+func TestThePoolIsShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := codextest.Script{
+			codextest.Handshake(), codextest.Answer("hi"), // then the next thread
+			codextest.Expect("thread/unsubscribe"), codextest.Reply(struct{}{}),
+			codextest.Expect("thread/start"), codextest.Reply(map[string]any{"thread": map[string]any{"id": "next"}}),
+			codextest.Expect("server/diagnostics"), codextest.Reply(map[string]any{
+				"process": map[string]any{"residentMemoryBytes": 7},
+				"gauges":  []any{map[string]any{"name": "core.threads.live", "value": 1}},
+			}),
+		}
+		dying := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Do(func() { time.Sleep(35500 * time.Millisecond) }), codextest.Raw("oops")}
+		h := openWith(t, config(), pool.Config{Size: 1, ProbeEvery: 40 * time.Second}, nil, dying, asked)
+		time.Sleep(40 * time.Second)
+		h.do(t, chat(hello))
+		time.Sleep(time.Minute)
+		want := map[string]any{
+			"size": 1., "starting": 0., "idle": 1., "leased": 0., "waiting": 0., "worn": 0., "memory_bytes": 0., "draining": false, "failure": nil,
+			"children": []any{map[string]any{
+				"pid": 0., "state": "idle", "version": "0.0.1", "born": "2000-01-01T00:00:36Z", "age_seconds": 64., "turns": 1., "memory_bytes": 0.,
+				"probe": map[string]any{"at": "2000-01-01T00:01:20Z", "took_seconds": 0., "resident_bytes": 7., "threads": 1., "turns": 0.},
+			}},
+			"deaths": []any{map[string]any{
+				"pid": 0., "why": "protocol", "at": "2000-01-01T00:00:36Z", "age_seconds": 36., "turns": 0., "error": "child broke the protocol: a line of 4 bytes is not a message",
+			}},
+		}
+		body := shown(t, h.admin(t, "GET", "/pool"))
+		if diff := cmp.Diff(want, body); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	})
+}
+
+func TestAChildThatCannotBeStartedIsShownWithItsLastWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {
+			return nil, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(api.Result) {}), pool: p}
+		synctest.Wait()
+		want := map[string]any{"error": "child is gone: exit status 1", "stderr": []any{"no such key: x"}}
+		if diff := cmp.Diff(any(want), shown(t, h.admin(t, "GET", "/pool"))["failure"]); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+		a := h.do(t, chat(hello))
+		if a.Code != 503 || !strings.Contains(a.Body.String(), "backend_unavailable") || a.Header().Get("Retry-After") == "" || strings.Contains(a.Body.String(), "no such key") {
+			t.Errorf("%d %v %s", a.Code, a.Header(), a.Body)
+		}
+	})
+}
+
+func TestAnOperatorCanHaveTheChildrenReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 2)
+		running := make(chan answer)
+		go func() { running <- h.do(t, chat(`{"stream":true,"messages":[{"role":"user","content":"one two"}]}`)) }()
+		synctest.Wait()
+		w := h.admin(t, "POST", "/pool/recycle")
+		if w.Code != 202 || shown(t, w)["worn"] == 0. {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+		if a := <-running; !strings.HasSuffix(a.Body.String(), "data: [DONE]\n\n") {
+			t.Errorf("the running stream: %s", a.Body)
+		}
+		time.Sleep(time.Second)
+		body := shown(t, h.admin(t, "GET", "/pool"))
+		deaths := fmt.Sprint(body["deaths"])
+		if body["worn"] != 0. || body["idle"] != 2. || strings.Count(deaths, "why:recycled") != 2 {
+			t.Errorf("afterwards: %v", body)
+		}
+	})
+}
+
+func TestAnOperatorCanDrainAndResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		if w := h.admin(t, "POST", "/pool/drain"); w.Code != 200 || shown(t, w)["draining"] != true {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+		a := h.do(t, chat(hello))
+		if a.Code != 503 || h.last().Code != "shutting_down" || a.Header().Get("Retry-After") == "" {
+			t.Errorf("%d %v %s", a.Code, a.Header(), a.Body)
+		}
+		if a := h.do(t, request("GET", "/readyz", "")); a.Code != 503 || !strings.Contains(a.Body.String(), `"reason":"draining"`) {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		if w := h.admin(t, "POST", "/pool/resume"); w.Code != 200 || shown(t, w)["draining"] != false {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+		for _, r := range []*http.Request{chat(hello), request("GET", "/readyz", "")} {
+			if a := h.do(t, r); a.Code != 200 {
+				t.Errorf("%s: %d %s", r.URL, a.Code, a.Body)
+			}
+		}
+	})
+}
+
+func TestResumeDoesNotMakeADaemonReadyThatIsStopping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		h.Unready()
+		h.admin(t, "POST", "/pool/resume")
+		if a := h.do(t, request("GET", "/readyz", "")); a.Code != 503 {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		h.pool.Close()
+		h.admin(t, "POST", "/pool/resume")
+		if a := h.do(t, chat(hello)); a.Code != 503 || h.last().Code != "shutting_down" {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+	})
+}
+
+func TestTheAdminRoutesTakeTheirOwnMethodOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for _, tt := range []struct{ method, path, want string }{
+			{"POST", "/pool", "405 GET, HEAD"},
+			{"DELETE", "/metrics", "405 GET, HEAD"},
+			{"POST", "/readyz", "405 GET, HEAD"},
+			{"GET", "/pool/recycle", "405 POST"},
+			{"GET", "/pool/drain", "405 POST"},
+			{"PUT", "/pool/resume", "405 POST"},
+			{"GET", "/pool/other", "404 "},
+			{"HEAD", "/pool", "200 "},
+			{"GET", "/debug/pprof/cmdline", "200 "},
+			{"GET", "/debug/pprof/goroutine", "200 "},
+		} {
+			w := h.admin(t, tt.method, tt.path)
+			if got := fmt.Sprint(w.Code, " ", w.Header().Get("Allow")); got != tt.want {
+				t.Errorf("%s %s: %s, want %s", tt.method, tt.path, got, tt.want)
+			}
+		}
+		if h.pool.Refuses() != nil || h.pool.Stat().Worn > 0 {
+			t.Error("a refused request had its way")
+		}
+	})
+}
+
+func TestAWebPageCannotDrainThePool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, public := range []bool{false, true} {
+			cfg := config()
+			cfg.AdminPublic = public
+			h := open(t, cfg, 1)
+			for _, origin := range []string{"https://evil.example", "null", "http://localhost:3000"} {
+				if w := h.adminFrom(t, "POST", "/pool/drain", origin); w.Code != 403 || h.pool.Refuses() != nil {
+					t.Errorf("public %v, from %s: %d", public, origin, w.Code)
+				}
+			}
+			if w := h.adminFrom(t, "POST", "/pool/drain", "http://localhost:11436"); w.Code != 200 {
+				t.Errorf("public %v, from itself: %d", public, w.Code)
+			}
+		}
+	})
+}
+
+// TestAChildIsToBlameForWhatNeverReachedTheProvider plays children whose turns
+// fail three times in a row.
+func TestAChildIsToBlameForWhatNeverReachedTheProvider(t *testing.T) {
+	posted := func(relay *upstream.Relay) codextest.Step {
+		return codextest.Expect("turn/start", func(params json.RawMessage) error {
+			var p struct {
+				Meta json.RawMessage `json:"responsesapiClientMetadata"`
+			}
+			if err := json.Unmarshal(params, &p); err != nil {
+				return err
+			}
+			r := httptest.NewRequest("POST", "/v1/responses", strings.NewReader(`{"model":"m","input":[]}`))
+			r.Header.Set("X-Codex-Turn-Metadata", string(p.Meta))
+			relay.ServeHTTP(httptest.NewRecorder(), r)
+			return nil
+		})
+	}
+	items, ok := codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{})
+	started := codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}})
+	for name, tt := range map[string]struct {
+		turn   func(*upstream.Relay) codextest.Script
+		blamed bool
+	}{
+		"it does not get through": {func(*upstream.Relay) codextest.Script {
+			return codextest.Script{codextest.Turn(), codextest.Fail(map[string]any{"responseStreamConnectionFailed": map[string]any{}}, "no route")}
+		}, true},
+		"it refuses what is right": {func(*upstream.Relay) codextest.Script {
+			return codextest.Script{items, codextest.Refuse(-32603, "internal error")}
+		}, true},
+		"it refuses what is wrong": {func(*upstream.Relay) codextest.Script {
+			return codextest.Script{items, codextest.Refuse(-32602, "invalid params")}
+		}, false},
+		"the provider is down": {func(relay *upstream.Relay) codextest.Script {
+			return codextest.Script{items, ok, posted(relay), started, codextest.Fail("other", "stream disconnected")}
+		}, false},
+		"the conversation is too long": {func(*upstream.Relay) codextest.Script {
+			return codextest.Script{codextest.Turn(), codextest.Fail(codex.InfoContextWindow, "too long")}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, unplugged{}, upstream.Hooks{})
+				script := codextest.Script{codextest.Handshake()}
+				for range 3 {
+					script = append(append(script, codextest.Thread()), tt.turn(relay)...)
+				}
+				h := openWith(t, config(), pool.Config{Size: 1}, relay, append(script, codextest.Serve(&codextest.Child{})))
+				for range 3 {
+					if a := h.do(t, chat(hello)); a.Code < 400 {
+						t.Errorf("%d %s", a.Code, a.Body)
+					}
+				}
+				synctest.Wait()
+				deaths := h.pool.Deaths()
+				if blamed := len(deaths) == 1 && deaths[0].Why == pool.Failing; blamed != tt.blamed || len(deaths) > 1 {
+					t.Errorf("blamed: %v, %+v", blamed, deaths)
+				}
+			})
+		})
+	}
+}
+
+// unplugged is a network without a provider.
+type unplugged struct{}
+
+func (unplugged) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, fmt.Errorf("unplugged")
+}
