@@ -85,6 +85,7 @@ type poolBody struct {
 	MemoryBytes int64        `json:"memory_bytes"`
 	Draining    bool         `json:"draining"`
 	Failure     *failureBody `json:"failure"` // of the last start, null when it succeeded
+	Upstream    Upstream     `json:"upstream"`
 	Children    []childBody  `json:"children"`
 	Deaths      []deathBody  `json:"deaths"` // newest first
 }
@@ -128,7 +129,7 @@ func (s *Server) poolBody() poolBody {
 	stat := s.pool.Stat()
 	b := poolBody{
 		Size: stat.Size, Starting: stat.Starting, Idle: stat.Idle, Leased: stat.Leased, Waiting: stat.Waiting,
-		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: s.pool.Refuses() != nil, Failure: startFailure(stat.Failure),
+		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: s.pool.Refuses() != nil, Failure: startFailure(stat.Failure), Upstream: s.cfg.Upstream,
 		Children: []childBody{}, Deaths: []deathBody{},
 	}
 	for _, c := range s.pool.Children() {

@@ -70,6 +70,7 @@ func TestThePoolIsShown(t *testing.T) {
 		time.Sleep(time.Minute)
 		want := map[string]any{
 			"size": 1., "starting": 0., "idle": 1., "leased": 0., "waiting": 0., "worn": 0., "memory_bytes": 0., "draining": false, "failure": nil,
+			"upstream": map[string]any{"choice": "echo", "credential": "none"},
 			"children": []any{map[string]any{
 				"pid": 0., "state": "idle", "version": "0.0.1", "born": "2000-01-01T00:00:36Z", "age_seconds": 64., "turns": 1., "memory_bytes": 0.,
 				"probe": map[string]any{"at": "2000-01-01T00:01:20Z", "took_seconds": 0., "resident_bytes": 7., "threads": 1., "turns": 0.},

@@ -29,6 +29,7 @@ type Config struct {
 	Origins       []string      // exact, or "*"
 	Models        func() Models // what there is now
 	Sandbox       string        // for /healthz
+	Upstream      Upstream      // for /pool
 
 	DefaultStream bool  // for requests without stream
 	MaxStreams    int   // open streams at most; 0 = no limit
@@ -42,6 +43,12 @@ type Config struct {
 	StreamIdleTimeout time.Duration // the same, for streams
 	WriteTimeout      time.Duration // one write to the client
 	AcquireTimeout    time.Duration // in line for a child
+}
+
+// Upstream is where children find their model, in words that hold no secret.
+type Upstream struct {
+	Choice     string `json:"choice"`     // as in CODEX_UPSTREAM
+	Credential string `json:"credential"` // its kind
 }
 
 // Result is one finished request, for whoever counts.

@@ -236,7 +236,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	defer children.Close()
 	m.WatchPool(children.Stat)
 
-	server := api.New(apiConfig(cfg, found.known), children, provider.relay, log, m.ObserveRequest)
+	server := api.New(apiConfig(cfg, found.known, provider), children, provider.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
 
 	// Requests end with turns, the end of the connection, or this. They are not
@@ -304,7 +304,7 @@ func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, 
 	}
 }
 
-func apiConfig(cfg configs.Config, found func() cli) api.Config {
+func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
 	prefix := "codex-5"
 	if cfg.Dev() {
 		prefix = "codev-5"
@@ -315,7 +315,8 @@ func apiConfig(cfg configs.Config, found func() cli) api.Config {
 			c := found()
 			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream()}
 		},
-		Sandbox: cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: cfg.MaxChoices,
+		Upstream: api.Upstream{Choice: p.choice, Credential: p.credential},
+		Sandbox:  cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: cfg.MaxChoices,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
 		WriteTimeout: cfg.WriteTimeout, AcquireTimeout: cfg.AcquireTimeout,

@@ -191,14 +191,14 @@ func TestEverySettingOfTheAPIIsPassedOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := apiConfig(cfg, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} })
+	got := apiConfig(cfg, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} }, &provider{choice: "c", credential: "k"})
 	models := api.Models{Prefix: "codev-5", Default: "m", Catalog: []codex.Model{{ID: "m", Default: true}}}
 	if diff := cmp.Diff(models, got.Models()); diff != "" {
 		t.Errorf("models (-want +got)\n%s", diff)
 	}
 	want := api.Config{
 		Keys: []string{"codexpool-dev"}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
-		Models: got.Models, Sandbox: "read-only", DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxChoices: 3,
+		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxChoices: 3,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
 		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond, AcquireTimeout: 9 * time.Millisecond,
 	}
