@@ -151,12 +151,12 @@ func TestALoginThatAKilledDaemonLeftBehindIsTakenOver(t *testing.T) {
 }
 
 func TestAFolderWithoutALoginIsRefused(t *testing.T) {
-	dir := t.TempDir()
 	for content, want := range map[string]string{
 		"":                            "there is no ChatGPT login",
 		`{"OPENAI_API_KEY":"sk-..."}`: "there is no ChatGPT login",
 		`{"tokens`:                    "not what Codex writes",
 	} {
+		dir := t.TempDir()
 		if content != "" {
 			if err := os.WriteFile(filepath.Join(dir, "auth.json"), []byte(content), 0o600); err != nil {
 				t.Fatal(err)
