@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -512,6 +513,42 @@ func TestAFullPoolAnswers503(t *testing.T) {
 			t.Errorf("%v", codes)
 		}
 	})
+}
+
+func TestARequestThatReachedNobodyRunsOnceMoreOnAnotherChild(t *testing.T) {
+	dies := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Exit(1)}
+	for name, tt := range map[string]struct {
+		scripts []codextest.Script
+		relay   bool
+		code    int
+		died    int
+	}{
+		"one child dies":                  {[]codextest.Script{dies}, true, 200, 1},
+		"so does the next":                {[]codextest.Script{dies, dies}, true, 502, 2},
+		"whom it reached cannot be known": {[]codextest.Script{dies}, false, 502, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			both(t, func(t *testing.T, stream string) {
+				var relay *upstream.Relay
+				if tt.relay {
+					base, err := url.Parse("http://127.0.0.1:1")
+					if err != nil {
+						t.Fatal(err)
+					}
+					relay = upstream.NewRelay(upstream.Provider{Base: base}, nil, upstream.Hooks{})
+				}
+				h := openWith(t, config(), pool.Config{Size: 1}, relay, tt.scripts...)
+				a := h.do(t, chat(`{"stream":`+stream+`,"messages":[{"role":"user","content":"hi there"}]}`))
+				if a.Code != tt.code || (a.Code == 200 && choicesOf(t, a)[0] != choice{"hi there", "stop"}) {
+					t.Errorf("%d %s", a.Code, a.Body)
+				}
+				synctest.Wait()
+				if got := len(h.pool.Deaths()); got != tt.died {
+					t.Errorf("%d children died", got)
+				}
+			})
+		})
+	}
 }
 
 func TestStreamsAreLimited(t *testing.T) {

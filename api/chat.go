@@ -105,7 +105,7 @@ func (c *completion) runAll(ctx context.Context, reply replier) error {
 	}
 }
 
-// run runs the turn of one choice and gives its events to write.
+// run runs one choice and gives its events to write.
 func (c *completion) run(ctx context.Context, choice int, served func(child int), write func(any) error) error {
 	conversation := c.req.conversation(choice)
 	params := turnParams(c.req, conversation)
@@ -122,7 +122,26 @@ func (c *completion) run(ctx context.Context, choice int, served func(child int)
 			params.Tools[i] = codex.Tool{Name: params.Tools[i].Name}
 		}
 	}
-	lease, err := c.s.acquire(ctx, c.places[choice])
+	err := c.turn(ctx, c.places[choice], params, call, served, write)
+	if childDied(err) && call != nil && !call.Asked() && ctx.Err() == nil {
+		// The request was not asked of anybody: once more, with another child.
+		if places, full := c.s.pool.Admit(1); full == nil {
+			err = c.turn(ctx, places[0], params, call, served, write)
+		}
+	}
+	return err
+}
+
+// childDied says that a turn failed because its child did.
+func childDied(err error) bool {
+	var exit *codex.ExitError
+	var protocol *codex.ProtocolError
+	return errors.As(err, &exit) || errors.As(err, &protocol) || errors.Is(err, codex.ErrUnresponsive)
+}
+
+// turn runs a turn on a child that it waits for in its place in line.
+func (c *completion) turn(ctx context.Context, place *pool.Place, params codex.TurnParams, call *upstream.Call, served func(child int), write func(any) error) error {
+	lease, err := c.s.acquire(ctx, place)
 	if err != nil {
 		return err
 	}

@@ -152,8 +152,6 @@ func panicked(value any) error { return &panicError{value, debug.Stack()} }
 func describe(ctx context.Context, err error) *Error {
 	var told *Error
 	var turn *codex.TurnError
-	var exit *codex.ExitError
-	var protocol *codex.ProtocolError
 	var gone *goneError
 	var tools *codex.ToolsError
 	switch {
@@ -175,7 +173,7 @@ func describe(ctx context.Context, err error) *Error {
 			e.Code, e.cause = "client_too_slow", err // it is there, but has stopped reading
 		}
 		return e
-	case errors.As(err, &exit), errors.As(err, &protocol), errors.Is(err, codex.ErrUnresponsive):
+	case childDied(err):
 		return &Error{Status: 502, Type: serverError, Code: "child_exited", Message: "The child that served this request failed.", cause: err}
 	}
 	return &Error{Status: 500, Type: serverError, Code: "internal_error", Message: "internal error", cause: err}

@@ -27,6 +27,10 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
+	if fault := os.Getenv(faultVar); fault != "" {
+		faults[fault]()
+		os.Exit(0)
+	}
 	dir, err := os.MkdirTemp("", "codexpool-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -17,7 +17,7 @@ import (
 
 // failure is what a client is told: "status type code param", and a * where it
 // is also told to come again.
-func failure(t *testing.T, res *http.Response) string {
+func failure(t testing.TB, res *http.Response) string {
 	t.Helper()
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)

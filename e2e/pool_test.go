@@ -17,6 +17,10 @@ type poolBody struct {
 	Idle     int
 	Worn     int
 	Draining bool
+	Failure  *struct {
+		Error  string
+		Stderr []string
+	}
 	Children []struct {
 		PID         int
 		State       string

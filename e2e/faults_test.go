@@ -1,0 +1,410 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"codexpool/codex/codextest"
+)
+
+// faultVar names the fault that this test binary plays when it is run as a CLI.
+const faultVar = "CODEXPOOL_FAULT"
+
+// faults are children with a fault, where the real CLI cannot be brought to have
+// it. Those that initialize are otherwise healthy.
+var faults = map[string]func(){
+	"never initializes":    func() { io.Copy(io.Discard, os.Stdin) },
+	"exits in handshake":   func() { fmt.Fprintln(os.Stderr, "cannot read my configuration"); os.Exit(3) },
+	"starts slowly":        func() { time.Sleep(1500 * time.Millisecond); serve() },
+	"ignores EOF":          func() { serve(); hang() },
+	"ignores EOF and TERM": func() { signal.Ignore(syscall.SIGTERM); serve(); hang() },
+	"leaves a grandchild":  func() { grandchild(); serve() },
+	"floods stderr":        func() { floodStderr(); serve() },
+	"writes garbage": func() {
+		onTurn(func(json.RawMessage) { fmt.Println("thread 'main' panicked at") })
+	},
+	"writes a line of 20 MB": func() {
+		onTurn(func(json.RawMessage) {
+			fmt.Printf(`{"method":"item/agentMessage/delta","params":{"delta":"%s"}}`+"\n", strings.Repeat("x", 20<<20))
+		})
+	},
+	"asks what nobody knows": func() {
+		onTurn(func(json.RawMessage) { fmt.Println(`{"id":0,"method":"item/somethingNew/request","params":{}}`) })
+	},
+	"grows": func() {
+		var kept [][]byte
+		onTurn(func(json.RawMessage) { kept = append(kept, bytes.Repeat([]byte{1}, 64<<20)) })
+	},
+	"answers a probe late": func() {
+		late := 2500 * time.Millisecond
+		relay(func(method string, _ json.RawMessage) bool {
+			if method == "server/diagnostics" {
+				time.Sleep(late)
+				late = 0
+			}
+			return true
+		})
+	},
+	"does not end its turn": func() {
+		relay(func(method string, _ json.RawMessage) bool { return method != "turn/interrupt" })
+	},
+	// As Codex does with a second turn on a busy thread: it names the old turn, and
+	// nothing of its own comes of the new one.
+	"steers": func() {
+		relay(func(method string, id json.RawMessage) bool {
+			if method == "turn/start" {
+				fmt.Printf(`{"id":%s,"result":{"turn":{"id":"turn-of-another"}}}`+"\n", id)
+			}
+			return method != "turn/start"
+		})
+	},
+}
+
+// serve plays a healthy child until the end of its input.
+func serve() { serveFrom(os.Stdin) }
+
+func serveFrom(in io.Reader) {
+	child := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: 20 * time.Millisecond})}
+	if err := child.Serve(in, os.Stdout); err != nil && err != io.EOF {
+		fmt.Fprintln(os.Stderr, "played child:", err)
+	}
+}
+
+// relay plays a healthy child to which only what pass lets through comes.
+func relay(pass func(method string, id json.RawMessage) bool) {
+	in, out := io.Pipe()
+	go func() { // ends with the input
+		defer out.Close()
+		for lines := bufio.NewReader(os.Stdin); ; {
+			line, err := lines.ReadBytes('\n')
+			if err != nil {
+				return
+			}
+			var m struct {
+				ID     json.RawMessage
+				Method string
+			}
+			json.Unmarshal(line, &m)
+			if m.Method != "" && pass(m.Method, m.ID) { // what has no method answers act
+				out.Write(line)
+			}
+		}
+	}()
+	serveFrom(in)
+}
+
+// onTurn plays a healthy child that does something before each turn.
+func onTurn(act func(id json.RawMessage)) {
+	relay(func(method string, id json.RawMessage) bool {
+		if method == "turn/start" {
+			act(id)
+		}
+		return true
+	})
+}
+
+func hang() {
+	for {
+		time.Sleep(time.Hour) // an empty select would be a deadlock where signals are ignored
+	}
+}
+
+func floodStderr() {
+	line := []byte(strings.Repeat("e", 1<<10) + "\n")
+	for range 64 << 10 {
+		os.Stderr.Write(line)
+	}
+}
+
+// grandchild starts a process that holds this one's output, in its group.
+func grandchild() {
+	cmd := exec.Command("sleep", "1000")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Start(); err != nil {
+		panic(err)
+	}
+}
+
+// faulty is a CLI whose children are real, or have the fault that it is set to.
+type faulty struct {
+	t    *testing.T
+	path string
+}
+
+func newFaulty(t *testing.T) *faulty {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &faulty{t, filepath.Join(t.TempDir(), "codex")}
+	f.set("")
+	script := fmt.Sprintf(`#!/bin/sh
+fault=$(cat '%s.fault')
+[ "$1" = app-server ] && [ -n "$fault" ] && exec env %s="$fault" '%s'
+exec '%s' "$@"
+`, f.path, faultVar, self, codextest.Binary(t))
+	if err := os.WriteFile(f.path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// set says which fault the children have that are started from now on.
+func (f *faulty) set(fault string) {
+	f.t.Helper()
+	if err := os.WriteFile(f.path+".fault", []byte(fault), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// TestTheFaultMatrix has a row for each way in which a child can fail: what the
+// client sees whom it happens to, what the log says, which reason is counted, and
+// that the pool is full again. With a single child there is no other to hide
+// behind; the log's line and the reason are those of the child with the fault.
+func TestTheFaultMatrix(t *testing.T) {
+	const (
+		fine = "200"
+
+		idle = "504 timeout_error idle_timeout -"
+	)
+	chat := func(d *daemon, text string) string {
+		res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", ask(text, false))
+		if res.StatusCode == 200 {
+			res.Body.Close()
+			return fine
+		}
+		return failure(d.t, res)
+	}
+	pid := func(d *daemon) int { return d.children()[0] }
+	recycle := func(d *daemon) { d.operate("recycle") }
+	stop := func(d *daemon) { syscall.Kill(pid(d), syscall.SIGSTOP) }
+	probes := []string{"POOL_PROBE_MS=200", "POOL_PROBE_TIMEOUT_MS=1000"}
+	for _, tt := range []struct {
+		name   string
+		fault  string          // of faults; "" = the real CLI
+		env    []string        // of the daemon
+		text   string          // what the client says; "" = three words
+		act    func(d *daemon) // brings it about; nil = the client's request does
+		client string          // what a client sees, "" = nothing of it
+		log    string          // a line of the log has it
+		reason string          // counted once, "" = the child lives or was none
+	}{
+		{name: "exits idle", act: func(d *daemon) { syscall.Kill(pid(d), syscall.SIGKILL) }, log: "signal: killed", reason: "exited"},
+		{name: "stopped idle", env: probes, act: stop, log: `"why":"unresponsive"`, reason: "unresponsive"},
+		{name: "ignores EOF", fault: "ignores EOF", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
+		{name: "ignores EOF and TERM", fault: "ignores EOF and TERM", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
+		{name: "leaves a grandchild", fault: "leaves a grandchild", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
+		{name: "writes garbage", fault: "writes garbage", client: fine, log: "is not a message", reason: "protocol"},
+		{name: "writes a line of 20 MB", fault: "writes a line of 20 MB", client: fine, log: "is longer than", reason: "protocol"},
+		{name: "floods stderr", fault: "floods stderr", client: fine},
+		{name: "asks what nobody knows", fault: "asks what nobody knows", client: fine, log: "child asked, declined"},
+		{name: "grows", fault: "grows", env: []string{"POOL_MAX_CHILD_BYTES=40000000", "POOL_MIN_LIFE_MS=0"}, client: fine, log: `"why":"memory"`, reason: "memory"},
+		{name: "answers a probe late", fault: "answers a probe late", env: probes, client: fine},
+		{name: "does not end its turn", fault: "does not end its turn", env: []string{"PROXY_TIMEOUT_MS=1000"}, text: strings.Repeat("word ", 100), client: "504 timeout_error request_timeout -", log: `"why":"unresponsive"`, reason: "unresponsive"},
+		{name: "steers", fault: "steers", env: []string{"PROXY_IDLE_TIMEOUT_MS=500"}, client: idle, log: `"why":"unresponsive"`, reason: "unresponsive"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFaulty(t)
+			f.set(tt.fault)
+			d := start(t, append(tt.env, "POOL_SIZE=1", "CODEX_BIN="+f.path, "CODEX_STOP_GRACE_MS=300", "CODEX_ECHO_DELAY_MS=1")...)
+			child := pid(d)
+			f.set("") // the next is real
+			if tt.act != nil {
+				tt.act(d)
+			} else if got := chat(d, cmp.Or(tt.text, "one two three")); got != tt.client {
+				t.Errorf("the client sees %s, want %s", got, tt.client)
+			}
+			if tt.reason != "" {
+				eventually(t, 20*time.Second, "death by "+tt.reason, func() bool {
+					return d.metrics()[`codexpool_child_deaths_total{reason="`+tt.reason+`"}`] == 1
+				})
+			}
+			d.full(1)
+			if got := chat(d, "one two three"); got != fine {
+				t.Errorf("the next client sees %s", got)
+			}
+			if !strings.Contains(d.logged(), tt.log) {
+				t.Errorf("no %s in the log", tt.log)
+			}
+			deaths := 0.0
+			for name, n := range d.metrics() {
+				if strings.HasPrefix(name, "codexpool_child_deaths_total") {
+					deaths += n
+				}
+			}
+			if want := map[bool]float64{true: 0, false: 1}[tt.reason == ""]; deaths != want {
+				t.Errorf("%v deaths are counted, want %v", deaths, want)
+			}
+			if alive := pid(d) == child; alive != (tt.reason == "") {
+				t.Errorf("the child with the fault lives: %v", alive)
+			}
+		})
+	}
+}
+
+// full waits until the pool has its children, all idle, and no process beside
+// them.
+func (d *daemon) full(size int) {
+	d.t.Helper()
+	eventually(d.t, 20*time.Second, "full pool", func() bool {
+		m := d.metrics()
+		return m[`codexpool_pool_children{state="idle"}`] == float64(size) && len(d.children()) == size
+	})
+}
+
+// TestStartsThatFail has those faults of which no child comes. Clients are told
+// at once, and served as soon as children can be started again.
+func TestStartsThatFail(t *testing.T) {
+	for _, tt := range []struct{ fault, log, admin string }{
+		{"never initializes", "child does not answer", "child does not answer"},
+		{"exits in handshake", "exit status 3", "cannot read my configuration"},
+	} {
+		t.Run(tt.fault, func(t *testing.T) {
+			f := newFaulty(t)
+			d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path, "CODEX_START_TIMEOUT_MS=500", "CODEX_STOP_GRACE_MS=100", "POOL_BACKOFF_MAX_MS=500")
+			f.set(tt.fault)
+			syscall.Kill(d.children()[0], syscall.SIGKILL)
+			eventually(t, 10*time.Second, "backend_unavailable", func() bool { return d.ready() == `503 {"ready":false,"reason":"backend_unavailable"}` })
+			began := time.Now()
+			res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", ask("hi", true))
+			if got := failure(t, res); got != "503 server_error backend_unavailable - *" {
+				t.Errorf("the client sees %s", got)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("it was told after %v", took)
+			}
+			if !strings.Contains(d.logged(), tt.log) {
+				t.Errorf("no %q in the log", tt.log)
+			}
+			if got := d.pool().Failure; got == nil || !strings.Contains(fmt.Sprint(*got), tt.admin) {
+				t.Errorf("no %q in /pool: %+v", tt.admin, got)
+			}
+			f.set("")
+			d.full(1)
+			if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+				t.Errorf("when it is well: %v", err)
+			}
+		})
+	}
+	t.Run("starts slowly", func(t *testing.T) {
+		f := newFaulty(t)
+		d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path)
+		f.set("starts slowly")
+		syscall.Kill(d.children()[0], syscall.SIGKILL)
+		if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 { // it waits
+			t.Errorf("meanwhile: %v", err)
+		}
+	})
+}
+
+// TestFaultsOfTheHost has what happens to the real child and the daemon from
+// outside: each is told of while it lasts, and over when it is over.
+func TestFaultsOfTheHost(t *testing.T) {
+	const unavailable = `503 {"ready":false,"reason":"backend_unavailable"}`
+	kill := func(d *daemon) { syscall.Kill(d.children()[0], syscall.SIGKILL) }
+	// over waits for a pool that is well again, and uses it.
+	over := func(d *daemon) {
+		d.t.Helper()
+		eventually(d.t, 20*time.Second, "readiness", func() bool { return d.ready() == `200 {"ready":true}` })
+		d.full(1)
+		if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+			d.t.Errorf("when it is over: %v", err)
+		}
+	}
+	t.Run("its home is removed", func(t *testing.T) {
+		d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=1")
+		homes, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*"))
+		if err != nil || len(homes) != 1 {
+			t.Fatal(homes, err)
+		}
+		if err := os.RemoveAll(homes[0]); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+				t.Errorf("without its home: %v", err)
+			}
+		}
+		over(d)
+	})
+	t.Run("no descriptors are left", func(t *testing.T) {
+		d := start(t, "POOL_SIZE=1", "POOL_BACKOFF_MAX_MS=500", "CODEX_ECHO_DELAY_MS=1")
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := d.limitFiles(uint64(len(fds) + 2)) // enough to be asked, too few to start a child
+		kill(d)
+		eventually(t, 10*time.Second, "word of it", func() bool { return strings.Contains(d.logged(), "too many open files") })
+		if got := d.ready(); got != unavailable {
+			t.Errorf("ready: %s", got)
+		}
+		d.limitFiles(before)
+		over(d)
+	})
+	t.Run("its disk is full", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("only root can mount a small disk")
+		}
+		disk := codextest.Workdir(t)
+		if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=32m"); err != nil {
+			t.Skip("a small disk cannot be mounted here: ", err)
+		}
+		t.Cleanup(func() { syscall.Unmount(disk, syscall.MNT_DETACH) })
+		d := start(t, "POOL_SIZE=1", "POOL_BACKOFF_MAX_MS=500", "CODEX_ECHO_DELAY_MS=1", "PROXY_CODEX_WORKDIR="+disk)
+		filler := filepath.Join(disk, "filler")
+		fill := func() {
+			exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=4k", "oflag=append", "conv=notrunc").Run()
+		} // fails when the disk is full
+		fill()
+		if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+			t.Errorf("the child that is there: %v", err)
+		}
+		eventually(t, 20*time.Second, "word of it", func() bool {
+			for _, pid := range d.children() {
+				syscall.Kill(pid, syscall.SIGKILL) // which makes room, of its home
+			}
+			fill()
+			return strings.Contains(d.logged(), "no space left on device")
+		})
+		if got := d.ready(); got != unavailable {
+			t.Errorf("ready: %s", got)
+		}
+		if err := os.Remove(filler); err != nil {
+			t.Fatal(err)
+		}
+		over(d)
+	})
+}
+
+// limitFiles sets how many descriptors the daemon may have, and says how many it
+// was before.
+func (d *daemon) limitFiles(n uint64) (before uint64) {
+	d.t.Helper()
+	var limit syscall.Rlimit
+	prlimit := func(now, was *syscall.Rlimit) {
+		_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(d.cmd.Process.Pid), syscall.RLIMIT_NOFILE,
+			uintptr(unsafe.Pointer(now)), uintptr(unsafe.Pointer(was)), 0, 0)
+		if errno != 0 {
+			d.t.Fatal(errno)
+		}
+	}
+	prlimit(nil, &limit)
+	before, limit.Cur = limit.Cur, n
+	prlimit(&limit, nil)
+	return before
+}
