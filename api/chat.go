@@ -42,6 +42,7 @@ func (s *Server) complete(res *response, r *http.Request, req *chatRequest, as s
 	reply := s.newReplier(res, r, req, as)
 	c := completion{s: s, req: req, caller: r.Header.Get("Authorization"), idle: idle, places: places}
 	if len(places) == 1 {
+		c.line = s.cfg.AcquireTimeout
 		err = c.run(ctx, 0, func(child int) { res.child = child }, func(e any) error { return reply.write(0, e) })
 	} else {
 		err = c.runAll(ctx, reply)
@@ -58,6 +59,7 @@ type completion struct {
 	req    *chatRequest
 	caller string        // tells callers apart
 	idle   time.Duration // of a turn, at most
+	line   time.Duration // in line for a child, at most; 0 = as long as the request may take
 	places []*pool.Place // one for each choice
 }
 
@@ -71,6 +73,9 @@ func (c *completion) runAll(ctx context.Context, reply replier) error {
 	events := make(chan said)
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	// The limit is for the first: the others may be waiting for that one's turn.
+	served := time.AfterFunc(c.s.cfg.AcquireTimeout, func() { stop(errAcquireTimeout) })
+	defer served.Stop()
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range c.places {
 		group.Go(func() (err error) { // ends with its turn; the loop below waits for it
@@ -79,7 +84,7 @@ func (c *completion) runAll(ctx context.Context, reply replier) error {
 					err = panicked(p)
 				}
 			}()
-			return c.run(ctx, i, func(int) {}, func(e any) error {
+			return c.run(ctx, i, func(int) { served.Stop() }, func(e any) error {
 				select {
 				case events <- said{i, e}:
 					return nil
@@ -141,7 +146,7 @@ func childDied(err error) bool {
 
 // turn runs a turn on a child that it waits for in its place in line.
 func (c *completion) turn(ctx context.Context, place *pool.Place, params codex.TurnParams, call *upstream.Call, served func(child int), write func(any) error) error {
-	lease, err := c.s.acquire(ctx, place)
+	lease, err := c.lease(ctx, place)
 	if err != nil {
 		return err
 	}
@@ -171,6 +176,16 @@ func (c *completion) turn(ctx context.Context, place *pool.Place, params codex.T
 		}
 	}
 	return nil
+}
+
+// lease stands in line.
+func (c *completion) lease(ctx context.Context, place *pool.Place) (*pool.Lease, error) {
+	if c.line > 0 {
+		limited, cancel := context.WithTimeoutCause(ctx, c.line, errAcquireTimeout)
+		defer cancel()
+		ctx = limited
+	}
+	return place.Acquire(ctx)
 }
 
 // explained is a turn's error, or what the provider really said to cause it.
@@ -208,13 +223,6 @@ func (s *Server) openStream() (leave func(), err error) {
 		return nil, errTooManyStreams
 	}
 	return leave, nil
-}
-
-// acquire stands in line for at most AcquireTimeout.
-func (s *Server) acquire(ctx context.Context, place *pool.Place) (*pool.Lease, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.AcquireTimeout, errAcquireTimeout)
-	defer cancel()
-	return place.Acquire(ctx)
 }
 
 // tick is how often the turn must wake the handler so that no timer is late by

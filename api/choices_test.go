@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -48,8 +49,8 @@ func choicesOf(t *testing.T, a answer) []choice {
 		add(a.Body.String())
 		return list
 	}
-	for event := range strings.SplitSeq(strings.TrimSuffix(a.Body.String(), "\n\n"), "\n\n") {
-		if data := strings.TrimPrefix(event, "data: "); data != "[DONE]" {
+	for _, data := range parseSSE(a.Body.String()) {
+		if data != "[DONE]" {
 			add(data)
 		}
 	}
@@ -183,6 +184,95 @@ func TestALegacyCompletionAnswersEachPrompt(t *testing.T) {
 		}
 		if got := fmt.Sprint(h.last().Route); got != "completions" {
 			t.Errorf("counted as %s", got)
+		}
+	})
+}
+
+// TestSiblingsDoNotTimeOutWaitingForEachOther: the limit of the line is for the
+// first choice; the others wait for its turn, which may take long.
+func TestSiblingsDoNotTimeOutWaitingForEachOther(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: 35 * time.Second})}
+		h := open(t, config(), 1, slow)
+		a := h.do(t, chat(`{"n":2,"stream":`+stream+`,"messages":[{"role":"user","content":"word"}]}`))
+		if got := choicesOf(t, a); a.Code != 200 || !slices.Equal(got, []choice{{"word", "stop"}, {"word", "stop"}}) {
+			t.Errorf("%d %+v", a.Code, got)
+		}
+		busy := make(chan answer)
+		go func() { busy <- h.do(t, chat(`{"messages":[{"role":"user","content":"word"}]}`)) }()
+		synctest.Wait()
+		if a := h.do(t, chat(`{"n":2,"stream":`+stream+`,"messages":[{"role":"user","content":"word"}]}`)); a.Code != 503 || !strings.Contains(a.Body.String(), "pool_saturated") {
+			t.Errorf("behind another request: %d %s", a.Code, a.Body)
+		}
+		if a := <-busy; a.Code != 200 {
+			t.Errorf("the other: %d", a.Code)
+		}
+	})
+}
+
+func TestAChoicesFinishDoesNotWaitForTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		quick := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})}
+		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Minute})}
+		h := open(t, config(), 2, quick, slow)
+		w := &seen{ResponseWriter: httptest.NewRecorder(), began: time.Now()}
+		h.ServeHTTP(w, chat(`{"n":2,"stream":true,"messages":[{"role":"user","content":"word"}]}`))
+		soon := 0
+		for _, e := range w.events {
+			var after string
+			var frames int
+			fmt.Sscan(e, &after, &frames)
+			if d, err := time.ParseDuration(after); err == nil && d <= time.Second {
+				soon += frames
+			}
+		}
+		if soon != 4 { // two roles, a word and the finish
+			t.Errorf("%d frames within a second of %v", soon, w.events)
+		}
+	})
+}
+
+func TestAUsageIsNotInventedForAChoiceThatHasNone(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		counted := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})}
+		none := codextest.Script{
+			codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("x"),
+			codextest.Notify("turn/completed", map[string]any{"threadId": "$thread", "turn": map[string]any{"id": "$turn", "status": "completed"}}),
+			codextest.Serve(&codextest.Child{}),
+		}
+		h := open(t, config(), 2, counted, none)
+		a := h.do(t, chat(`{"n":2,"stream":`+stream+`,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"x"}]}`))
+		if a.Code != 200 || strings.Contains(a.Body.String(), "prompt_tokens") || !strings.Contains(a.Body.String(), `"usage":null`) {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+	})
+}
+
+// TestFieldsWithoutEffectAreNamed has a row for each place where a field may
+// stand that we do not know, or that does not count there.
+func TestFieldsWithoutEffectAreNamed(t *testing.T) {
+	const user = `"messages":[{"role":"user","content":"x"}]`
+	const call = `{"role":"assistant","content":"a","tool_calls":[{"id":"c","index":0,"x1":1,"type":"function","function":{"name":"f","arguments":"","x2":1}}],"function_call":{},"x3":1,"audio":null},{"role":"tool","tool_call_id":"c","content":"r","name":"f"}`
+	const png = "data:image/jpg;base64,iVBORw0KGgo="
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for body, want := range map[string]string{
+			`{` + user + `}`:                "",
+			`{"x":1,"y":null,` + user + `}`: "x",
+			`{"seed":1,"temperature":1,"stream_options":{"include_usage":true},` + user + `}`:                        "seed, stream_options, temperature",
+			`{"stream":true,"stream_options":{"include_obfuscation":false},` + user + `}`:                            "stream_options.include_obfuscation",
+			`{"reasoning":{"exclude":true,"summary":"auto"},` + user + `}`:                                           "reasoning.exclude",
+			`{"include_reasoning":false,"response_format":{"type":"text","x":1},` + user + `}`:                       "response_format.x",
+			`{"parallel_tool_calls":true,` + user + `}`:                                                              "parallel_tool_calls",
+			`{"tools":[{"type":"function","strict":true,"function":{"name":"f","x":1,"strict":true}}],` + user + `}`: "tools.function.strict, tools.function.x, tools.strict",
+			`{"messages":[` + call + `]}`:                                                                            "messages.function_call, messages.name, messages.tool_calls.function.x2, messages.tool_calls.x1, messages.x3",
+			`{"messages":[{"role":"user","name":"n","content":[{"type":"text","text":"x","cache_control":null,"z":1},{"type":"image_url","image_url":{"url":"` + png + `","w":1}}]}]}`: "messages.content.image_url.w, messages.content.z, messages.name",
+			`{"` + strings.Repeat("k", 2000) + `":1,"z":1,` + user + `}`: strings.Repeat("k", 100) + ", z",
+		} {
+			a := h.do(t, chat(body))
+			if got := a.Header().Get("X-Codexpool-Ignored"); a.Code != 200 || got != want {
+				t.Errorf("%.200s: %d, named %q, want %q (%.200s)", body, a.Code, got, want, a.Body)
+			}
 		}
 	})
 }

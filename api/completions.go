@@ -19,7 +19,7 @@ var completionFields = map[string]fieldReader{
 
 	"best_of":  only("1"),
 	"echo":     only("false"),
-	"logprobs": only("0"),
+	"logprobs": refuse,
 	"suffix":   only(`""`),
 
 	"temperature":       chatFields["temperature"],
@@ -43,18 +43,21 @@ func (s *Server) completions(res *response, r *http.Request) error {
 
 // readPrompt reads one prompt, or several.
 func readPrompt(req *chatRequest, name string, value json.RawMessage) error {
-	var prompts []string
+	var prompts []*string
 	var one string
 	if json.Unmarshal(value, &one) == nil {
-		prompts = []string{one}
+		prompts = []*string{&one}
 	} else if err := into(&prompts, name, value, "a string or an array of strings; tokens are not taken"); err != nil {
 		return err
 	}
 	if len(prompts) == 0 {
 		return badRequest(name, "'%s' must not be empty.", name)
 	}
-	for _, p := range prompts {
-		req.Conversations = append(req.Conversations, []chatMessage{{Role: "user", Parts: []part{{Text: p}}}})
+	for i, p := range prompts {
+		if p == nil {
+			return badRequest(name, "'%s[%d]' must be a string.", name, i)
+		}
+		req.Conversations = append(req.Conversations, []chatMessage{{Role: "user", Parts: []part{{Text: *p}}}})
 	}
 	return nil
 }

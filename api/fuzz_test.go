@@ -15,7 +15,7 @@ import (
 // the child and for the provider.
 func FuzzDecode(f *testing.F) {
 	for _, body := range []string{
-		hello, `{"prompt":["a","b"],"n":2,"stop":["x"]}`,
+		hello, `{"prompt":["a","b"],"n":2,"stop":["x"]}`, `{"prompt":["a","b"],"n":6917529027641081856}`,
 		`{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgo=","detail":"low"}}]}]}`,
 		`{"messages":[{"role":"assistant","content":null,"refusal":"r","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{"}}]},{"role":"tool","tool_call_id":"c","content":"x"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"},"strict":true}}],"tool_choice":{"type":"function","function":{"name":"f"}}}`,
 		`{"messages":[{"role":"assistant","function_call":{"name":"f","arguments":""}},{"role":"function","name":"f","content":[{"type":"text","text":"x"}]}],"functions":[{"name":"f"}],"function_call":{"name":"f"}}`,

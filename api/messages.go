@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -29,9 +28,6 @@ type part struct {
 // toolCall is a call that an assistant made.
 type toolCall struct{ ID, Name, Arguments string }
 
-// maxImage bounds an image, in bytes; it is OpenAI's own limit.
-const maxImage = 50 << 20
-
 func readMessages(req *chatRequest, name string, value json.RawMessage) error {
 	var messages []map[string]json.RawMessage
 	if err := into(&messages, name, value, "an array of objects"); err != nil {
@@ -43,7 +39,7 @@ func readMessages(req *chatRequest, name string, value json.RawMessage) error {
 	var conversation []chatMessage
 	legacy := map[string]string{}
 	for i, fields := range messages {
-		r := messageReader{req: req, at: fmt.Sprintf("messages[%d]", i), fields: fields, legacy: legacy}
+		r := messageReader{req: req, index: i, at: fmt.Sprintf("messages[%d]", i), fields: fields, legacy: legacy}
 		m, err := r.read()
 		if err != nil {
 			return err
@@ -61,6 +57,7 @@ func readMessages(req *chatRequest, name string, value json.RawMessage) error {
 // named.
 type messageReader struct {
 	req    *chatRequest
+	index  int
 	at     string // where the message stands, for errors
 	fields map[string]json.RawMessage
 	legacy map[string]string // function_call has no ids: the last one that we gave to a call of each name
@@ -82,25 +79,32 @@ func (r *messageReader) read() (m chatMessage, err error) {
 		err = r.assistant(&m)
 	case "tool":
 		known = append(known, "tool_call_id")
-		if err = into(&m.CallID, r.at+".tool_call_id", r.fields["tool_call_id"], "a string"); err == nil {
+		if err = named(&m.CallID, r.at+".tool_call_id", r.fields["tool_call_id"]); err == nil {
 			m.Parts, err = r.content()
 		}
 	case "function":
 		known = append(known, "name")
 		m.Role = "tool"
-		if err = into(&m.CallID, r.at+".name", r.fields["name"], "a string"); err == nil {
+		if err = named(&m.CallID, r.at+".name", r.fields["name"]); err == nil {
 			m.CallID = cmp.Or(r.legacy[m.CallID], m.CallID)
 			m.Parts, err = r.content()
 		}
 	default:
 		return m, badRequest(r.at+".role", "'%s.role' must be one of system, developer, user, assistant, tool, function.", r.at)
 	}
-	for key, value := range r.fields {
-		if !slices.Contains(known, key) && !isNull(value) {
-			r.req.Ignored = append(r.req.Ignored, "messages."+key)
-		}
-	}
+	r.req.ignoreRest("messages.", r.fields, known...)
 	return m, err
+}
+
+// named reads what something is called by.
+func named(to *string, name string, value json.RawMessage) error {
+	if err := into(to, name, value, "a string"); err != nil {
+		return err
+	}
+	if *to == "" {
+		return badRequest(name, "'%s' must not be empty.", name)
+	}
+	return nil
 }
 
 // assistant reads what an assistant said, refused and called.
@@ -108,8 +112,9 @@ func (r *messageReader) assistant(m *chatMessage) (err error) {
 	if err := r.calls(m); err != nil {
 		return err
 	}
-	refusal := !isNull(r.fields["refusal"]) // what it once said instead, or too
-	if !isNull(r.fields["content"]) || (!refusal && len(m.Calls) == 0) {
+	refusal := !isNull(r.fields["refusal"]) && string(r.fields["refusal"]) != `""` // what it once said instead, or too
+	absent := isNull(r.fields["content"]) || (len(m.Calls) > 0 && string(r.fields["content"]) == "[]")
+	if !absent || (!refusal && len(m.Calls) == 0) {
 		if m.Parts, err = r.content(); err != nil {
 			return err
 		}
@@ -127,37 +132,37 @@ func (r *messageReader) assistant(m *chatMessage) (err error) {
 
 // calls reads tool_calls, or the legacy function_call.
 func (r *messageReader) calls(m *chatMessage) error {
-	if legacy := r.fields["function_call"]; !isNull(legacy) {
-		call, err := readCall(r.at+".function_call", legacy)
-		call.ID = "call_" + strings.NewReplacer("messages[", "", "]", "").Replace(r.at)
+	listed, legacy := r.fields["tool_calls"], r.fields["function_call"]
+	if isNull(listed) && isNull(legacy) {
+		return nil
+	}
+	if isNull(listed) {
+		call, err := r.call(r.at+".function_call", legacy)
+		call.ID = fmt.Sprintf("function_call_%d", r.index)
 		r.legacy[call.Name] = call.ID
 		m.Calls = append(m.Calls, call)
 		return err
 	}
-	if isNull(r.fields["tool_calls"]) {
-		return nil
+	if !isNull(legacy) {
+		r.req.Ignored = append(r.req.Ignored, "messages.function_call")
 	}
 	at := r.at + ".tool_calls"
-	var calls []struct {
-		ID       json.RawMessage
-		Type     json.RawMessage
-		Function json.RawMessage
-	}
-	if err := into(&calls, at, r.fields["tool_calls"], "an array of objects"); err != nil {
+	var calls []map[string]json.RawMessage
+	if err := into(&calls, at, listed, "an array of objects"); err != nil {
 		return err
 	}
-	for i, c := range calls {
+	for i, fields := range calls {
 		at := fmt.Sprintf("%s[%d]", at, i)
 		var kind string
-		if err := into(&kind, at+".type", c.Type, "a string"); err != nil {
+		if err := into(&kind, at+".type", fields["type"], "a string"); err != nil {
 			return err
 		}
 		if kind != "function" {
 			return badRequest(at+".type", "'%s.type' must be function.", at)
 		}
-		call, err := readCall(at+".function", c.Function)
+		call, err := r.call(at+".function", fields["function"])
 		if err == nil {
-			err = into(&call.ID, at+".id", c.ID, "a string")
+			err = named(&call.ID, at+".id", fields["id"])
 		}
 		if err != nil {
 			return err
@@ -165,20 +170,23 @@ func (r *messageReader) calls(m *chatMessage) error {
 		if slices.ContainsFunc(m.Calls, func(other toolCall) bool { return other.ID == call.ID }) {
 			return badRequest(at+".id", "'%s.id' is the id of another call.", at)
 		}
+		r.req.ignoreRest("messages.tool_calls.", fields, "type", "function", "id", "index") // some send a stream's index back
 		m.Calls = append(m.Calls, call)
 	}
 	return nil
 }
 
-func readCall(at string, value json.RawMessage) (c toolCall, err error) {
-	var f struct{ Name, Arguments json.RawMessage }
-	if err := into(&f, at, value, "an object"); err != nil {
+// call reads what is called and with what.
+func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err error) {
+	var fields map[string]json.RawMessage
+	if err := into(&fields, at, value, "an object"); err != nil {
 		return c, err
 	}
-	if err := into(&c.Name, at+".name", f.Name, "a string"); err != nil {
+	if err := named(&c.Name, at+".name", fields["name"]); err != nil {
 		return c, err
 	}
-	return c, into(&c.Arguments, at+".arguments", f.Arguments, "a string")
+	r.req.ignoreRest("messages.tool_calls.function.", fields, "name", "arguments")
+	return c, into(&c.Arguments, at+".arguments", fields["arguments"], "a string")
 }
 
 // matchCalls makes sure that every call is answered before the conversation goes
@@ -249,54 +257,48 @@ func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p pa
 		}
 		err = into(&p.Text, at+"."+kind, fields[kind], "a string")
 	case kind == "image_url" && role == "user":
-		p.Image, p.Detail, err = readImage(at+".image_url", fields["image_url"])
+		p.Image, p.Detail, err = r.image(at+".image_url", fields["image_url"])
 	case kind == "input_audio", kind == "file":
 		return p, unsupported(at)
 	default:
 		return p, badRequest(at+".type", "'%s.type' must be text, or for a user image_url.", at)
 	}
-	for key := range maps.Keys(fields) {
-		if key != "type" && key != kind {
-			r.req.Ignored = append(r.req.Ignored, "messages.content."+key)
-		}
-	}
+	r.req.ignoreRest("messages.content.", fields, "type", kind)
 	return p, err
 }
 
-// readImage checks that an image is there, whole, and what it says it is:
-// nothing is fetched, neither by us nor by Codex.
-func readImage(at string, value json.RawMessage) (url, detail string, err error) {
-	var f struct{ URL, Detail json.RawMessage }
-	if err := into(&f, at, value, "an object"); err != nil {
+// image checks that an image is there, whole, and an image: nothing is fetched,
+// neither by us nor by Codex.
+func (r *messageReader) image(at string, value json.RawMessage) (url, detail string, err error) {
+	var fields map[string]json.RawMessage
+	if err := into(&fields, at, value, "an object"); err != nil {
 		return "", "", err
 	}
-	if err := into(&url, at+".url", f.URL, "a string"); err != nil {
+	if err := into(&url, at+".url", fields["url"], "a string"); err != nil {
 		return "", "", err
 	}
-	if !isNull(f.Detail) {
-		if err := into(&detail, at+".detail", f.Detail, "a string"); err != nil {
+	if !isNull(fields["detail"]) {
+		if err := into(&detail, at+".detail", fields["detail"], "a string"); err != nil {
 			return "", "", err
 		}
 		if !slices.Contains([]string{"auto", "low", "high", "original"}, detail) {
 			return "", "", badRequest(at+".detail", "'%s.detail' must be one of auto, low, high, original.", at)
 		}
 	}
+	r.req.ignoreRest("messages.content.image_url.", fields, "url", "detail")
 	head, data, _ := strings.Cut(url, ",")
 	kind, isData := strings.CutPrefix(head, "data:")
 	kind, isBase64 := strings.CutSuffix(kind, ";base64")
-	if !isData || !isBase64 {
+	if !isData || !isBase64 || !strings.HasPrefix(kind, "image/") {
 		return "", "", badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,...: this server fetches no images.", at)
 	}
 	image, err := base64.StdEncoding.DecodeString(data)
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", "", badRequest(at+".url", "'%s.url' is not valid base64.", at)
-	case len(image) > maxImage:
-		return "", "", badRequest(at+".url", "'%s.url' is larger than %d MB.", at, maxImage>>20)
-	case !slices.Contains([]string{"image/png", "image/jpeg", "image/webp", "image/gif"}, kind):
-		return "", "", badRequest(at+".url", "'%s.url' must be a PNG, JPEG, WebP or GIF image.", at)
-	case http.DetectContentType(image) != kind:
-		return "", "", badRequest(at+".url", "'%s.url' does not hold the %s that it says.", at, kind)
+	}
+	// By what it is, not by what it is called: image/jpg is no type, but in wide use.
+	if !slices.Contains([]string{"image/png", "image/jpeg", "image/webp", "image/gif"}, http.DetectContentType(image)) {
+		return "", "", badRequest(at+".url", "'%s.url' must hold a PNG, JPEG, WebP or GIF image.", at)
 	}
 	return url, detail, nil
 }

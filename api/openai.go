@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"codexpool/upstream"
 )
@@ -36,6 +37,7 @@ type chatRequest struct {
 	Stop          []string
 	Tools         []tool
 	ToolChoice    toolChoice
+	OwnTools      bool                       // tools were given as tools
 	LegacyCalls   bool                       // tools were given as functions
 	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
 	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
@@ -107,11 +109,14 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 // decode reads the fields one by one, so that each error names its own.
 func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error {
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
+	if err := json.Unmarshal(body, &fields); err != nil || fields == nil || !utf8.Valid(body) {
 		e := badRequest("", "The body is not a JSON object.")
 		var syntax *json.SyntaxError
 		if errors.As(err, &syntax) {
 			e.Message = fmt.Sprintf("The body is not valid JSON: %v (at byte %d).", syntax, syntax.Offset)
+		}
+		if !utf8.Valid(body) {
+			e.Message = "The body is not valid UTF-8."
 		}
 		e.Code = "invalid_json"
 		return e
@@ -136,10 +141,22 @@ func (req *chatRequest) readFields(prefix string, fields map[string]json.RawMess
 	return nil
 }
 
+// ignoreRest names the fields that are not known.
+func (req *chatRequest) ignoreRest(prefix string, fields map[string]json.RawMessage, known ...string) {
+	for key, value := range fields {
+		if !slices.Contains(known, key) && !isNull(value) {
+			req.Ignored = append(req.Ignored, prefix+key)
+		}
+	}
+}
+
 // check looks at what the fields say together.
 func (req *chatRequest) check(cfg Config) error {
-	if req.choices() > cfg.MaxChoices {
-		return badRequest("n", "%d choices are wanted; this server gives at most %d.", req.choices(), cfg.MaxChoices)
+	if req.N > cfg.MaxChoices || req.choices() > cfg.MaxChoices { // the first bounds the product
+		return badRequest("n", "More choices are wanted than the %d that this server gives.", cfg.MaxChoices)
+	}
+	if req.IncludeUsage && !req.Stream {
+		req.Ignored = append(req.Ignored, "stream_options")
 	}
 	if err := req.checkTools(); err != nil {
 		return err
@@ -180,7 +197,7 @@ var chatFields = map[string]fieldReader{
 	"include_reasoning": readIncludeReasoning, // read before reasoning: a summary of its own wins
 	"reasoning": object(map[string]fieldReader{
 		"effort":  field(func(req *chatRequest) *string { return &req.Effort }, "a string"),
-		"summary": field(func(req *chatRequest) *string { return &req.Summary }, "a string"),
+		"summary": readSummary,
 	}),
 	"reasoning_effort": field(func(req *chatRequest) *string { return &req.Effort }, "a string"), // read after reasoning: it wins
 	"tools":            readTools,
@@ -205,14 +222,14 @@ var chatFields = map[string]fieldReader{
 	"service_tier":          typed[string]("a string", tuned),
 	"verbosity":             typed[string]("a string", tuned),
 	"prompt_cache_key":      typed[string]("a string", tuned),
-	"metadata":              typed[map[string]string]("an object of strings", tuned),
+	"metadata":              readMetadata,
 	"parallel_tool_calls":   typed[bool]("a boolean", tuned),
 
 	// The Responses API has no such fields.
 	"presence_penalty":  number(-2, 2, ignored),
 	"frequency_penalty": number(-2, 2, ignored),
 	"seed":              typed[int64]("an integer", ignored),
-	"logit_bias":        typed[map[string]float64]("an object of numbers", ignored),
+	"logit_bias":        readLogitBias,
 }
 
 var streamOptions = map[string]fieldReader{
@@ -249,16 +266,19 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 			req.Ignored = append(req.Ignored, name)
 		}
 	}
+	if req.ToolChoice.Mode == "none" && !takes("tool_choice") {
+		req.Tools = nil
+	}
 	switch {
 	case req.Format != nil && !takes("text"):
 		return unsupported("response_format")
 	case req.ToolChoice.forced() && !takes("tool_choice"):
-		return unsupported("tool_choice")
+		return unsupported(req.ToolChoice.Field)
 	case len(req.Tools) > 0 && relay != nil && !takes("tools"):
 		req.Ignored = append(req.Ignored, "tools")
 		req.Tools = nil
-	case req.ToolChoice.Mode == "none" && !takes("tool_choice"):
-		req.Tools = nil
+	case relay == nil && slices.ContainsFunc(req.Tools, func(t tool) bool { return t.Strict }):
+		req.Ignored = append(req.Ignored, "tools.function.strict")
 	}
 	return nil
 }
@@ -287,6 +307,44 @@ func readStop(req *chatRequest, name string, value json.RawMessage) error {
 	return nil
 }
 
+func readSummary(req *chatRequest, name string, value json.RawMessage) error {
+	if err := into(&req.Summary, name, value, "a string"); err != nil {
+		return err
+	}
+	if summaries := []string{"auto", "concise", "detailed", "none"}; !slices.Contains(summaries, req.Summary) {
+		return badRequest(name, "'%s' must be one of %s.", name, strings.Join(summaries, ", "))
+	}
+	return nil
+}
+
+func readMetadata(req *chatRequest, name string, value json.RawMessage) error {
+	var entries map[string]*string
+	if err := into(&entries, name, value, "an object of strings"); err != nil {
+		return err
+	}
+	for key, v := range entries {
+		if v == nil {
+			return badRequest(name, "'%s.%.100s' must be a string.", name, key)
+		}
+	}
+	tuned(req, name, value)
+	return nil
+}
+
+func readLogitBias(req *chatRequest, name string, value json.RawMessage) error {
+	var biases map[string]float64
+	if err := into(&biases, name, value, "an object of numbers"); err != nil {
+		return err
+	}
+	for token, bias := range biases {
+		if bias < -100 || bias > 100 {
+			return badRequest(name, "'%s.%.100s' must be between -100 and 100.", name, token)
+		}
+	}
+	ignored(req, name, value)
+	return nil
+}
+
 func readIncludeReasoning(req *chatRequest, name string, value json.RawMessage) error {
 	var include bool
 	err := into(&include, name, value, "a boolean")
@@ -308,9 +366,10 @@ func tokens(req *chatRequest, name string, value json.RawMessage) error {
 	return nil
 }
 
-// into decodes a field, or says what it must be.
+// into decodes a field, or says what it must be. Where null is as if the field
+// were not there, the caller has looked.
 func into[T any](to *T, name string, value json.RawMessage, what string) error {
-	if err := json.Unmarshal(value, to); err != nil {
+	if err := json.Unmarshal(value, to); err != nil || isNull(value) {
 		return badRequest(name, "'%s' must be %s.", name, what)
 	}
 	return nil
@@ -379,7 +438,7 @@ func headerList(names []string) string {
 	slices.Sort(names)
 	list := ""
 	for _, n := range slices.Compact(names) {
-		n = notHeaderSafe.ReplaceAllString(n, "?")
+		n = notHeaderSafe.ReplaceAllString(n[:min(len(n), 100)], "?")
 		if len(list)+len(n)+2 > 1000 {
 			return list + ", ..."
 		}

@@ -138,7 +138,7 @@ func (w *whole) finish() error {
 	for i := range w.choices {
 		m := &w.choices[i]
 		if w.text {
-			body.Choices = append(body.Choices, textChoice{Index: i, Text: m.text.String(), FinishReason: finishedReason(m.end)})
+			body.Choices = append(body.Choices, textChoice{Index: i, Text: m.text.String() + m.refusal.String(), FinishReason: finishedReason(m.end)})
 			continue
 		}
 		body.Choices = append(body.Choices, completionChoice{Index: i, Message: w.message(m), FinishReason: finishedReason(m.end)})
@@ -196,7 +196,11 @@ func (s *stream) write(choice int, e any) error {
 		}
 		s.delta(choice, deltaBody{Reasoning: e.Text})
 	case refusal:
-		s.delta(choice, deltaBody{Refusal: e.Text})
+		if s.text { // it has no other place for it
+			s.delta(choice, deltaBody{Content: &e.Text})
+		} else {
+			s.delta(choice, deltaBody{Refusal: e.Text})
+		}
 	case codex.TextDelta:
 		s.delta(choice, deltaBody{Content: &e.Text})
 	case codex.ToolCalls:
@@ -234,6 +238,8 @@ func (s *stream) tick() error {
 	switch {
 	case !s.res.stream && now.Sub(s.turn) >= s.commitAfter:
 		s.commit()
+		return s.flush()
+	case len(s.buf) > 0: // one choice has finished, the others think
 		return s.flush()
 	case s.res.stream && s.keepalive > 0 && now.Sub(s.wrote) >= s.keepalive:
 		s.buf = append(s.buf, ": keepalive\n\n"...)

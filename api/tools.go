@@ -19,6 +19,8 @@ type tool struct {
 type toolChoice struct {
 	Mode string // auto, none or required; "" = as the provider likes
 	Name string // of the one function that must be called; "" = none in particular
+
+	Field string // where it was given, for errors
 }
 
 // forced says that there must be a call.
@@ -43,7 +45,9 @@ func readTools(req *chatRequest, name string, value json.RawMessage) error {
 		if err := req.addTool(at+".function", fields["function"]); err != nil {
 			return err
 		}
+		req.ignoreRest("tools.", fields, "type", "function")
 	}
+	req.OwnTools = len(tools) > 0
 	return nil
 }
 
@@ -95,19 +99,19 @@ func (req *chatRequest) addTool(at string, value json.RawMessage) error {
 				err = badRequest(at+"."+key, "The parameters of the tool %q must be a JSON schema of type object.", t.Name)
 			}
 			t.Parameters = v
-		default:
-			req.Ignored = append(req.Ignored, "tools."+key)
 		}
 		if err != nil {
 			return err
 		}
 	}
+	req.ignoreRest("tools.function.", fields, "name", "description", "strict", "parameters")
 	req.Tools = append(req.Tools, t)
 	return nil
 }
 
 // readToolChoice reads tool_choice, and the legacy function_call.
 func readToolChoice(req *chatRequest, name string, value json.RawMessage) error {
+	req.ToolChoice.Field = name
 	var mode string
 	if json.Unmarshal(value, &mode) == nil {
 		modes := []string{"none", "auto"}
@@ -121,25 +125,26 @@ func readToolChoice(req *chatRequest, name string, value json.RawMessage) error 
 		return nil
 	}
 	at := name
+	var fields map[string]json.RawMessage
+	if err := into(&fields, name, value, "a string or an object"); err != nil {
+		return err
+	}
 	if name == "tool_choice" {
-		var choice struct{ Type, Function json.RawMessage }
 		var kind string
-		if err := into(&choice, name, value, "a string or an object"); err != nil {
-			return err
-		}
-		if err := into(&kind, name+".type", choice.Type, "a string"); err != nil {
+		if err := into(&kind, name+".type", fields["type"], "a string"); err != nil {
 			return err
 		}
 		if kind != "function" {
 			return unsupported(name + ".type")
 		}
-		at, value = name+".function", choice.Function
+		req.ignoreRest(name+".", fields, "type", "function")
+		at, value, fields = name+".function", fields["function"], nil
+		if err := into(&fields, at, value, "an object"); err != nil {
+			return err
+		}
 	}
-	var function struct{ Name json.RawMessage }
-	if err := into(&function, at, value, "a string or an object"); err != nil {
-		return err
-	}
-	return into(&req.ToolChoice.Name, at+".name", function.Name, "a string")
+	req.ignoreRest(at+".", fields, "name")
+	return into(&req.ToolChoice.Name, at+".name", fields["name"], "a string")
 }
 
 // checkTools looks at what the fields for tools say together.
@@ -147,10 +152,12 @@ func (req *chatRequest) checkTools() error {
 	choice := req.ToolChoice
 	named := func(t tool) bool { return t.Name == choice.Name }
 	switch {
+	case req.LegacyCalls && req.OwnTools:
+		return badRequest("functions", "'functions' is the old form of 'tools'; one of them must do.")
 	case choice.forced() && len(req.Tools) == 0:
-		return badRequest("tool_choice", "'tool_choice' needs 'tools'.")
+		return badRequest(choice.Field, "'%s' needs tools to choose from.", choice.Field)
 	case choice.Name != "" && !slices.ContainsFunc(req.Tools, named):
-		return badRequest("tool_choice", "'tool_choice' names %.100q, which is not one of the tools.", choice.Name)
+		return badRequest(choice.Field, "'%s' names %.100q, which is not one of the tools.", choice.Field, choice.Name)
 	}
 	return nil
 }
@@ -165,6 +172,7 @@ func readResponseFormat(req *chatRequest, name string, value json.RawMessage) er
 	if err := into(&kind, name+".type", format["type"], "a string"); err != nil {
 		return err
 	}
+	req.ignoreRest(name+".", format, "type", kind)
 	switch kind {
 	case "text":
 		return nil
@@ -204,7 +212,6 @@ func (req *chatRequest) readSchema(at string, value json.RawMessage) error {
 		case "strict":
 			err = into(new(bool), at+"."+key, v, "a boolean")
 		default:
-			req.Ignored = append(req.Ignored, "response_format.json_schema."+key)
 			continue
 		}
 		if err != nil {
@@ -212,5 +219,6 @@ func (req *chatRequest) readSchema(at string, value json.RawMessage) error {
 		}
 		req.Format[key] = v
 	}
+	req.ignoreRest(at+".", fields, "name", "description", "schema", "strict")
 	return nil
 }

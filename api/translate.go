@@ -140,6 +140,9 @@ func overrides(req *chatRequest, conversation []chatMessage, caller string) upst
 		if choice := responsesChoice(req.ToolChoice); choice != nil {
 			o["tool_choice"] = marshal(choice)
 		}
+		if req.LegacyCalls {
+			o["parallel_tool_calls"] = json.RawMessage("false") // an answer in the old form has room for one
+		}
 	}
 	return o
 }

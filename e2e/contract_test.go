@@ -237,7 +237,7 @@ func TestAnswersOfEveryKind(t *testing.T) {
 		},
 		{
 			"a legacy function", hi + `,"functions":[{"name":"clock"}],"function_call":{"name":"clock"}`,
-			`{"tools":[{"type":"function","name":"clock","parameters":{"type":"object","properties":{}},"strict":false}],"tool_choice":{"type":"function","name":"clock"}}`, codextest.Calls(noon),
+			`{"tools":[{"type":"function","name":"clock","parameters":{"type":"object","properties":{}},"strict":false}],"tool_choice":{"type":"function","name":"clock"},"parallel_tool_calls":false}`, codextest.Calls(noon),
 			`assistant content null clock({) finish tool_calls`,
 		},
 		{"JSON", hi + `,"response_format":{"type":"json_object"}`, `{"text":{"format":{"type":"json_object"}}}`, codextest.Text(`{}`), `assistant content "{}" finish stop`},
@@ -369,8 +369,8 @@ func TestAConversationOfEveryKindArrivesItemForItem(t *testing.T) {
 		{
 			"legacy calls", `{"role":"user","content":"u"},{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},{"role":"function","name":"f","content":"one"},` +
 				`{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},{"role":"function","name":"f","content":"two"}`,
-			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{}","call_id":"call_1","name":"f","type":"function_call"},{"call_id":"call_1","output":"one","type":"function_call_output"},` +
-				`{"arguments":"{}","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"two","type":"function_call_output"}`,
+			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{}","call_id":"function_call_1","name":"f","type":"function_call"},{"call_id":"function_call_1","output":"one","type":"function_call_output"},` +
+				`{"arguments":"{}","call_id":"function_call_3","name":"f","type":"function_call"},{"call_id":"function_call_3","output":"two","type":"function_call_output"}`,
 		},
 	} {
 		for _, stream := range []bool{false, true} {

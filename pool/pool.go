@@ -166,6 +166,9 @@ type Place struct{ pool *Pool }
 // hold some while the line has no room for him to wait for the others. Acquire
 // must be called on each.
 func (p *Pool) Admit(n int) ([]*Place, error) {
+	if n < 1 {
+		panic(fmt.Sprintf("BUG: %d callers", n))
+	}
 	if p.admitted.Add(int64(n)) > int64(p.cfg.Size+p.cfg.MaxWaiting) {
 		p.admitted.Add(int64(-n))
 		p.acquired(time.Now(), ErrFull)
