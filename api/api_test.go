@@ -348,6 +348,7 @@ func TestBadRequestsAreRefusedWithTheirOwnStatus(t *testing.T) {
 		{"logprobs", authorized(msg(`"logprobs":true`)), "400 invalid_request_error unsupported_parameter logprobs"},
 		{"top logprobs", authorized(msg(`"top_logprobs":2`)), "400 invalid_request_error unsupported_parameter top_logprobs"},
 		{"what is no UTF-8", authorized(msg("\"user\":\"\xff\"")), "400 invalid_request_error invalid_json <nil>"},
+		{"a schema that nests too deep for a child", authorized(msg(`"tools":[{"type":"function","function":{"name":"f","parameters":` + strings.Repeat(`{"not":`, 130) + `{}` + strings.Repeat(`}`, 130) + `}}]`)), "400 invalid_request_error <nil> tools"},
 		{"no prompt", request("POST", "/v1/completions", `{"model":"codex-5"}`), "400 invalid_request_error <nil> prompt"},
 		{"a prompt of tokens", request("POST", "/v1/completions", `{"prompt":[1,2]}`), "400 invalid_request_error <nil> prompt"},
 		{"too many prompts", request("POST", "/v1/completions", `{"prompt":["a","b","c"],"n":2}`), "400 invalid_request_error <nil> n"},
