@@ -11,8 +11,8 @@ import (
 	"codexpool/codex"
 )
 
-// child is one resource of the pool. But for the client's own promises and the
-// atomics, only the holder of the resource touches it.
+// child is one resource of the pool. But for the client's own promises, the state
+// and the atomics, only the holder of the resource touches it.
 type child struct {
 	*codex.Client
 	born       time.Time
@@ -25,7 +25,7 @@ type child struct {
 	odd      error     // what the pool found wrong with it, which its client does not know
 	why      Reason    // set before it is destroyed
 
-	state  atomic.Value // State; set by the holder, but that a probe of it may become late
+	state  State        // set by the holder, but that a probe may become late; guarded by roster.mu
 	turns  atomic.Int64 // set by the holder
 	memory atomic.Int64 // private bytes of its process group, 0 where not measured; set by upkeep
 	probe  atomic.Pointer[Probe]
@@ -99,6 +99,24 @@ func (r *roster) remove(c *child) {
 	r.children = slices.DeleteFunc(r.children, func(other *child) bool { return other == c })
 }
 
+// set changes a child's state.
+func (r *roster) set(c *child, s State) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c.state = s
+}
+
+// late says that the child is still under a probe, and marks it so.
+func (r *roster) late(c *child) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.state != Probing {
+		return false
+	}
+	c.state = Late
+	return true
+}
+
 func (r *roster) all() []*child {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,12 +132,14 @@ func (r *roster) died(d Death) {
 
 // Children lists the children, oldest first.
 func (p *Pool) Children() []ChildStat {
+	p.roster.mu.Lock()
+	defer p.roster.mu.Unlock()
 	var stats []ChildStat
-	for _, c := range p.roster.all() {
+	for _, c := range p.roster.children {
 		stats = append(stats, ChildStat{
 			Pid:     c.Pid(),
 			Version: c.Version(),
-			State:   c.state.Load().(State),
+			State:   c.state,
 			Born:    c.born,
 			Turns:   int(c.turns.Load()),
 			Memory:  c.memory.Load(),

@@ -117,7 +117,6 @@ type Pool struct {
 	generation atomic.Int64 // children of an older one are to be replaced
 	stale      atomic.Bool  // something has happened since the last sweep that one should see
 
-	wearing  sync.Mutex     // held while it is decided whether a worn child goes
 	deciding sync.WaitGroup // upkeep; Close waits for it first, then for the starts, then for the rest
 	growing  sync.WaitGroup // the starts
 	tasks    sync.WaitGroup // all other goroutines of the pool
@@ -226,7 +225,7 @@ func (p *Pool) acquire(ctx context.Context) (*Lease, error) {
 			p.retire(res, why)
 			continue
 		}
-		res.Value().state.Store(Leased)
+		p.roster.set(res.Value(), Leased)
 		return &Lease{pool: p, res: res}, nil
 	}
 }
@@ -261,7 +260,7 @@ func (p *Pool) take() (*puddle.Resource[*child], error) {
 // giveBack makes a child that the caller holds idle, or lets puddle destroy it
 // when the pool is closed.
 func (p *Pool) giveBack(res *puddle.Resource[*child]) {
-	res.Value().state.Store(Idle)
+	p.roster.set(res.Value(), Idle)
 	res.ReleaseUnused()
 	p.tickets.Release(1)
 }
@@ -333,12 +332,12 @@ func (p *Pool) construct(ctx context.Context) (*child, error) {
 	c := &child{
 		Client:     client,
 		born:       time.Now(),
+		state:      Idle,
 		generation: generation,
 		maxTurns:   int(math.Ceil(p.jittered(float64(p.cfg.MaxTurns)))),
 		maxAge:     time.Duration(p.jittered(float64(p.cfg.MaxAge))),
 	}
 	c.answered = c.born
-	c.state.Store(Idle)
 	p.roster.add(c)
 	p.cfg.Log.Info("child started", "child", c.Pid(), "version", c.Version(), "took", took)
 	return c, nil
@@ -364,7 +363,7 @@ func (p *Pool) jittered(limit float64) float64 {
 func (p *Pool) retire(res *puddle.Resource[*child], why Reason) {
 	c := res.Value()
 	c.why = why
-	c.state.Store(Leaving)
+	p.roster.set(c, Leaving)
 	p.tasks.Go(func() { // ends within the steps of stopping
 		p.bury(c)
 		res.Hijack()
@@ -494,17 +493,24 @@ type census struct {
 func (c census) room(size int) int { return size - c.total - c.starting }
 
 func (p *Pool) census() census {
+	p.roster.mu.Lock()
+	defer p.roster.mu.Unlock()
+	return p.count()
+}
+
+// count takes the census. The caller holds roster.mu.
+func (p *Pool) count() census {
 	// First, so that a child that has just become idle is counted twice and not
 	// missed: fill must not start one for which there is no room.
 	n := census{starting: int(p.starting.Load())}
-	for _, c := range p.roster.all() {
+	for _, c := range p.roster.children {
 		n.total++
 		n.memory += c.memory.Load()
 		worn := p.worn(c) != ""
 		if worn {
 			n.worn++
 		}
-		switch c.state.Load() {
+		switch c.state {
 		case Probing:
 			n.probing++
 			fallthrough

@@ -19,10 +19,10 @@ func (p *Pool) silent(c *child) bool {
 // longer counts as idle, and the next is asked.
 func (p *Pool) probe(res *puddle.Resource[*child]) {
 	c := res.Value()
-	c.state.Store(Probing)
+	p.roster.set(c, Probing)
 	p.tasks.Go(func() { // ends within the deadline and the call's own
 		late := time.AfterFunc(p.cfg.ProbeTimeout/10, func() {
-			if c.state.CompareAndSwap(Probing, Late) {
+			if p.roster.late(c) {
 				p.lookAtAll()
 			}
 		})

@@ -65,25 +65,35 @@ func (p *Pool) fill() {
 	}
 }
 
-// retireWorn retires a worn child that the caller holds, if one may go now. They
-// go one at a time, each when the replacement of the one before is warm, so that
-// under load as many as possible serve, and where one cannot be started no other
-// follows.
+// retireWorn retires a worn child that the caller holds, if it may go now.
 func (p *Pool) retireWorn(res *puddle.Resource[*child]) bool {
-	why := p.worn(res.Value())
-	if why == "" {
-		return false
-	}
-	p.wearing.Lock()
-	defer p.wearing.Unlock()
-	n := p.census()
-	calm := n.starting == 0 && n.uncertain == 0
-	full := n.idle >= n.waiting+p.cfg.MinIdle || n.room(p.cfg.Size) <= 0 // else fill has not looked yet
-	if !calm || !full {
+	c := res.Value()
+	why := p.worn(c)
+	if why == "" || !p.mayGo(c) {
 		return false
 	}
 	p.retire(res, why)
 	return true
+}
+
+// mayGo says whether a worn child may go now, and marks it as leaving if so. They
+// go one at a time, each when the replacement of the one before is warm, so that
+// under load as many as possible serve, and where one cannot be started no other
+// follows.
+func (p *Pool) mayGo(c *child) bool {
+	p.roster.mu.Lock()
+	defer p.roster.mu.Unlock()
+	n := p.count()
+	others := n.idle
+	if c.state == Idle {
+		others--
+	}
+	calm := n.starting == 0 && n.uncertain == 0
+	full := others >= n.waiting+p.cfg.MinIdle || n.room(p.cfg.Size) <= 0 // else fill has not looked since one went
+	if calm && full {
+		c.state = Leaving
+	}
+	return calm && full
 }
 
 // sweep looks at the idle children. It retires those that are dead, all of them,
