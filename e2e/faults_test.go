@@ -58,6 +58,15 @@ var faults = map[string]func(){
 			return true
 		})
 	},
+	"exits when probed": func() {
+		relay(func(method string, _ json.RawMessage) bool {
+			if method == "server/diagnostics" {
+				fmt.Fprintln(os.Stderr, "thread 'main' panicked at a bug")
+				os.Exit(101)
+			}
+			return true
+		})
+	},
 	"does not end its turn": func() {
 		relay(func(method string, _ json.RawMessage) bool { return method != "turn/interrupt" })
 	},
