@@ -19,8 +19,8 @@ import (
 
 const books = "../runbooks"
 
-// illnesses brings about what each page is for, once it has seen a healthy
-// daemon. What it returns is lasting: it is there until the test ends.
+// illnesses says how to bring about what each page is for, in a healthy daemon
+// with a single child. It lasts for as long as the checks take.
 var illnesses = map[string]struct {
 	env   []string
 	bring func(d *daemon, f *faulty)
