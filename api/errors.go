@@ -221,7 +221,7 @@ func providerFailed(f *upstream.Failure) *Error {
 		return upstreamOverloaded(f.RetryAfter)
 	}
 	switch {
-	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden:
+	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden && f.Message == "":
 		return upstreamAuth(f)
 	case f.Status == http.StatusTooManyRequests:
 		return upstreamLimited(f.RetryAfter)

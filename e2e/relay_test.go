@@ -147,8 +147,9 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 			codextest.StartStream(w).Begin()
 			panic(http.ErrAbortHandler)
 		}, "502 upstream_error  [] The upstream failed."},
+		{"403", codextest.Status(403, envelope("denied")), "403 denied input[0] [] The provider's words."},
+		{"403 without a word", codextest.Status(403, ""), "502 upstream_auth  [] The upstream refused this server's credentials."},
 		{"401", codextest.Status(401, envelope("invalid_api_key")), "502 upstream_auth  [] The upstream refused this server's credentials."},
-		{"403", codextest.Status(403, envelope("denied")), "502 upstream_auth  [] The upstream refused this server's credentials."},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			up.Script(tt.reply)
@@ -170,11 +171,14 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 			if got := fmt.Sprint(res.StatusCode, " ", body.Error.Code, " ", body.Error.Param, " ", wait, " ", body.Error.Message); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
+			if ready := d.ready() == `200 {"ready":true}`; ready != (tt.name != "401") {
+				t.Errorf("afterwards it is ready: %v", ready)
+			}
 		})
 	}
 	// A refused credential is known, and forgotten when one is accepted.
 	if got := d.ready(); got != `503 {"ready":false,"reason":"upstream_auth"}` {
-		t.Errorf("after the 403: %s", got)
+		t.Errorf("after the 401: %s", got)
 	}
 	up.Script(codextest.Text("ok"))
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {

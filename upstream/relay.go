@@ -33,6 +33,7 @@ const (
 	leftoverFor = 5 * time.Second        // until that body must have ended
 	retryAfter  = 200 * time.Millisecond // before the one retry, jittered; a provider's own Retry-After goes first
 	retryAtMost = 2 * time.Second        // a longer Retry-After is the caller's to wait for
+	maxUnclear  = 10                     // rechecks of a refused credential in a row that told nothing
 )
 
 // Provider is where the relay forwards to.
@@ -153,40 +154,53 @@ func (r *Relay) Rejected() bool { return r.rejected.Load() || r.authorize(http.H
 
 // Watch asks a provider that refused our credential for its models, for free,
 // until it no longer does: while we say that we are not ready nobody may send us
-// a completion that would find out. It returns when ctx ends.
+// a completion that would find out. Where that tells nothing for long, completions
+// are let find out. It returns when ctx ends.
 func (r *Relay) Watch(ctx context.Context, every time.Duration) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
+	unclear := 0 // rechecks in a row
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if r.rejected.Load() {
-			r.recheck(ctx)
+		if !r.rejected.Load() {
+			unclear = 0
+			continue
+		}
+		accepted, told := r.recheck(ctx)
+		if unclear++; told {
+			unclear = 0
+		}
+		if accepted || unclear >= maxUnclear {
+			r.rejected.Store(false)
 		}
 	}
 }
 
-func (r *Relay) recheck(ctx context.Context) {
+// recheck asks for the models. A 403 accepts the credential too: it may only not
+// list models. What else goes wrong tells nothing about it.
+func (r *Relay) recheck(ctx context.Context) (accepted, told bool) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.provider.Base.JoinPath("models").String(), nil)
-	if err != nil {
-		return
-	}
-	if r.authorize(req.Header) != nil {
-		return
+	if err != nil || r.authorize(req.Header) != nil {
+		return false, false
 	}
 	res, err := r.transport.RoundTrip(req)
 	if err != nil {
-		return
+		return false, false
 	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusUnauthorized && res.StatusCode != http.StatusForbidden && res.StatusCode < http.StatusInternalServerError {
-		r.rejected.Store(false)
+	res.Body.Close()
+	switch res.StatusCode {
+	case http.StatusOK, http.StatusForbidden:
+		return true, true
+	case http.StatusUnauthorized:
+		return false, true
 	}
+	return false, false
 }
 
 // Call is one turn's request as the API prepared it. Its owner calls Done.
@@ -466,7 +480,7 @@ func (r *Relay) receive(res *http.Response) error {
 	f := res.Request.Context().Value(callKey{}).(*flow)
 	r.noteLimits(res.Header)
 	switch {
-	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden:
+	case res.StatusCode == http.StatusUnauthorized: // a 403 is about what this one request wanted
 		r.rejected.Store(true)
 	case res.StatusCode < http.StatusInternalServerError && res.StatusCode != http.StatusTooManyRequests:
 		r.rejected.Store(false)

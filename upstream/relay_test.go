@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"codexpool/upstream"
@@ -164,16 +165,21 @@ func child(ctx context.Context, base, key string) (int, string, error) {
 	return childPosts(ctx, base, key, posted)
 }
 
-func childPosts(ctx context.Context, base, key, body string) (int, string, error) {
+// fromChild is a child's request.
+func fromChild(ctx context.Context, base, key, body string) *http.Request {
 	req, err := http.NewRequestWithContext(ctx, "POST", base+"/v1/responses", strings.NewReader(body))
 	if err != nil {
-		return 0, "", err
+		panic(err)
 	}
 	metadata, _ := json.Marshal(map[string]string{"thread_id": "t", upstream.MetaKey: key})
 	req.Header.Set("X-Codex-Turn-Metadata", string(metadata))
 	req.Header.Set("Session-Id", "thread")
+	return req
+}
+
+func childPosts(ctx context.Context, base, key, body string) (int, string, error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	res, err := client.Do(req)
+	res, err := client.Do(fromChild(ctx, base, key, body))
 	if err != nil {
 		return 0, "", err
 	}
@@ -530,26 +536,74 @@ func TestARefusedCredentialIsKnownUntilOneIsAccepted(t *testing.T) {
 	}
 }
 
-func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
-	p := newProvider(t, status(401, "", ""), status(401, "", ""), status(200, "", "{}"))
+func TestOnlyA401SaysThatTheCredentialIsBad(t *testing.T) {
+	p := newProvider(t, status(403, "", ""), status(401, "", ""), status(429, "", ""), status(403, "", ""))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(nil)
-	defer call.Done()
-	child(t.Context(), base, call.Key)
-	ctx, cancel := context.WithCancel(t.Context())
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		r.Watch(ctx, time.Millisecond)
-	}()
-	for r.Rejected() {
-		time.Sleep(time.Millisecond) // a real provider on a real socket
+	for i, want := range []bool{false, true, true, false} {
+		call := r.Prepare(nil)
+		child(t.Context(), base, call.Key)
+		call.Done()
+		if r.Rejected() != want {
+			t.Errorf("after request %d: %v", i+1, r.Rejected())
+		}
 	}
-	cancel()
-	<-watched
-	requests, _, _ := p.seen()
-	if len(requests) != 3 || requests[2].Method != "GET" || requests[2].URL.Path != "/base/v1/models" {
-		t.Errorf("%d requests, the last is %s %s", len(requests), requests[2].Method, requests[2].URL)
+}
+
+// answers are a provider without a network: each status once, the last for ever.
+type answers []int
+
+func (a *answers) RoundTrip(req *http.Request) (*http.Response, error) {
+	code := (*a)[0]
+	if len(*a) > 1 {
+		*a = (*a)[1:]
+	}
+	if code == 0 || req.Method == "GET" && req.URL.Path != "/v1/models" {
+		return nil, errors.New("connection refused")
+	}
+	return &http.Response{StatusCode: code, Header: http.Header{}, Body: http.NoBody, Request: req}, nil
+}
+
+// TestARefusedCredentialIsTriedAgainForFree counts how often the models are asked
+// for, once every 30 s, until the relay counts on the credential again.
+func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
+	for name, tt := range map[string]struct {
+		models   answers
+		rechecks int // 0 = for ever
+	}{
+		"it is accepted":            {answers{200}, 1},
+		"it may not list models":    {answers{403}, 1},
+		"it is refused, later not":  {answers{401, 401, 200}, 3},
+		"it is refused for ever":    {answers{401}, 0},
+		"it cannot be told":         {answers{404, 429, 500, 0}, 10},
+		"a refusal is told between": {answers{404, 404, 401, 404}, 13},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				all := append(answers{401}, tt.models...)
+				r := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider", Path: "/v1"}}, &all, upstream.Hooks{})
+				post := func() {
+					call := r.Prepare(nil)
+					defer call.Done()
+					r.ServeHTTP(httptest.NewRecorder(), fromChild(t.Context(), "", call.Key, posted))
+				}
+				post()
+				if !r.Rejected() {
+					t.Fatal("the 401 is not known")
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				go r.Watch(ctx, 30*time.Second) // ends with ctx, for which the bubble waits
+				rechecks := 0
+				for r.Rejected() && rechecks < 100 {
+					time.Sleep(30 * time.Second)
+					synctest.Wait()
+					rechecks++
+				}
+				cancel()
+				if rechecks%100 != tt.rechecks {
+					t.Errorf("%d rechecks, want %d", rechecks, tt.rechecks)
+				}
+			})
+		})
 	}
 }
 
