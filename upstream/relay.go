@@ -30,7 +30,7 @@ const (
 	maxFailure  = 64 << 10               // of a provider's error that is kept, bytes
 	maxEvent    = 8 << 20                // of one event, bytes: an answer is half a megabyte at most, and Codex needs a minute for 30
 	maxLeftover = 1 << 20                // of a provider's body behind response.completed, bytes
-	leftoverFor = 5 * time.Second        // until that body must have ended
+	leftoverFor = 5 * time.Second        // until that body must have ended, or that of an error
 	retryAfter  = 200 * time.Millisecond // before the one retry, jittered; a provider's own Retry-After goes first
 	retryAtMost = 2 * time.Second        // a longer Retry-After is the caller's to wait for
 	maxUnclear  = 10                     // rechecks of a refused credential in a row that told nothing
@@ -136,7 +136,6 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 	r.proxy = &httputil.ReverseProxy{
 		Rewrite:        func(*httputil.ProxyRequest) {}, // the request is ours from the start
 		Transport:      &retrier{next: transport, hooks: hooks},
-		FlushInterval:  -1,
 		ModifyResponse: r.receive,
 		ErrorHandler:   unreachable,
 		ErrorLog:       log.New(io.Discard, "", 0), // what goes wrong is in the call's failure
@@ -303,14 +302,17 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	// The child hangs up as soon as it has read response.completed. That is no
-	// cancel, and must not cost the connection; a hang-up before it is one.
+	// cancel, and must not cost the connection, if the body ends soon; a hang-up
+	// before it is one.
 	flow := &flow{call: call}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(req.Context()))
 	defer cancel()
 	stop := context.AfterFunc(req.Context(), func() {
-		if !flow.completed.Load() {
-			cancel()
+		if flow.completed.Load() {
+			time.AfterFunc(leftoverFor, cancel)
+			return
 		}
+		cancel()
 	})
 	defer stop()
 	out := r.outgoing(context.WithValue(ctx, callKey{}, flow), body)
@@ -485,21 +487,33 @@ func (r *Relay) receive(res *http.Response) error {
 	case res.StatusCode < http.StatusInternalServerError && res.StatusCode != http.StatusTooManyRequests:
 		r.rejected.Store(false)
 	}
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return errors.New("it switches protocols") // and would never end
+	}
 	if res.StatusCode != http.StatusOK {
-		head, _ := io.ReadAll(io.LimitReader(res.Body, maxFailure))
-		r.received(len(head))
-		failure := parseFailure(head)
+		var head bytes.Buffer
+		take(&head, res.Body, maxFailure)
+		res.Body.Close()
+		r.received(head.Len())
+		failure := parseFailure(head.Bytes())
 		failure.Status, failure.RetryAfter = res.StatusCode, res.Header.Get("Retry-After")
 		f.call.failure.Store(failure)
-		res.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.MultiReader(bytes.NewReader(head), res.Body), res.Body}
+		// The child gets no more than that: it keeps a whole body in memory.
+		res.Header.Del("Content-Length")
+		res.Body = io.NopCloser(&head)
 		return nil
 	}
 	f.body, f.received = res.Body, r.received
 	res.Body = f
 	return nil
+}
+
+// take copies at most so many bytes of what is left of body into w, as far as they
+// come in leftoverFor.
+func take(w io.Writer, body io.ReadCloser, most int64) {
+	timer := time.AfterFunc(leftoverFor, func() { body.Close() }) // which ends a read
+	defer timer.Stop()
+	_, _ = io.CopyN(w, body, most)
 }
 
 func (r *Relay) received(n int) {
@@ -591,9 +605,7 @@ func (f *flow) Read(b []byte) (int, error) {
 // on to the end, so that the connection can serve again.
 func (f *flow) Close() error {
 	if f.completed.Load() {
-		timer := time.AfterFunc(leftoverFor, func() { f.body.Close() })
-		_, _ = io.CopyN(io.Discard, f.body, maxLeftover)
-		timer.Stop()
+		take(io.Discard, f.body, maxLeftover)
 	}
 	return f.body.Close()
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strings"
@@ -196,6 +197,153 @@ func childPosts(ctx context.Context, base, key, body string) (int, string, error
 		}
 	}
 	return res.StatusCode, got.String(), nil
+}
+
+// imagined is a relay before a provider without a network, for synctest: what
+// answer gives, nil for no connection, comes over a connection that was there.
+func imagined(answer func(*http.Request) *http.Response) *upstream.Relay {
+	return upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider", Path: "/v1"}}, imaginary(answer), upstream.Hooks{})
+}
+
+type imaginary func(*http.Request) *http.Response
+
+func (answer imaginary) RoundTrip(req *http.Request) (*http.Response, error) {
+	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.GotConn != nil {
+		trace.GotConn(httptrace.GotConnInfo{Reused: true})
+	}
+	res := answer(req)
+	if err := context.Cause(req.Context()); err != nil {
+		return nil, err
+	}
+	if res == nil {
+		return nil, errors.New("connection refused")
+	}
+	body := res.Body // the relay puts another in its place
+	context.AfterFunc(req.Context(), func() { body.Close() })
+	if res.Request = req; res.Header == nil {
+		res.Header = http.Header{}
+	}
+	return res, nil
+}
+
+// ask has a child ask r directly.
+func ask(ctx context.Context, r *upstream.Relay) (*upstream.Call, *httptest.ResponseRecorder) {
+	call := r.Prepare(nil)
+	defer call.Done()
+	w := httptest.NewRecorder()
+	r.ServeHTTP(w, fromChild(ctx, "", call.Key, posted))
+	return call, w
+}
+
+// endless is a body that never ends: its text, and then the same byte for ever,
+// or silence until it is closed.
+type endless struct {
+	*io.PipeReader
+	read int
+}
+
+func newEndless(text, filler string) *endless {
+	r, w := io.Pipe()
+	go func() { // ends when the body is closed
+		_, err := io.WriteString(w, text)
+		for err == nil && filler != "" {
+			_, err = io.WriteString(w, strings.Repeat(filler, 32<<10))
+		}
+	}()
+	return &endless{PipeReader: r}
+}
+
+func (e *endless) Read(b []byte) (int, error) {
+	n, err := e.PipeReader.Read(b)
+	e.read += n
+	return n, err
+}
+
+// TestABodyThatNeverEndsIsLeft has the bodies that the relay itself reads to their
+// end: of an error, of a first try, and behind the last event.
+func TestABodyThatNeverEndsIsLeft(t *testing.T) {
+	const told = `{"error":{"message":"m"}}`
+	for name, tt := range map[string]struct {
+		status int
+		text   string
+		filler string        // what comes for ever; "" = silence
+		takes  time.Duration // 0 = no time
+		reads  int           // about, at most
+	}{
+		"a silent error":        {400, told, "", 5 * time.Second, 1 << 10},
+		"a long error":          {400, told, " ", 0, 128 << 10},
+		"a silent first try":    {502, told, "", 5 * time.Second, 1 << 10},
+		"a long first try":      {502, told, " ", 0, 128 << 10},
+		"silent after the last": {200, "data: " + completed + "\n\n", "", 5 * time.Second, 1 << 10},
+		"long after the last":   {200, "data: " + completed + "\n\n", "\n", 0, 2 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first := newEndless(tt.text, tt.filler)
+				r := imagined(func() func(*http.Request) *http.Response {
+					tries := 0
+					return func(*http.Request) *http.Response {
+						if tries++; tries > 1 {
+							return &http.Response{StatusCode: 400, Body: io.NopCloser(strings.NewReader(told))}
+						}
+						return &http.Response{StatusCode: tt.status, Body: first, Header: http.Header{"Content-Type": {"text/event-stream"}}}
+					}
+				}())
+				began := time.Now()
+				ctx, hangUp := context.WithCancel(t.Context())
+				defer hangUp()
+				call := r.Prepare(nil)
+				defer call.Done()
+				w := &childThatLeaves{ResponseRecorder: httptest.NewRecorder(), leave: hangUp}
+				func() {
+					defer func() { _ = recover() }() // http.ErrAbortHandler, of a write that failed
+					r.ServeHTTP(w, fromChild(ctx, "", call.Key, posted))
+				}()
+				if took := time.Since(began); took < tt.takes || took > tt.takes+time.Second {
+					t.Errorf("it took %v", took)
+				}
+				if first.read > tt.reads {
+					t.Errorf("%d bytes were read", first.read)
+				}
+				if w.Body.Len() > 64<<10 {
+					t.Errorf("the child got %d bytes", w.Body.Len())
+				}
+				if f := call.Failure(); (f != nil && f.Message == "m") != (tt.status != 200) {
+					t.Errorf("failure %+v", f)
+				}
+			})
+		})
+	}
+}
+
+// childThatLeaves hangs up as soon as it has read response.completed.
+type childThatLeaves struct {
+	*httptest.ResponseRecorder
+	leave func()
+}
+
+func (c *childThatLeaves) Write(b []byte) (int, error) {
+	if bytes.Contains(c.Body.Bytes(), []byte(`"response.completed"`)) {
+		return 0, errors.New("the child has left")
+	}
+	n, err := c.ResponseRecorder.Write(b)
+	if bytes.Contains(c.Body.Bytes(), []byte(`"response.completed"`)) {
+		c.leave()
+	}
+	return n, err
+}
+
+func TestASwitchOfProtocolsIsAFailureAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := imagined(func(*http.Request) *http.Response {
+			return &http.Response{StatusCode: http.StatusSwitchingProtocols, Body: newEndless("", "")}
+		})
+		began := time.Now()
+		call, w := ask(t.Context(), r)
+		if w.Code != 502 || call.Failure() == nil || time.Since(began) != 0 {
+			t.Errorf("the child got %d, failure %+v after %v", w.Code, call.Failure(), time.Since(began))
+		}
+	})
 }
 
 func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
@@ -549,44 +697,34 @@ func TestOnlyA401SaysThatTheCredentialIsBad(t *testing.T) {
 	}
 }
 
-// answers are a provider without a network: each status once, the last for ever.
-type answers []int
-
-func (a *answers) RoundTrip(req *http.Request) (*http.Response, error) {
-	code := (*a)[0]
-	if len(*a) > 1 {
-		*a = (*a)[1:]
-	}
-	if code == 0 || req.Method == "GET" && req.URL.Path != "/v1/models" {
-		return nil, errors.New("connection refused")
-	}
-	return &http.Response{StatusCode: code, Header: http.Header{}, Body: http.NoBody, Request: req}, nil
-}
-
 // TestARefusedCredentialIsTriedAgainForFree counts how often the models are asked
 // for, once every 30 s, until the relay counts on the credential again.
 func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
 	for name, tt := range map[string]struct {
-		models   answers
+		models   []int
 		rechecks int // 0 = for ever
 	}{
-		"it is accepted":            {answers{200}, 1},
-		"it may not list models":    {answers{403}, 1},
-		"it is refused, later not":  {answers{401, 401, 200}, 3},
-		"it is refused for ever":    {answers{401}, 0},
-		"it cannot be told":         {answers{404, 429, 500, 0}, 10},
-		"a refusal is told between": {answers{404, 404, 401, 404}, 13},
+		"it is accepted":            {[]int{200}, 1},
+		"it may not list models":    {[]int{403}, 1},
+		"it is refused, later not":  {[]int{401, 401, 200}, 3},
+		"it is refused for ever":    {[]int{401}, 0},
+		"it cannot be told":         {[]int{404, 429, 500, 0}, 10},
+		"a refusal is told between": {[]int{404, 404, 401, 404}, 13},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				all := append(answers{401}, tt.models...)
-				r := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider", Path: "/v1"}}, &all, upstream.Hooks{})
-				post := func() {
-					call := r.Prepare(nil)
-					defer call.Done()
-					r.ServeHTTP(httptest.NewRecorder(), fromChild(t.Context(), "", call.Key, posted))
-				}
-				post()
+				statuses := append([]int{401}, tt.models...)
+				r := imagined(func(req *http.Request) *http.Response {
+					code := statuses[0]
+					if len(statuses) > 1 {
+						statuses = statuses[1:]
+					}
+					if code == 0 || req.Method == "GET" && req.URL.Path != "/v1/models" {
+						return nil
+					}
+					return &http.Response{StatusCode: code, Body: http.NoBody}
+				})
+				ask(t.Context(), r)
 				if !r.Rejected() {
 					t.Fatal("the 401 is not known")
 				}

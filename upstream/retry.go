@@ -30,7 +30,7 @@ func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		return res, err
 	}
 	if res != nil {
-		_, _ = io.CopyN(io.Discard, res.Body, maxFailure) // so that the connection can serve again
+		take(io.Discard, res.Body, maxFailure) // so that the connection can serve again
 		res.Body.Close()
 	}
 	select {
