@@ -227,10 +227,21 @@ func providerFailed(f *upstream.Failure) *Error {
 		return upstreamLimited(f.RetryAfter)
 	case f.Status == http.StatusServiceUnavailable, f.Status == 529: // not in any RFC, but in use for this
 		return upstreamOverloaded(f.RetryAfter)
-	case f.Status >= 400 && f.Status < 500 && f.Message != "":
-		return &Error{Status: f.Status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: f.Message, counted: "upstream_refused"}
+	case f.Status >= 400 && f.Status < 500 && f.Message != "", aboutRequest(f.Status):
+		message := cmp.Or(f.Message, "The upstream refused the request.")
+		return &Error{Status: f.Status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: message, counted: "upstream_refused"}
 	}
 	return upstreamFailed(f)
+}
+
+// aboutRequest says that a status is about the caller's request even without a
+// word.
+func aboutRequest(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusNotFound, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
 }
 
 // turnFailed maps what the upstream did, as far as Codex tells it. Its messages

@@ -138,6 +138,18 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 		{"quota", retryAfter(429, "17", envelope("insufficient_quota")), "429 usage_limit_reached  [17] The upstream's usage limit is reached."},
 		{"500", codextest.Status(500, "secret internals"), "502 upstream_error  [] The upstream failed."},
 		{"503", retryAfter(503, "17", "busy"), "503 upstream_overloaded  [17] The upstream is overloaded."},
+		{"422 of another shape", codextest.Status(422, `{"detail":"The provider's words."}`), "422   [] The provider's words."},
+		{"404 without a word", codextest.Status(404, "<html>"), "404   [] The upstream refused the request."},
+		{"409 without a word", codextest.Status(409, "<html>"), "502 upstream_error  [] The upstream failed."},
+		{"JSON instead of a stream", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, envelope("slow_down"))
+		}, "503 upstream_overloaded  [1 2 3] The upstream is overloaded."},
+		{"an error event", func(w http.ResponseWriter, _ *http.Request) {
+			s := codextest.StartStream(w)
+			s.Begin()
+			s.Event(map[string]any{"type": "error", "code": "context_length_exceeded", "message": "The provider's words.", "param": nil})
+		}, "400 context_length_exceeded messages [] The provider's words."},
 		{"garbage", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "what?") }, "502 upstream_error  [] The upstream failed."},
 		{"failed in the stream", func(w http.ResponseWriter, _ *http.Request) {
 			s := codextest.StartStream(w)

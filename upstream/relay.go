@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -250,7 +251,7 @@ func (c *Call) Refusal() string {
 
 // Failure is a provider's refusal, or the lack of an answer.
 type Failure struct {
-	Status     int    // HTTP status; 0 where there was no answer, 200 for a response.failed
+	Status     int    // HTTP status; 0 where there was no answer, 200 where the failure came instead of an answer, or in it
 	Type       string // of the provider's error, like the next three; may be empty
 	Code       string
 	Param      string
@@ -322,10 +323,15 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	var cacheKey string
-	if json.Unmarshal(call.overrides["prompt_cache_key"], &cacheKey) == nil {
+	if json.Unmarshal(call.overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
 		out.Header.Set("Session-Id", cacheKey) // Codex sends both alike
 	}
 	r.proxy.ServeHTTP(w, out)
+}
+
+// fitsHeader says that a caller's text can be a header's value as it is.
+func fitsHeader(s string) bool {
+	return s != "" && len(s) <= 200 && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // call finds the call that a child's metadata names.
@@ -490,7 +496,7 @@ func (r *Relay) receive(res *http.Response) error {
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return errors.New("it switches protocols") // and would never end
 	}
-	if res.StatusCode != http.StatusOK {
+	if res.StatusCode != http.StatusOK || !streams(res.Header) {
 		var head bytes.Buffer
 		take(&head, res.Body, maxFailure)
 		res.Body.Close()
@@ -539,27 +545,37 @@ func (r *Relay) noteLimits(h http.Header) {
 	}
 }
 
-// parseFailure reads OpenAI's envelope, or the error of a response.failed.
+// streams says that a body is a stream of events, for all that is said of it.
+func streams(h http.Header) bool {
+	kind := h.Get("Content-Type")
+	return kind == "" || strings.HasPrefix(strings.ToLower(kind), "text/event-stream")
+}
+
+// parseFailure reads an error as providers write it: in OpenAI's envelope, without
+// one, or as a mere sentence under error or detail.
 func parseFailure(body []byte) *Failure {
-	var b struct {
-		Error *failureBody `json:"error"`
-	}
-	if json.Unmarshal(body, &b) != nil || b.Error == nil {
+	var b map[string]any
+	if json.Unmarshal(body, &b) != nil {
 		return &Failure{}
 	}
-	return b.Error.failure()
+	if envelope, ok := b["error"].(map[string]any); ok {
+		b = envelope
+	}
+	return &Failure{
+		Type: text(b["type"]), Code: text(b["code"]), Param: text(b["param"]),
+		Message: cmp.Or(text(b["message"]), text(b["error"]), text(b["detail"])),
+	}
 }
 
-type failureBody struct {
-	Type    string `json:"type"`
-	Code    any    `json:"code"` // a string, for some providers a number
-	Param   string `json:"param"`
-	Message string `json:"message"`
-}
-
-func (b failureBody) failure() *Failure {
-	code, _ := b.Code.(string)
-	return &Failure{Type: b.Type, Code: code, Param: b.Param, Message: b.Message}
+// text is a JSON string, or a number as one; "" for all else.
+func text(v any) string {
+	switch v := v.(type) {
+	case string:
+		return v
+	case float64:
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	}
+	return ""
 }
 
 // unreachable answers a child whose provider gave no answer.
@@ -595,7 +611,7 @@ func (f *flow) Read(b []byte) (int, error) {
 	n, err := f.body.Read(b)
 	f.received(n)
 	f.lines.watch(b[:n], f.event)
-	if f.lines.length > maxEvent {
+	if len(f.lines.line) > maxEvent {
 		return 0, errors.New("an event is too long")
 	}
 	return n, err
@@ -610,50 +626,47 @@ func (f *flow) Close() error {
 	return f.body.Close()
 }
 
-// event sees the data of each event, at most its first maxFailure bytes. It looks
-// for the event's own type at the beginning, where providers put it.
+// event sees the data of each event.
 func (f *flow) event(data []byte) {
-	head := bytes.ReplaceAll(data[:min(len(data), 256)], []byte(" "), nil)
-	is := func(kind string) bool { return bytes.Contains(head, []byte(`"type":"`+kind+`"`)) }
-	switch {
-	case is("response.completed"), is("response.incomplete"):
+	var e struct {
+		Type     string          `json:"type"`
+		Refusal  string          `json:"refusal"`
+		Response json.RawMessage `json:"response"`
+	}
+	_ = json.Unmarshal(data, &e) // what cannot be read is not for us
+	switch e.Type {
+	case "response.completed", "response.incomplete":
 		f.completed.Store(true)
-	case is("response.refusal.done"):
-		var e struct{ Refusal string }
-		json.Unmarshal(data, &e) // what cannot be read is lost
+	case "response.refusal.done":
 		f.call.refusal.Store(&e.Refusal)
-	case is("response.failed"):
-		f.completed.Store(true)
-		var e struct {
-			Response struct {
-				Error failureBody `json:"error"`
-			} `json:"response"`
-		}
-		json.Unmarshal(data, &e) // what cannot be read is still a failure
-		failure := e.Response.Error.failure()
-		failure.Status = http.StatusOK
-		f.call.failure.Store(failure)
+	case "response.failed":
+		f.fail(e.Response)
+	case "error":
+		f.fail(data)
 	}
 }
 
-// lineWatch cuts a stream into lines and shows those that are data.
-type lineWatch struct {
-	line   []byte // at most maxFailure bytes of it
-	length int    // all of its bytes so far
+// fail keeps what a stream says of its failure, which is its last word.
+func (f *flow) fail(said []byte) {
+	f.completed.Store(true)
+	failure := parseFailure(said)
+	failure.Status = http.StatusOK
+	f.call.failure.Store(failure)
 }
+
+// lineWatch cuts a stream into lines and shows those that are data. Its owner
+// ends a stream whose line grows too long.
+type lineWatch struct{ line []byte }
 
 func (l *lineWatch) watch(b []byte, data func([]byte)) {
 	for len(b) > 0 {
 		part, rest, ended := bytes.Cut(b, []byte("\n"))
-		if keep := min(len(part), maxFailure-len(l.line)); keep > 0 {
-			l.line = append(l.line, part[:keep]...)
-		}
-		l.length += len(part)
+		l.line = append(l.line, part...)
 		if ended {
 			if d, ok := bytes.CutPrefix(l.line, []byte("data:")); ok {
 				data(bytes.TrimSpace(d))
 			}
-			l.line, l.length = l.line[:0], 0
+			l.line = l.line[:0]
 		}
 		b = rest
 	}
