@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -34,6 +35,7 @@ const (
 	leftoverFor = 5 * time.Second        // until that body must have ended, or that of an error
 	retryAfter  = 200 * time.Millisecond // before the one retry, jittered; a provider's own Retry-After goes first
 	retryAtMost = 2 * time.Second        // a longer Retry-After is the caller's to wait for
+	atOnce      = time.Second            // an answer after more than that may have had a model at work
 	maxUnclear  = 10                     // rechecks of a refused credential in a row that told nothing
 )
 
@@ -256,7 +258,7 @@ type Failure struct {
 	Code       string
 	Param      string
 	Message    string
-	RetryAfter string // the header as sent
+	RetryAfter string // in whole seconds; "" where nothing was said
 	Cause      error  // why there was no answer, or why nobody was asked
 }
 
@@ -502,7 +504,10 @@ func (r *Relay) receive(res *http.Response) error {
 		res.Body.Close()
 		r.received(head.Len())
 		failure := parseFailure(head.Bytes())
-		failure.Status, failure.RetryAfter = res.StatusCode, res.Header.Get("Retry-After")
+		failure.Status = res.StatusCode
+		if wait, told := askedWait(res.Header); told {
+			failure.RetryAfter = strconv.FormatFloat(math.Ceil(wait.Seconds()), 'f', 0, 64)
+		}
 		f.call.failure.Store(failure)
 		// The child gets no more than that: it keeps a whole body in memory.
 		res.Header.Del("Content-Length")

@@ -676,6 +676,80 @@ func TestOneRetryWhereNothingCanHaveBeenSaid(t *testing.T) {
 	}
 }
 
+// TestTheRetryWaitsAsAsked takes the time between the two tries.
+func TestTheRetryWaitsAsAsked(t *testing.T) {
+	for name, tt := range map[string]struct {
+		status      int
+		after       time.Duration // until the first answer
+		wait        func() string // its Retry-After
+		least, most time.Duration // until the second try; 0 = there is none
+		told        string        // to the caller, where there is none
+	}{
+		"a 504 at once":          {status: 504, least: 100 * time.Millisecond, most: 300 * time.Millisecond},
+		"a 504 after a while":    {status: 504, after: 3 * time.Second},
+		"a 503 after a while":    {status: 503, after: 3 * time.Second},
+		"a 502 after a while":    {status: 502, after: 3 * time.Second},
+		"a 503 with seconds":     {status: 503, wait: func() string { return "2" }, least: 2 * time.Second, most: 2 * time.Second},
+		"a 429 with parts":       {status: 429, wait: func() string { return "1.5" }, least: 1500 * time.Millisecond, most: 1500 * time.Millisecond},
+		"a 429 with a near date": {status: 429, wait: func() string { return date(2 * time.Second) }, least: time.Second, most: 2 * time.Second},
+		"a 429 with a past date": {status: 429, wait: func() string { return date(-time.Hour) }, least: 100 * time.Millisecond, most: 300 * time.Millisecond},
+		"a 503 with a far date":  {status: 503, wait: func() string { return date(time.Hour) }, told: "3600"},
+		"a 429 with a far time":  {status: 429, wait: func() string { return "17.2" }, told: "18"},
+		"a 429 with nonsense":    {status: 429, wait: func() string { return "NaN" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var first, second time.Time
+				r := imagined(func(*http.Request) *http.Response {
+					if !first.IsZero() {
+						second = time.Now()
+						return &http.Response{StatusCode: 400, Body: http.NoBody}
+					}
+					time.Sleep(tt.after)
+					first = time.Now()
+					res := &http.Response{StatusCode: tt.status, Body: http.NoBody, Header: http.Header{}}
+					if tt.wait != nil {
+						res.Header.Set("Retry-After", tt.wait())
+					}
+					return res
+				})
+				call, _ := ask(t.Context(), r)
+				if second.IsZero() != (tt.least == 0) {
+					t.Fatalf("a second try: %v", !second.IsZero())
+				}
+				if pause := second.Sub(first); !second.IsZero() && (pause < tt.least || pause > tt.most) {
+					t.Errorf("it came after %v", pause)
+				}
+				if got := call.Failure().RetryAfter; got != tt.told {
+					t.Errorf("the caller is told %q, want %q", got, tt.told)
+				}
+			})
+		})
+	}
+}
+
+// date is a Retry-After of that much from now.
+func date(from time.Duration) string {
+	return time.Now().Add(from).UTC().Format(http.TimeFormat)
+}
+
+func TestACancelInThePauseEndsTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries := 0
+		r := imagined(func(*http.Request) *http.Response {
+			tries++
+			return &http.Response{StatusCode: 429, Header: http.Header{"Retry-After": {"2"}}, Body: http.NoBody}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		began := time.Now()
+		call, _ := ask(ctx, r)
+		if took := time.Since(began); took != time.Second || tries != 1 || call.Failure() != nil {
+			t.Errorf("after %v and %d tries: failure %+v", took, tries, call.Failure())
+		}
+	})
+}
+
 // failing fails the first requests before they have a connection.
 type failing struct {
 	http.RoundTripper

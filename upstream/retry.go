@@ -12,8 +12,8 @@ import (
 )
 
 // retrier tries a request a second time where the first cannot have told the
-// caller anything, nor set a model to work: no connection, 502, 503, 504, or 429
-// with a short Retry-After. Requests carry their body in GetBody.
+// caller anything, nor set a model to work: no connection, 502, 503 or 504 that
+// came at once, or 429 with a short Retry-After. Requests carry their body in GetBody.
 type retrier struct {
 	next  http.RoundTripper
 	hooks Hooks
@@ -22,9 +22,9 @@ type retrier struct {
 // RoundTrip does one or two tries within the request's own context.
 func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, connected, err := t.try(req)
-	wait, again := retryWait(res)
+	wait, again := retryWait(res, time.Since(connected))
 	if err != nil {
-		again = !connected && req.Context().Err() == nil
+		again = connected.IsZero() && req.Context().Err() == nil
 	}
 	if !again {
 		return res, err
@@ -51,15 +51,15 @@ func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, err
 }
 
-// try does one try and reports it. connected says that a connection was there.
-func (t *retrier) try(req *http.Request) (res *http.Response, connected bool, err error) {
+// try does one try and reports it. connected is when a connection was there.
+func (t *retrier) try(req *http.Request) (res *http.Response, connected time.Time, err error) {
 	reused := false
 	began := time.Now()
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) { connected, reused = true, info.Reused },
+		GotConn: func(info httptrace.GotConnInfo) { connected, reused = time.Now(), info.Reused },
 	})
 	res, err = t.next.RoundTrip(req.WithContext(ctx))
-	if t.hooks.Sent != nil && connected {
+	if t.hooks.Sent != nil && !connected.IsZero() {
 		t.hooks.Sent(req.ContentLength)
 	}
 	if t.hooks.Request != nil && !errors.Is(err, context.Canceled) {
@@ -73,29 +73,30 @@ func (t *retrier) try(req *http.Request) (res *http.Response, connected bool, er
 }
 
 // retryWait is the pause before a second try, and whether the response, nil
-// where there is none, calls for one.
-func retryWait(res *http.Response) (time.Duration, bool) {
+// where there is none, calls for one. It came that long after the connection.
+func retryWait(res *http.Response, took time.Duration) (time.Duration, bool) {
 	wait := time.Duration(float64(retryAfter) * (0.5 + rand.Float64()))
 	if res == nil {
 		return wait, false
 	}
+	given, told := askedWait(res.Header)
 	switch res.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		if given, ok := seconds(res.Header.Get("Retry-After")); ok {
-			return max(wait, given), given <= retryAtMost
-		}
-		return wait, true
+		return max(wait, given), given <= retryAtMost && took <= atOnce
 	case http.StatusTooManyRequests:
-		given, ok := seconds(res.Header.Get("Retry-After"))
-		return max(wait, given), ok && given <= retryAtMost
+		return max(wait, given), told && given <= retryAtMost
 	}
 	return 0, false
 }
 
-// seconds reads a Retry-After in seconds.
-func seconds(header string) (time.Duration, bool) {
+// askedWait is how long a response asks to wait, in seconds or until a date.
+func askedWait(h http.Header) (wait time.Duration, told bool) {
+	header := h.Get("Retry-After")
+	if date, err := http.ParseTime(header); err == nil {
+		return max(0, time.Until(date)), true
+	}
 	n, err := strconv.ParseFloat(header, 64)
-	if err != nil || n < 0 || n > 1e6 {
+	if err != nil || !(n >= 0 && n <= 1e6) { // nor no number at all
 		return 0, false
 	}
 	return time.Duration(n * float64(time.Second)), true
