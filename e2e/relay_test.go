@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -466,6 +468,44 @@ func TestConnectionsToTheProviderStayWarm(t *testing.T) {
 				t.Errorf("counted %v requests over warm connections, %v over new ones", warm, cold)
 			}
 		})
+	}
+}
+
+// TestWhatTheProviderSendsOutOfTurnIsNotLogged has a provider that says something
+// more when its answer has ended. net/http would quote it in a log of its own.
+func TestWhatTheProviderSendsOutOfTurnIsNotLogged(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	left := make(chan struct{})
+	go func() { // ends when the daemon has hung up
+		defer close(left)
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		req, err := http.ReadRequest(bufio.NewReader(conn))
+		if err != nil {
+			return
+		}
+		io.Copy(io.Discard, req.Body)
+		answer := httptest.NewRecorder()
+		codextest.Text("ok")(answer, req)
+		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%s", answer.Body.Len(), answer.Body)
+		time.Sleep(100 * time.Millisecond) // until the connection is idle: nothing tells
+		io.WriteString(conn, "data: the words of the model\n\n")
+		io.Copy(io.Discard, conn)
+	}()
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM=http://"+listener.Addr().String()+"/v1")
+	if _, err := d.stream("hi"); err != nil {
+		t.Fatal(err)
+	}
+	<-left
+	if log := d.logged(); strings.Contains(log, "words of the model") || strings.Contains(log, "Unsolicited") {
+		t.Errorf("logged:\n%s", log)
 	}
 }
 

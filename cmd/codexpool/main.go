@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -51,6 +52,9 @@ before the environment, which wins.
 `
 
 func main() {
+	// net/http's transport has no logger of its own, and quotes there what a
+	// provider sends out of turn: the model's words. We are told by errors.
+	stdlog.SetOutput(io.Discard)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal kills
 	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
