@@ -32,11 +32,12 @@ type provider struct {
 	gate       *upstream.Gate
 	addr       string
 	servers    []*http.Server
+	log        *slog.Logger
 }
 
 // newProvider serves the relay on a port of its own.
 func newProvider(cfg configs.Config, c *installation, hooks upstream.Hooks, log *slog.Logger) (_ *provider, err error) {
-	p := &provider{choice: cfg.Upstream, credential: "none"}
+	p := &provider{choice: cfg.Upstream, credential: "none", log: log}
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -151,7 +152,7 @@ func (p *provider) serve(h http.Handler) (*upstream.Gate, string, error) {
 		return nil, "", err
 	}
 	gate := upstream.NewGate(h)
-	server := &http.Server{Handler: gate, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: gate, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	p.servers = append(p.servers, server)
 	go server.Serve(listener) // ends with Close
 	return gate, listener.Addr().String(), nil
@@ -170,6 +171,9 @@ func transport(cfg configs.Config) *http.Transport {
 		IdleConnTimeout:     90 * time.Second,
 		DisableCompression:  true,
 		ReadBufferSize:      64 << 10, // Codex scans an event anew with each piece of it that comes
+		// One connection carries all requests: when the network swallows it, only
+		// this tells, long before TCP does.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 	}
 }
 

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"codexpool/configs"
+)
+
+// TestAConnectionThatTheNetworkSwallowedIsLeft has a network that drops all that
+// is sent over the first connection, without closing it.
+func TestAConnectionThatTheNetworkSwallowedIsLeft(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, r.Proto)
+	}))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+
+	network := transport(configs.Config{PoolSize: 1})
+	defer network.CloseIdleConnections()
+	if c := network.HTTP2; c == nil || c.SendPingTimeout <= 0 || c.SendPingTimeout+c.PingTimeout > 30*time.Second {
+		t.Fatalf("HTTP/2: %+v", c)
+	}
+	network.HTTP2.SendPingTimeout, network.HTTP2.PingTimeout = 50*time.Millisecond, 50*time.Millisecond
+	network.TLSClientConfig = &tls.Config{RootCAs: roots}
+	var connections, swallowed atomic.Int32
+	dial := network.DialContext
+	network.DialContext = func(ctx context.Context, kind, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, kind, addr)
+		return swallower{conn, connections.Add(1), &swallowed}, err
+	}
+	get := func() (string, error) {
+		res, err := (&http.Client{Transport: network}).Get(server.URL)
+		if err != nil {
+			return "", err
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		return string(body), err
+	}
+	if got, err := get(); got != "HTTP/2.0" || err != nil {
+		t.Fatal(got, err)
+	}
+	swallowed.Store(1)
+	if got, err := get(); err == nil {
+		t.Errorf("over a swallowed connection: %q", got)
+	}
+	if got, err := get(); got != "HTTP/2.0" || err != nil || connections.Load() != 2 {
+		t.Errorf("the next: %q, %v, over connection %d", got, err, connections.Load())
+	}
+}
+
+// swallower is a connection whose writes go nowhere once it is swallowed.
+type swallower struct {
+	net.Conn
+	number    int32
+	swallowed *atomic.Int32 // the number of the connection that is
+}
+
+func (s swallower) Write(b []byte) (int, error) {
+	if s.swallowed.Load() == s.number {
+		return len(b), nil
+	}
+	return s.Conn.Write(b)
+}
