@@ -34,6 +34,9 @@ const (
 	Direct  = "direct"  // children call the provider themselves, as CODEX_HOME/config.toml says
 )
 
+// environment is the source of what is in the environment itself.
+const environment = "environment"
+
 // DevKey is the API key of the dev profile. It is public, so production refuses it.
 const DevKey = "codexpool-dev"
 
@@ -134,6 +137,7 @@ func Load(environ, envFiles []string) (Config, error) {
 			problems = append(problems, p)
 		}
 	}
+	problems = append(problems, c.checkProxies(values)...)
 	c.warn(values)
 	return c, errors.Join(problems...)
 }
@@ -159,7 +163,7 @@ func gather(environ, envFiles []string) (values, sources map[string]string, err 
 	}
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
-		set(name, value, "environment")
+		set(name, value, environment)
 	}
 	return values, sources, nil
 }
@@ -354,6 +358,26 @@ func (c *Config) checkUpstream() error {
 	return nil
 }
 
+// checkProxies finds those that net/http would ignore without a word, and call the
+// provider directly. Values are not repeated: they may hold a password.
+func (c *Config) checkProxies(values map[string]string) (problems []error) {
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
+		if c.sources[name] == environment && !isProxy(values[name]) {
+			problems = append(problems, fmt.Errorf("%s: it is not the URL of an http, https or socks5 proxy", name))
+		}
+	}
+	return problems
+}
+
+// isProxy knows, as net/http does, that a proxy without a scheme speaks HTTP.
+func isProxy(value string) bool {
+	if !strings.Contains(value, "://") {
+		value = "http://" + value
+	}
+	u, err := url.Parse(value)
+	return err == nil && u.Hostname() != "" && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
@@ -412,6 +436,12 @@ func (c *Config) warn(values map[string]string) {
 		if _, known := variables[name]; known {
 			continue
 		}
+		if slices.Contains(Network(), name) {
+			if c.sources[name] != environment {
+				c.Warnings = append(c.Warnings, name+" has no effect in an env file: set it in the environment")
+			}
+			continue
+		}
 		if why, old := gone[name]; old {
 			c.Warnings = append(c.Warnings, name+" has no effect: "+why)
 		} else if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
@@ -447,6 +477,15 @@ func Secrets() []string {
 		}
 	}
 	return names
+}
+
+// Network are the variables that say how to reach the outside. They are no settings
+// of ours: Go and Codex read them for themselves, from the environment only.
+func Network() []string {
+	return []string{
+		"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
+		"SSL_CERT_FILE", "SSL_CERT_DIR", "CODEX_CA_CERTIFICATE",
+	}
 }
 
 // Setting is one row of the reference.

@@ -153,6 +153,47 @@ func TestWhatHasNoEffectIsNamed(t *testing.T) {
 	}
 }
 
+func TestAProxyThatWouldBeIgnoredIsRefused(t *testing.T) {
+	for value, ok := range map[string]bool{
+		"proxy.example:3128":                   true,
+		"localhost:3128":                       true,
+		"proxy.example":                        true,
+		"http://user:pass@proxy.example:3128":  true,
+		"https://proxy.example":                true,
+		"socks5://127.0.0.1:1080":              true,
+		"http://user:hunter2%zz@proxy.example": false,
+		"http://proxy.example:hunter2":         false,
+		"ftp://hunter2.example":                false,
+		"http://:3128":                         false,
+		"/hunter2":                             false,
+	} {
+		for _, name := range []string{"HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"} {
+			_, err := configs.Load(with(name+"="+value), nil)
+			if (err == nil) != ok {
+				t.Errorf("%s=%s: %v", name, value, err)
+			}
+			if err != nil && (strings.Contains(err.Error(), "hunter2") || !strings.HasPrefix(err.Error(), name+": ")) {
+				t.Errorf("%s=%s: %v", name, value, err)
+			}
+		}
+	}
+}
+
+func TestNetworkVariablesHaveNoEffectInAnEnvFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "env")
+	if err := os.WriteFile(file, []byte("HTTPS_PROXY=%zz\nSSL_CERT_FILE=/roots\nCODEX_CA_CERTIFICATE=/roots\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := configs.Load(with("SSL_CERT_FILE=/roots", "NO_PROXY=localhost"), []string{file})
+	want := []string{
+		"CODEX_CA_CERTIFICATE has no effect in an env file: set it in the environment",
+		"HTTPS_PROXY has no effect in an env file: set it in the environment",
+	}
+	if err != nil || !slices.Equal(cfg.Warnings, want) {
+		t.Errorf("%v, got %q", err, cfg.Warnings)
+	}
+}
+
 func TestTheUpstreamIsChosenByTheKey(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	for _, tt := range []struct {

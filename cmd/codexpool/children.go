@@ -131,13 +131,11 @@ func (p *provider) keep(ctx context.Context) {
 	tasks.Wait()
 }
 
-// networkEnv is the part of our environment that says how to reach the outside.
+// networkEnv is the part of our environment that says how to reach the outside,
+// and where programs are.
 func networkEnv() []string {
 	var environ []string
-	for _, name := range []string{
-		"PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
-		"SSL_CERT_FILE", "SSL_CERT_DIR", "CODEX_CA_CERTIFICATE",
-	} {
+	for _, name := range append(configs.Network(), "PATH") {
 		if value, set := os.LookupEnv(name); set {
 			environ = append(environ, name+"="+value)
 		}
