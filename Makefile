@@ -61,8 +61,13 @@ e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and the image's
 	cd e2e && go test -count=1 ./...
 	cd e2e/image && go test -count=1 ./...
 
+SOAK ?= 5m
+soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases
+	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'ASoak|ManyLeases' .
+
 bench: need-go $(CLI) ## times and their ratios, side by side
-	cd e2e && go test -run - -bench . -benchtime 100x . | grep -v level=
+	cd e2e && go test -run - -bench 'FirstToken|FarProvider' -benchtime 100x . | grep -v level=
+	cd e2e && go test -run - -bench 'Throughput|Recovery' -benchtime 10x . | grep -v level=
 
 fuzz: need-go ## each fuzz target for a minute
 	go test -run - -fuzz FuzzLines -fuzztime 1m ./codex
@@ -88,4 +93,4 @@ image: ## build the container image codexpool (needs docker)
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e bench fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e soak bench fuzz cover lint fmt image clean

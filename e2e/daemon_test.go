@@ -162,19 +162,26 @@ func (d *daemon) metrics() map[string]float64 {
 func (d *daemon) children() []int { return childrenOf(d.cmd.Process.Pid) }
 
 func childrenOf(parent int) (pids []int) {
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range stats {
-		stat, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has just gone
-		}
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if fields[0] != "Z" && fields[1] == strconv.Itoa(parent) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		if state, of := stateOf(dir); of == parent && state != "Z" {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
 			pids = append(pids, pid)
 		}
 	}
 	return pids
+}
+
+// stateOf reads the state of a process, such as Z, and who its parent is; dir is
+// below /proc, and nobody's child if it has just gone.
+func stateOf(dir string) (state string, parent int) {
+	stat, _ := os.ReadFile(dir + "/stat")
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 2 {
+		return "", 0
+	}
+	parent, _ = strconv.Atoi(fields[1])
+	return fields[0], parent
 }
 
 // post sends one chat completion.
@@ -195,6 +202,7 @@ func ask(text string, stream bool) string {
 
 // chunk is what a test reads of a stream.
 type chunk struct {
+	choice int
 	text   string
 	finish string
 	error  string        // code of an error frame
@@ -220,6 +228,7 @@ func read(r io.Reader, each func(chunk)) error {
 		}
 		var body struct {
 			Choices []struct {
+				Index        int
 				Delta        struct{ Content string }
 				FinishReason *string `json:"finish_reason"`
 			}
@@ -232,7 +241,7 @@ func read(r io.Reader, each func(chunk)) error {
 			c.error = body.Error.Code
 		}
 		for _, choice := range body.Choices {
-			c.text = choice.Delta.Content
+			c.choice, c.text = choice.Index, choice.Delta.Content
 			if choice.FinishReason != nil {
 				c.finish = *choice.FinishReason
 			}

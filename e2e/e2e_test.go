@@ -103,36 +103,9 @@ func TestTheConversationArrivesUpstreamItemForItem(t *testing.T) {
 func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 	const total, atOnce = 200, 16
 	d := start(t, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=1")
-	load := func() {
-		turns := make(chan int, total)
-		for i := range total {
-			turns <- i
-		}
-		close(turns)
-		var clients sync.WaitGroup
-		for range atOnce {
-			clients.Go(func() {
-				for i := range turns {
-					want := fmt.Sprintf("canary-%d sings the song of number %d", i, i)
-					chunks, err := d.stream(want)
-					if err == nil {
-						var got string
-						if got, err = answer(chunks); got != want && err == nil {
-							err = fmt.Errorf("got %q", got)
-						}
-					}
-					if err != nil {
-						t.Errorf("%s: %v", want, err)
-					}
-				}
-			})
-		}
-		clients.Wait()
-		eventually(t, 5*time.Second, "rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 4 })
-	}
-	load() // what is made once is made now
+	d.load(total, atOnce) // what is made once is made now
 	before := d.weigh()
-	load()
+	d.load(total, atOnce)
 	after := d.weigh()
 
 	m := d.metrics()
@@ -163,6 +136,37 @@ func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 	if after.children > before.children*1.5 {
 		t.Errorf("the children keep something: before %+v, after %+v", before, after)
 	}
+}
+
+// load has so many completions, some at once, each with a canary of its own, and
+// waits until the pool is at rest.
+func (d *daemon) load(total, atOnce int) {
+	d.t.Helper()
+	turns := make(chan int, total)
+	for i := range total {
+		turns <- i
+	}
+	close(turns)
+	var clients sync.WaitGroup
+	for range atOnce {
+		clients.Go(func() {
+			for i := range turns {
+				want := fmt.Sprintf("canary-%d sings the song of number %d", i, i)
+				chunks, err := d.stream(want)
+				if err == nil {
+					var got string
+					if got, err = answer(chunks); got != want && err == nil {
+						err = fmt.Errorf("got %q", got)
+					}
+				}
+				if err != nil {
+					d.t.Errorf("%s: %v", want, err)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	d.full(int(d.metrics()["codexpool_pool_size"]))
 }
 
 // weight is what the daemon and its children hold on to.
@@ -415,14 +419,16 @@ func TestALeavingClientEndsTheUpstreamRequest(t *testing.T) {
 	}
 }
 
+// narrow dials connections that hold little of what is not read.
+var narrow = net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
+}}
+
 // deaf sends a request and never reads its answer, which is longer than all
 // buffers in between.
 func (d *daemon) deaf(stream bool) {
 	d.t.Helper()
-	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
-	}}
-	conn, err := dialer.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
+	conn, err := narrow.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ const faultVar = "CODEXPOOL_FAULT"
 // faults are children with a fault, where the real CLI cannot be brought to have
 // it. Those that initialize are otherwise healthy.
 var faults = map[string]func(){
+	"none, and is quick":   func() { serveFrom(os.Stdin, 0) },
 	"never initializes":    func() { io.Copy(io.Discard, os.Stdin) },
 	"exits in handshake":   func() { fmt.Fprintln(os.Stderr, "cannot read my configuration"); os.Exit(3) },
 	"starts slowly":        func() { time.Sleep(1500 * time.Millisecond); serve() },
@@ -83,10 +84,10 @@ var faults = map[string]func(){
 }
 
 // serve plays a healthy child until the end of its input.
-func serve() { serveFrom(os.Stdin) }
+func serve() { serveFrom(os.Stdin, 20*time.Millisecond) }
 
-func serveFrom(in io.Reader) {
-	child := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: 20 * time.Millisecond})}
+func serveFrom(in io.Reader, delay time.Duration) {
+	child := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: delay})}
 	if err := child.Serve(in, os.Stdout); err != nil && err != io.EOF {
 		fmt.Fprintln(os.Stderr, "played child:", err)
 	}
@@ -112,7 +113,7 @@ func relay(pass func(method string, id json.RawMessage) bool) {
 			}
 		}
 	}()
-	serveFrom(in)
+	serveFrom(in, 20*time.Millisecond)
 }
 
 // onTurn plays a healthy child that does something before each turn.
