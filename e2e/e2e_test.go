@@ -181,15 +181,21 @@ func (d *daemon) weigh() (w weight) {
 	d.t.Helper()
 	http.DefaultClient.CloseIdleConnections()
 	w.heap = math.Inf(1)
-	for range 5 { // the least is what is kept; the rest is garbage of the measuring itself
-		res, err := http.Get(d.admin + "/debug/pprof/heap?gc=1") // collects garbage
+	for range 5 { // the least is what is kept; two collections empty the free lists
+		res, err := http.Get(d.admin + "/debug/pprof/heap?gc=1&debug=1") // weighs after a collection, before it writes
 		if err != nil {
 			d.t.Fatal(err)
 		}
+		page, err := io.ReadAll(res.Body)
 		res.Body.Close()
-		m := d.metrics()
-		w.heap, w.goroutines = min(w.heap, m["go_memstats_heap_alloc_bytes"]), m["go_goroutines"]
+		var heap float64
+		_, rest, _ := strings.Cut(string(page), "\n# HeapAlloc = ")
+		if _, bad := fmt.Sscan(rest, &heap); err != nil || bad != nil {
+			d.t.Fatal(err, bad)
+		}
+		w.heap = min(w.heap, heap)
 	}
+	w.goroutines = d.metrics()["go_goroutines"]
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", d.cmd.Process.Pid))
 	if err != nil {
 		d.t.Fatal(err)

@@ -51,8 +51,8 @@ func TestASoakLeavesNothingBehind(t *testing.T) {
 			break
 		}
 	}
-	// A megabyte is twice what the same heap is weighed apart from one time to the
-	// next; in five minutes it is less than a hundred bytes for each request.
+	// The connections that happen to be open hold buffers, which come to some hundred
+	// kilobytes; in five minutes a megabyte is a few hundred bytes for each request.
 	if last.heap > half.heap+1<<20 {
 		t.Errorf("the daemon grows: %+v at half time, %+v at the end", half, last)
 	}
@@ -401,7 +401,9 @@ func TestManyLeasesOverRecyclingChildren(t *testing.T) {
 		t.Errorf("%v children were worn, %v started", worn, started)
 	}
 	t.Logf("%v children were worn; %+v at half time, %+v at the end", worn, half, last)
-	if last.heap > half.heap+1<<20 || last.goroutines > half.goroutines+8 || last.descriptors > half.descriptors+8 || last.children > half.children*1.5 {
+	// Unlike in a soak every connection lives, so that the same heap is weighed within
+	// some ten kilobytes.
+	if last.heap > half.heap+256<<10 || last.goroutines > half.goroutines+8 || last.descriptors > half.descriptors+8 || last.children > half.children*1.5 {
 		t.Errorf("something is kept: %+v at half time, %+v at the end", half, last)
 	}
 }
