@@ -308,11 +308,11 @@ func (c *Client) enter() (leave func()) {
 	}
 }
 
-// call sends one request and waits for its answer, at most [callTimeout] and at
+// call sends one request and waits for its answer, at most its limit and at
 // most [endTimeout] once ctx has ended: a call that is given up costs the child.
 // What else arrives is answered (requests) or dropped (notifications).
 func (c *Client) call(ctx context.Context, method string, params, result any) error {
-	ctx, cancel := callContext(ctx)
+	ctx, cancel := limited(ctx, c.limit())
 	defer cancel()
 	id, err := c.send(ctx, method, params)
 	if err != nil {
@@ -343,10 +343,22 @@ func (c *Client) call(ctx context.Context, method string, params, result any) er
 	}
 }
 
-// callContext outlives ctx by endTimeout at most, so that a caller who leaves
-// does not cost a healthy child, nor wait long for a wedged one.
+// limit is the time that a call may take.
+func (c *Client) limit() time.Duration {
+	if c.proc != nil && c.proc.keeper {
+		return loginTimeout
+	}
+	return callTimeout
+}
+
 func callContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), callTimeout, ErrUnresponsive)
+	return limited(ctx, callTimeout)
+}
+
+// limited outlives ctx by endTimeout at most, so that a caller who leaves does
+// not cost a healthy child, nor wait long for a wedged one.
+func limited(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), limit, ErrUnresponsive)
 	bounded, abandon := context.WithCancelCause(bounded)
 	stop := context.AfterFunc(ctx, func() {
 		t := time.AfterFunc(endTimeout, func() { abandon(ErrUnresponsive) })

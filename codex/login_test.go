@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -134,19 +135,51 @@ func TestARefusedLoginIsAskedForOnceAndANewOneIsTakenOver(t *testing.T) {
 func TestALoginThatAKilledDaemonLeftBehindIsTakenOver(t *testing.T) {
 	dir := codextest.Workdir(t)
 	codextest.AuthFile(t, dir, "spent", time.Hour)
-	home := filepath.Join(dir, ".codexpool-keeper", "codex")
-	if err := os.MkdirAll(home, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	codextest.AuthFile(t, home, "works", time.Hour) // refreshed later than the other
+	keeper := leaveBehind(t, dir, "works")
 	if _, err := codex.OpenLogin(dir, nil, codextest.Log(t)); err != nil {
 		t.Fatal(err)
 	}
 	if got := codextest.RefreshToken(t, dir); got != "works" {
 		t.Errorf("got %q", got)
 	}
-	if _, err := os.Stat(filepath.Dir(home)); !os.IsNotExist(err) {
-		t.Errorf("the keeper's home is still there: %v", err)
+	if _, err := os.Stat(keeper); !os.IsNotExist(err) {
+		t.Errorf("the keeper's folder is still there: %v", err)
+	}
+}
+
+// leaveBehind makes what a killed daemon leaves in dir when its keeper had
+// refreshed the login of now, and returns the keeper's folder. By the keeper's
+// clock the login of now is the newer one.
+func leaveBehind(t *testing.T, dir, refresh string) string {
+	t.Helper()
+	keeper := filepath.Join(dir, ".codexpool-keeper")
+	home := filepath.Join(keeper, "home", "codex")
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	began, err := os.ReadFile(filepath.Join(dir, "auth.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(keeper, "began.json"), began, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	codextest.AuthFile(t, home, refresh, 24*time.Hour)
+	renewedAt(t, home, time.Now().Add(-2*time.Hour))
+	return keeper
+}
+
+// renewedAt changes when the login in dir says that it was refreshed.
+func renewedAt(t *testing.T, dir string, at time.Time) {
+	t.Helper()
+	path := filepath.Join(dir, "auth.json")
+	auth, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	auth = regexp.MustCompile(`"last_refresh":"[^"]*"`).ReplaceAll(auth, []byte(`"last_refresh":"`+at.UTC().Format(time.RFC3339)+`"`))
+	if err := os.WriteFile(path, auth, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

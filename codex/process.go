@@ -32,6 +32,12 @@ type Command struct {
 	StopGrace time.Duration // for each step of stopping; 0 means 2 s
 	Exited    func()        // if not nil, called once when nothing of the child is left, also after a failed Start
 	Log       *slog.Logger
+
+	// lock makes the child the keeper of a login (see [Login]), whose work must
+	// not be lost: it holds the file too, so that a lock on it lives as long as the
+	// child; a call may take as long as its context; it is always asked to leave
+	// before it is killed; and its home stays.
+	lock *os.File
 }
 
 // CodexHome is the child's CODEX_HOME: where Files are written.
@@ -44,6 +50,7 @@ type process struct {
 	stdout *os.File
 	stderr tail
 	grace  time.Duration
+	keeper bool
 	remove func() // removes the home, calls Command.Exited
 	log    *slog.Logger
 
@@ -53,14 +60,14 @@ type process struct {
 
 // spawn starts cmd. On error nothing is left behind.
 func spawn(c Command) (_ *process, err error) {
-	p := &process{grace: c.StopGrace, log: c.Log, exited: make(chan struct{})}
+	p := &process{grace: c.StopGrace, keeper: c.lock != nil, log: c.Log, exited: make(chan struct{})}
 	if p.grace == 0 {
 		p.grace = 2 * time.Second
 	}
 	made := false
 	p.remove = func() {
-		if !made {
-			// somebody else's, or not there
+		if !made || p.keeper {
+			// somebody else's, or not there, or kept
 		} else if err := os.RemoveAll(c.Home); err != nil {
 			c.Log.Warn("child home not removed", "err", err)
 		}
@@ -111,6 +118,9 @@ func spawn(c Command) (_ *process, err error) {
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 		WaitDelay:   500 * time.Millisecond, // a grandchild that holds stderr must not hold Wait
 	}
+	if p.keeper {
+		p.cmd.ExtraFiles = []*os.File{c.lock}
+	}
 	if err := p.cmd.Start(); err != nil {
 		stdin.Close()
 		stdout.Close()
@@ -148,7 +158,7 @@ func (p *process) stop(now bool) {
 		return
 	default:
 	}
-	if !now && (p.gone() || p.gone(syscall.SIGTERM)) {
+	if (!now || p.keeper) && (p.gone() || p.gone(syscall.SIGTERM)) {
 		return
 	}
 	p.signal(syscall.SIGKILL)

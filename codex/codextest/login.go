@@ -72,6 +72,7 @@ type Tokens struct {
 
 	mu     sync.Mutex
 	refuse bool     // guarded by mu
+	during func()   // called before it answers; guarded by mu
 	spent  []string // refresh tokens that it was given; guarded by mu
 }
 
@@ -91,6 +92,13 @@ func (k *Tokens) Refuse() {
 	k.refuse = true
 }
 
+// During has it call f before it answers.
+func (k *Tokens) During(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.during = f
+}
+
 // Spent are the refresh tokens that it was given so far.
 func (k *Tokens) Spent() []string {
 	k.mu.Lock()
@@ -105,8 +113,11 @@ func (k *Tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.NewDecoder(r.Body).Decode(&asked)
 	k.mu.Lock()
 	k.spent = append(k.spent, asked.Refresh)
-	refuse := k.refuse
+	refuse, during := k.refuse, k.during
 	k.mu.Unlock()
+	if during != nil {
+		during()
+	}
 	w.Header().Set("Content-Type", "application/json")
 	if refuse {
 		w.WriteHeader(http.StatusUnauthorized)

@@ -1,0 +1,367 @@
+package codex_test
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+)
+
+// played runs this test binary as keeper, and counts how often one was wanted.
+func played(t *testing.T, child string) (keeper func(home string) codex.Command, wanted *atomic.Int64) {
+	cmd := codextest.Command(t, child)
+	wanted = new(atomic.Int64)
+	return func(home string) codex.Command {
+		wanted.Add(1)
+		cmd := cmd
+		cmd.Home, cmd.Files = home, map[string][]byte{}
+		return cmd
+	}, wanted
+}
+
+// opened opens the login in dir.
+func opened(t *testing.T, dir string, keeper func(home string) codex.Command) *codex.Login {
+	t.Helper()
+	l, err := codex.OpenLogin(dir, keeper, codextest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func untilKeeperGone(t *testing.T, dir string) {
+	t.Helper()
+	until(t, "end of the keeper", func() bool {
+		_, err := os.Stat(filepath.Join(dir, ".codexpool-keeper"))
+		return os.IsNotExist(err)
+	})
+}
+
+// A keeper whose login expires within five minutes refreshes it in the handshake.
+func TestASlowTokenEndpointCostsNoLogin(t *testing.T) {
+	for name, life := range map[string]time.Duration{"in the handshake": time.Minute, "when told to": 50 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := codextest.Workdir(t)
+			codextest.AuthFile(t, dir, "rt-old", life)
+			tokens := codextest.NewTokens(t)
+			tokens.During(func() { <-time.After(11 * time.Second) }) // longer than any other call may take; a process knows no other clock
+			keepLogin(t, opened(t, dir, keeperOf(t, tokens)))
+			until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
+			if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
+				t.Errorf("spent %q", spent)
+			}
+		})
+	}
+}
+
+func TestWhatAKeeperWritesAtItsEndIsTakenOver(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	keeper, _ := played(t, "refreshes-at-its-end")
+	keepLogin(t, opened(t, dir, keeper))
+	until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
+	if info, err := os.Stat(filepath.Join(dir, "auth.json")); err != nil || info.Mode() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+}
+
+func TestALoginThatCannotBeTakenOverIsUsedAndTakenOverLater(t *testing.T) {
+	t.Parallel() // a failed attempt costs a pause of 15 s
+	dir := codextest.Workdir(t)
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	file, aside := filepath.Join(dir, "auth.json"), filepath.Join(dir, "aside")
+	tokens := codextest.NewTokens(t)
+	tokens.During(func() {
+		os.Rename(file, aside)
+		os.Mkdir(file, 0o700) // nothing can be renamed to it
+	})
+	l := opened(t, dir, keeperOf(t, tokens))
+	keepLogin(t, l)
+	until(t, "new token", func() bool { _, _, err := l.Bearer(); return err == nil })
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(aside, file); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
+	untilKeeperGone(t, dir)
+	if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
+		t.Errorf("spent %q", spent)
+	}
+}
+
+func TestNoLoginIsRefreshedWhereThereIsNoRoomForAnother(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	keeper, wanted := played(t, "refreshes")
+	l := opened(t, dir, keeper)
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	signal.Ignore(syscall.SIGXFSZ)
+	defer signal.Reset(syscall.SIGXFSZ)
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 1 << 20, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit)
+	synctest.Test(t, func(t *testing.T) {
+		keepFor(t, l, time.Minute)
+	})
+	if n := wanted.Load(); n != 0 {
+		t.Errorf("%d keepers were started", n)
+	}
+	if _, err := os.Stat(filepath.Join(dir, ".codexpool-keeper")); !os.IsNotExist(err) {
+		t.Errorf("the keeper's folder is there: %v", err)
+	}
+}
+
+// keepFor runs Keep that long, in a bubble.
+func keepFor(t *testing.T, l *codex.Login, d time.Duration) {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	l.Keep(ctx)
+}
+
+func TestALoginOrLogoutInTheMiddleOfARefreshWins(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, dir string){
+		"another login": func(t *testing.T, dir string) { codextest.AuthFile(t, dir, "another", 24*time.Hour) },
+		"an API key": func(t *testing.T, dir string) {
+			os.WriteFile(filepath.Join(dir, "auth.json"), []byte(`{"OPENAI_API_KEY":"sk-..."}`), 0o600)
+		},
+		"a logout": func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, "auth.json")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, after := codextest.Workdir(t), t.TempDir()
+			codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+			tokens := codextest.NewTokens(t)
+			tokens.During(func() { change(t, dir); change(t, after) })
+			keepLogin(t, opened(t, dir, keeperOf(t, tokens)))
+			until(t, "attempt", func() bool { return len(tokens.Spent()) > 0 })
+			untilKeeperGone(t, dir)
+			data, _ := os.ReadFile(filepath.Join(dir, "auth.json")) // none after a logout
+			if strings.Contains(string(data), "rt-fresh") {
+				t.Error("the old account is back")
+			}
+			if _, err := os.Stat(filepath.Join(after, "auth.json")); (err == nil) != (data != nil) {
+				t.Errorf("there is %d bytes, %v", len(data), err)
+			}
+		})
+	}
+}
+
+func TestAfterALogoutNothingIsRefreshed(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "rt-old", time.Minute)
+	keeper, wanted := played(t, "refreshes")
+	l := opened(t, dir, keeper)
+	os.Remove(filepath.Join(dir, "auth.json"))
+	synctest.Test(t, func(t *testing.T) { keepFor(t, l, time.Minute) })
+	if n := wanted.Load(); n != 0 {
+		t.Errorf("%d keepers were started", n)
+	}
+}
+
+func TestARefreshUnderWayIsFinishedBeforeTheEnd(t *testing.T) {
+	t.Parallel()
+	dir := codextest.Workdir(t)
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	ctx, stop := context.WithCancel(t.Context())
+	tokens := codextest.NewTokens(t)
+	// A call outlives its caller by 2 s; a process knows no other clock.
+	tokens.During(func() { stop(); <-time.After(3 * time.Second) })
+	opened(t, dir, keeperOf(t, tokens)).Keep(ctx)
+	if got := codextest.RefreshToken(t, dir); got != "rt-fresh" {
+		t.Errorf("on disk: %q", got)
+	}
+}
+
+func TestALoginLeftBehindIsTakenOverByADaemonThatRuns(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "spent", time.Hour)
+	keeper, wanted := played(t, "refreshes")
+	l := opened(t, dir, keeper)
+	leaveBehind(t, dir, "works")
+	keepLogin(t, l)
+	until(t, "takeover", func() bool { return codextest.RefreshToken(t, dir) == "works" })
+	untilKeeperGone(t, dir)
+	if n := wanted.Load(); n != 0 {
+		t.Errorf("%d keepers were started", n)
+	}
+}
+
+func TestALoginLeftBehindIsOlderThanANewOne(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "spent", time.Hour)
+	leaveBehind(t, dir, "works")
+	codextest.AuthFile(t, dir, "another", time.Hour)
+	opened(t, dir, nil)
+	if got := codextest.RefreshToken(t, dir); got != "another" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestALinkToALoginStaysOne(t *testing.T) {
+	dir, real := t.TempDir(), t.TempDir()
+	codextest.AuthFile(t, real, "rt-old", -time.Minute)
+	link := filepath.Join(dir, "auth.json")
+	if err := os.Symlink(filepath.Join(real, "auth.json"), link); err != nil {
+		t.Fatal(err)
+	}
+	keeper, _ := played(t, "refreshes")
+	keepLogin(t, opened(t, dir, keeper))
+	until(t, "new login", func() bool { return codextest.RefreshToken(t, dir) != "rt-old" })
+	if target, err := os.Readlink(link); err != nil || codextest.RefreshToken(t, filepath.Dir(target)) == "rt-old" {
+		t.Errorf("the link: %v", err)
+	}
+}
+
+// Keep looks at the file before it has the lock, which may be too early.
+func TestALoginThatAnotherDaemonHasJustRefreshedIsNotSpent(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "rt-1", -time.Minute)
+	file := filepath.Join(dir, "auth.json")
+	keeper, wanted := played(t, "refreshes")
+	l := opened(t, dir, keeper)
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		held := flock(t, dir)
+		go l.Keep(ctx) // ends with stop
+		time.Sleep(3 * time.Second)
+		// What Keep looks at is as it was, so that it learns of it under the lock only.
+		fresh := t.TempDir()
+		codextest.AuthFile(t, fresh, "rt-2", 40*time.Hour*24*365)
+		data, _ := os.ReadFile(filepath.Join(fresh, "auth.json"))
+		if int64(len(data)) > info.Size() {
+			t.Fatalf("%d bytes, want at most %d", len(data), info.Size())
+		}
+		data = append(data, strings.Repeat(" ", int(info.Size())-len(data))...)
+		os.WriteFile(file, data, 0o600)
+		os.Chtimes(file, info.ModTime(), info.ModTime())
+		held.Close()
+		time.Sleep(10 * time.Second)
+		stop()
+	})
+	if n := wanted.Load(); n != 0 {
+		t.Errorf("%d keepers were started", n)
+	}
+}
+
+// flock plays another daemon that refreshes the login.
+func flock(t *testing.T, dir string) *os.File {
+	t.Helper()
+	file, err := os.OpenFile(filepath.Join(dir, ".codexpool-lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestANewLoginIsSeenWhileAnotherDaemonRefreshes(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	flock(t, dir)
+	keeper, _ := played(t, "refreshes")
+	l := opened(t, dir, keeper)
+	keepLogin(t, l)
+	codextest.AuthFile(t, dir, "another", 24*time.Hour)
+	until(t, "new login", func() bool { _, _, err := l.Bearer(); return err == nil })
+}
+
+func TestALoginIsRefreshedADayBeforeItExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		codextest.AuthFile(t, dir, "rt-old", 5*24*time.Hour)
+		keeper, wanted := played(t, "refuses")
+		l := opened(t, dir, keeper)
+		time.Sleep(4*24*time.Hour - time.Hour)
+		keepFor(t, l, 59*time.Minute)
+		if n := wanted.Load(); n != 0 {
+			t.Errorf("%d keepers were started before", n)
+		}
+		keepFor(t, l, 2*time.Minute)
+		if n := wanted.Load(); n != 1 {
+			t.Errorf("%d keepers were started", n)
+		}
+	})
+}
+
+func TestHowOftenARefreshIsTried(t *testing.T) {
+	for child, want := range map[string]struct {
+		soon, later int64 // keepers within a minute, and within 21 of them
+	}{
+		"refreshes":          {1, 5},  // what it writes has expired, as far as we can tell
+		"refuses":            {1, 3},  // not for ever: somebody in between may have said so
+		"exits-in-handshake": {4, 80}, // about: a look every 2 s, a pause of 15 s
+	} {
+		t.Run(child, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir := t.TempDir()
+				codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+				keeper, wanted := played(t, child)
+				l := opened(t, dir, keeper)
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				go l.Keep(ctx) // ends with stop
+				time.Sleep(time.Minute)
+				if n := wanted.Load(); n != want.soon {
+					t.Errorf("%d keepers after a minute, want %d", n, want.soon)
+				}
+				time.Sleep(20 * time.Minute)
+				if n := wanted.Load(); n < want.later-10 || n > want.later {
+					t.Errorf("%d keepers after 21 minutes, want %d", n, want.later)
+				}
+			})
+		})
+	}
+}
+
+func TestALoginThatTheProviderRefusesIsRefreshed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		codextest.AuthFile(t, dir, "rt-old", 60*time.Hour)
+		keeper, wanted := played(t, "refuses")
+		l := opened(t, dir, keeper)
+		l.Refused("one of yesterday")
+		keepFor(t, l, time.Minute)
+		if n := wanted.Load(); n != 0 {
+			t.Errorf("%d keepers were started for another's", n)
+		}
+		token, _, _ := l.Bearer()
+		l.Refused(token)
+		keepFor(t, l, time.Minute)
+		if n := wanted.Load(); n != 1 {
+			t.Errorf("%d keepers were started", n)
+		}
+	})
+}
+
+// By our clock the token that we have just got expired half an hour ago.
+func TestAClockThatIsAheadMakesNoGoodLoginBad(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "rt-old", -30*time.Minute)
+	renewedAt(t, dir, time.Now())
+	keeper, _ := played(t, "refuses")
+	if _, _, err := opened(t, dir, keeper).Bearer(); err != nil {
+		t.Error(err)
+	}
+}
