@@ -22,6 +22,7 @@ type chatGPT struct {
 	env    []string // for a daemon
 
 	mu      sync.Mutex
+	revoked bool     // the first token was; guarded by mu
 	bearers []string // of the completions, in their order; guarded by mu
 	account string   // of the last; guarded by mu
 	body    []byte   // of the last; guarded by mu
@@ -52,7 +53,12 @@ func (g *chatGPT) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	g.bearers = append(g.bearers, r.Header.Get("Authorization"))
 	g.account, g.body = r.Header.Get("Chatgpt-Account-Id"), body
+	refused := g.revoked && g.bearers[len(g.bearers)-1] == g.bearers[0]
 	g.mu.Unlock()
+	if refused {
+		codextest.Status(401, `{"error":{"code":"token_revoked"}}`)(w, r)
+		return
+	}
 	if text, _ := asked["instructions"].(string); text == "" {
 		codextest.Status(400, `{"detail":"Instructions are required"}`)(w, r)
 		return
@@ -110,6 +116,40 @@ func TestALoginThatExpiresIsRefreshedOnceForTheWholePool(t *testing.T) {
 	})
 	if spent := g.tokens.Spent(); len(spent) != 1 {
 		t.Errorf("the refresh tokens that were spent after a restart: %q", spent)
+	}
+}
+
+func TestATokenThatTheProviderRefusesIsRefreshed(t *testing.T) {
+	g := newChatGPT(t, 60*time.Hour)
+	g.revoked = true
+	d := start(t, append(g.env, "POOL_SIZE=1")...)
+	if _, err := d.stream("hi"); err == nil || !strings.Contains(err.Error(), "upstream_auth") {
+		t.Errorf("refused: %v", err)
+	}
+	eventually(t, 20*time.Second, "refresh", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
+	eventually(t, 10*time.Second, "answer", func() bool { _, err := d.stream("hi"); return err == nil })
+	if spent := g.tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
+		t.Errorf("the refresh tokens that were spent: %q", spent)
+	}
+}
+
+// The keeper of a daemon that was killed ends its refresh, which the next must
+// wait for.
+func TestAKilledDaemonLosesNoLogin(t *testing.T) {
+	g := newChatGPT(t, -time.Minute)
+	restarted := make(chan struct{})
+	answer := sync.OnceFunc(func() { close(restarted) })
+	t.Cleanup(answer)
+	g.tokens.During(func() { <-restarted })
+	d := start(t, append(g.env, "POOL_SIZE=1")...)
+	eventually(t, 10*time.Second, "refresh", func() bool { return len(g.tokens.Spent()) > 0 })
+	d.cmd.Process.Kill()
+	<-d.ended
+	start(t, append(g.env, "POOL_SIZE=1")...)
+	answer()
+	eventually(t, 20*time.Second, "new login", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
+	if spent := g.tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
+		t.Errorf("the refresh tokens that were spent: %q", spent)
 	}
 }
 

@@ -47,6 +47,10 @@ type Provider struct {
 	// Credential adds the credential, here and nowhere else; nil = there is none.
 	// An error says that none is at hand that could work.
 	Credential func(http.Header) error
+
+	// Refused is told the headers of a request whose credential was refused (401);
+	// it may be nil, and must not block.
+	Refused func(http.Header)
 }
 
 // Bearer is the credential of an API key.
@@ -489,6 +493,9 @@ func (r *Relay) authorize(h http.Header) error {
 func (r *Relay) receive(res *http.Response) error {
 	f := res.Request.Context().Value(callKey{}).(*flow)
 	r.noteLimits(res.Header)
+	if res.StatusCode == http.StatusUnauthorized && r.provider.Refused != nil {
+		r.provider.Refused(res.Request.Header)
+	}
 	switch {
 	case res.StatusCode == http.StatusUnauthorized: // a 403 is about what this one request wanted
 		r.rejected.Store(true)

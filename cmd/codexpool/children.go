@@ -70,7 +70,7 @@ func (p *provider) target(cfg configs.Config, c *installation, log *slog.Logger)
 			return target, err
 		}
 		base, key, target.Kind = "https://chatgpt.com/backend-api/codex", "", upstream.ChatGPT
-		target.Credential = p.bearer
+		target.Credential, target.Refused = p.bearer, p.refused
 	}
 	if target.Base, err = url.Parse(base); err != nil {
 		return target, err
@@ -116,6 +116,11 @@ func (p *provider) bearer(h http.Header) error {
 	h.Set("Authorization", "Bearer "+token)
 	h.Set("Chatgpt-Account-Id", account)
 	return nil
+}
+
+// refused tells the login which of its tokens the provider refused.
+func (p *provider) refused(h http.Header) {
+	p.login.Refused(strings.TrimPrefix(h.Get("Authorization"), "Bearer "))
 }
 
 // keep does what the provider needs in the background: it watches a credential
