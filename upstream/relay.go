@@ -65,12 +65,17 @@ func Bearer(key string) func(http.Header) error {
 type Kind struct {
 	fields       []string // of the Responses API; nil = all
 	instructions bool     // refuses a request without instructions
+	leastOutput  int64    // refuses a smaller max_output_tokens
 }
 
 // The kinds of provider.
 var (
-	// OpenAI is the Responses API as it is written down, by whoever serves it.
-	OpenAI = Kind{}
+	// Responses is the Responses API as it is written down, by whoever serves it.
+	Responses = Kind{}
+
+	// OpenAI's own does not think of less than 16 tokens. Chat completions may ask
+	// for one, as clients do to see whether there is an answer at all.
+	OpenAI = Kind{leastOutput: 16}
 
 	// ChatGPT is the backend of a ChatGPT login. It is known to refuse
 	// max_output_tokens and a lack of instructions; so it gets the fields that
@@ -371,6 +376,10 @@ func (r *Relay) rewrite(q question, o Overrides, details []string) ([]byte, erro
 		if r.hooks.Overridden != nil {
 			r.hooks.Overridden(name)
 		}
+	}
+	var most int64
+	if least := r.provider.Kind.leastOutput; json.Unmarshal(o["max_output_tokens"], &most) == nil && most < least {
+		fields["max_output_tokens"] = least
 	}
 	if r.provider.Kind.instructions {
 		fields["instructions"], fields["input"] = instructions(input)

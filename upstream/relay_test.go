@@ -404,6 +404,35 @@ func TestImagesAreLookedAtAsTheCallerSaid(t *testing.T) {
 	}
 }
 
+func TestOpenAIIsAskedForSoManyTokensAsItTakes(t *testing.T) {
+	p := newProvider(t, sse(completed))
+	base, err := url.Parse(p.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		kind        upstream.Kind
+		asked, want string
+	}{
+		{upstream.OpenAI, "1", `"max_output_tokens":16`},
+		{upstream.OpenAI, "17", `"max_output_tokens":17`},
+		{upstream.Responses, "1", `"max_output_tokens":1`},
+	} {
+		r := upstream.NewRelay(upstream.Provider{Base: base, Kind: tt.kind}, p.Client().Transport, upstream.Hooks{})
+		server := httptest.NewServer(r)
+		defer server.Close()
+		call := r.Prepare(upstream.Overrides{"max_output_tokens": json.RawMessage(tt.asked)})
+		defer call.Done()
+		if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
+			t.Fatal(code, err)
+		}
+		_, bodies, _ := p.seen()
+		if got := bodies[len(bodies)-1]; !strings.Contains(got, tt.want+",") {
+			t.Errorf("asked for %s: %s", tt.asked, got)
+		}
+	}
+}
+
 func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	base, err := url.Parse(p.URL)

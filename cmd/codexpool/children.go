@@ -64,7 +64,7 @@ func (p *provider) target(cfg configs.Config, c *installation, log *slog.Logger)
 		path, _ := gate.Admit() // for as long as we live
 		base, key, target.Kind = "http://"+addr+path+"/v1", "", upstream.EchoModel
 	case configs.OpenAI:
-		base, key = "https://api.openai.com/v1", cmp.Or(key, cfg.OpenAIKey)
+		base, key, target.Kind = "https://api.openai.com/v1", cmp.Or(key, cfg.OpenAIKey), upstream.OpenAI
 	case configs.ChatGPT, configs.Direct:
 		if err := p.openLogin(cfg, c, log); err != nil {
 			return target, err
