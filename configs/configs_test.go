@@ -1,6 +1,7 @@
 package configs_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -191,6 +192,25 @@ func TestNetworkVariablesHaveNoEffectInAnEnvFile(t *testing.T) {
 	}
 	if err != nil || !slices.Equal(cfg.Warnings, want) {
 		t.Errorf("%v, got %q", err, cfg.Warnings)
+	}
+}
+
+func TestTheKeysThatRunProgramsAreFound(t *testing.T) {
+	for config, want := range map[string]string{
+		"": "[]",
+		"model = \"m\"\n[features]\nhooks = true": "[]",
+		"#notify = [\"x\"]\nnotifying = 1":        "[]",
+		"notify = [\"x\"]":                        "[notify]",
+		"\t\"notify\"=[\"x\"]":                    "[notify]",
+		"a = 1\n[mcp_servers.x]\n[mcp_servers.y]": "[mcp_servers]",
+		"[ 'mcp_servers' . x ]":                   "[mcp_servers]",
+		"mcp_servers.x.command = \"c\"":           "[mcp_servers]",
+		"mcp_servers = { x = {} }\nnotify=[]":     "[mcp_servers notify]",
+		"text = \"\"\"\n[a]\n\"\"\"\nnotify = []": "[notify]",
+	} {
+		if got := fmt.Sprint(configs.Programs([]byte(config))); got != want {
+			t.Errorf("%q: got %s, want %s", config, got, want)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -44,7 +45,11 @@ func newProvider(cfg configs.Config, c *installation, hooks upstream.Hooks, log 
 		}
 	}()
 	target, err := p.target(cfg, c, log)
-	if err != nil || cfg.Upstream == configs.Direct {
+	if err != nil {
+		return p, err
+	}
+	if cfg.Upstream == configs.Direct {
+		_, err = directConfig(cfg)
 		return p, err
 	}
 	p.relay = upstream.NewRelay(target, transport(cfg), hooks)
@@ -210,7 +215,9 @@ func spawner(cfg configs.Config, found *installation, p *provider, homes string,
 		}
 		var child configs.Child
 		if cfg.Upstream == configs.Direct {
-			child = p.directChild(cfg, cmd.CodexHome(), c.catalog)
+			if child, err = p.directChild(cfg, cmd.CodexHome(), c.catalog); err != nil {
+				return nil, err
+			}
 		} else {
 			var baseURL string
 			baseURL, cmd.Exited = p.admit()
@@ -225,8 +232,11 @@ func spawner(cfg configs.Config, found *installation, p *provider, homes string,
 // directChild configures a child that calls the provider itself: with the
 // operator's config.toml and credentials, and with our environment, for that is
 // where config.toml may look for keys.
-func (p *provider) directChild(cfg configs.Config, home string, catalog []byte) configs.Child {
-	config, _ := os.ReadFile(filepath.Join(cfg.Home, "config.toml")) // there need not be one
+func (p *provider) directChild(cfg configs.Config, home string, catalog []byte) (configs.Child, error) {
+	config, err := directConfig(cfg)
+	if err != nil {
+		return configs.Child{}, err
+	}
 	child := configs.DirectChild(home, config, catalog)
 	if p.login != nil {
 		child.Files["auth.json"] = p.login.WithoutRefresh()
@@ -238,5 +248,21 @@ func (p *provider) directChild(cfg configs.Config, home string, catalog []byte) 
 			child.Env = append(child.Env, entry)
 		}
 	}
-	return child
+	return child, nil
+}
+
+// directConfig is the operator's config.toml; there need not be one. One that
+// runs programs is refused: every caller's model could have them run, unasked.
+func directConfig(cfg configs.Config) ([]byte, error) {
+	config, err := os.ReadFile(filepath.Join(cfg.Home, "config.toml"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("CODEX_HOME: %w", err)
+	}
+	if keys := configs.Programs(config); len(keys) > 0 {
+		return nil, fmt.Errorf("CODEX_HOME: config.toml runs programs, which CODEX_UPSTREAM=direct does not allow: %s", strings.Join(keys, ", "))
+	}
+	return config, nil
 }

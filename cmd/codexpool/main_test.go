@@ -211,3 +211,28 @@ func TestEverySettingOfTheAPIIsPassedOn(t *testing.T) {
 		}
 	}
 }
+
+func TestDirectRefusesAConfigThatRunsProgramsOrCannotBeRead(t *testing.T) {
+	for name, tt := range map[string]struct {
+		prepare func(path string) error
+		want    string // in the log; "" = it serves
+	}{
+		"there is none": {func(string) error { return nil }, ""},
+		"a plain one":   {func(path string) error { return os.WriteFile(path, []byte("model = \"m\"\n"), 0o600) }, ""},
+		"with programs": {func(path string) error {
+			return os.WriteFile(path, []byte("notify = [\"x\"]\n[mcp_servers.x]\n"), 0o600)
+		}, "notify, mcp_servers"},
+		"not to be read": {func(path string) error { return os.Mkdir(path, 0o700) }, "is a directory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home := t.TempDir()
+			if err := tt.prepare(filepath.Join(home, "config.toml")); err != nil {
+				t.Fatal(err)
+			}
+			code, _, log := runOnce(t, nil, "CODEX_BIN="+codextest.Binary(t), "CODEX_UPSTREAM=direct", "CODEX_HOME="+home)
+			if tt.want == "" && code != exitOK || tt.want != "" && (code != exitBadUsage || !strings.Contains(log, tt.want)) {
+				t.Errorf("exit code %d\n%s", code, log)
+			}
+		})
+	}
+}
