@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -316,21 +317,61 @@ func TestABodyThatNeverEndsIsLeft(t *testing.T) {
 	}
 }
 
-// childThatLeaves hangs up as soon as it has read response.completed.
+// childThatLeaves hangs up as soon as it has read the last event.
 type childThatLeaves struct {
 	*httptest.ResponseRecorder
 	leave func()
 }
 
+var lastEvent = regexp.MustCompile(`"(response\.(completed|incomplete|failed)|error)"`)
+
 func (c *childThatLeaves) Write(b []byte) (int, error) {
-	if bytes.Contains(c.Body.Bytes(), []byte(`"response.completed"`)) {
+	if lastEvent.Match(c.Body.Bytes()) {
 		return 0, errors.New("the child has left")
 	}
 	n, err := c.ResponseRecorder.Write(b)
-	if bytes.Contains(c.Body.Bytes(), []byte(`"response.completed"`)) {
+	if lastEvent.Match(c.Body.Bytes()) {
 		c.leave()
 	}
 	return n, err
+}
+
+// TestTheBodyIsReadToItsEndAfterEachLastEvent ends it a second after the child has
+// hung up: a body that is cut off costs the connection.
+func TestTheBodyIsReadToItsEndAfterEachLastEvent(t *testing.T) {
+	for kind, whole := range map[string]bool{
+		"response.completed": true, "response.incomplete": true, "response.failed": true, "error": true,
+		"response.output_text.delta": false, // and a hang-up
+	} {
+		t.Run(kind, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				body, end := io.Pipe()
+				var cut error
+				go func() { // ends with the body
+					io.WriteString(end, `data: {"type":"`+kind+`"}`+"\n\n")
+					time.Sleep(time.Second)
+					_, cut = io.WriteString(end, "\n")
+					end.Close()
+				}()
+				r := imagined(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: body} })
+				call := r.Prepare(nil)
+				defer call.Done()
+				ctx, hangUp := context.WithCancel(t.Context())
+				if !whole {
+					time.AfterFunc(500*time.Millisecond, hangUp)
+				}
+				func() {
+					defer func() { _ = recover() }() // http.ErrAbortHandler, of what was cut
+					r.ServeHTTP(&childThatLeaves{httptest.NewRecorder(), hangUp}, fromChild(ctx, "", call.Key, posted))
+				}()
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				if (cut == nil) != whole {
+					t.Errorf("its end: %v", cut)
+				}
+			})
+		})
+	}
 }
 
 func TestASwitchOfProtocolsIsAFailureAtOnce(t *testing.T) {
