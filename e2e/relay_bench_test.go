@@ -113,8 +113,16 @@ func hold(to, from net.Conn) {
 	}
 }
 
-// cpu is the time that a process has taken so far, in ticks of 10 ms.
-func cpu(b *testing.B, pid int) time.Duration {
+// cpu is the time that processes have taken so far, in ticks of 10 ms.
+func cpu(b *testing.B, pids ...int) (sum time.Duration) {
+	b.Helper()
+	for _, pid := range pids {
+		sum += cpuOf(b, pid)
+	}
+	return sum
+}
+
+func cpuOf(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {

@@ -1,0 +1,148 @@
+package e2e
+
+import (
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/codextest"
+)
+
+// BenchmarkThroughput measures completions per second, sixteen at a time over
+// eight children, beside one bare lean child that is driven in sequence, in
+// turns and against one endpoint; and the CPU time that each takes of the daemon
+// and of the children. The clients and the endpoint are this process, which runs on
+// the same machine: what they take is missing on both sides.
+func BenchmarkThroughput(b *testing.B) {
+	const atOnce, total = 16, 64
+	up := codextest.NewUpstream(b, codextest.Text("one ", "two ", "three"))
+	d := start(b, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "CODEX_UPSTREAM="+up.URL+"/v1")
+	child, err := codex.Start(b.Context(), codextest.Real(b, up.URL+"/v1"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer child.Close()
+	// Clients keep their connections.
+	transport := http.DefaultTransport.(*http.Transport)
+	defer func(n int) { transport.MaxIdleConnsPerHost = n }(transport.MaxIdleConnsPerHost)
+	transport.MaxIdleConnsPerHost = atOnce
+
+	pooled := func() {
+		turns := make(chan int, total)
+		for i := range total {
+			turns <- i
+		}
+		close(turns)
+		var clients sync.WaitGroup
+		for range atOnce {
+			clients.Go(func() {
+				for range turns {
+					chunks, err := d.stream("hello")
+					if err == nil {
+						_, err = answer(chunks)
+					}
+					if err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		clients.Wait()
+	}
+	pooled() // what is made once is made now
+	children := d.children()
+	var overHTTP, bare, own, theirs, its time.Duration
+	for b.Loop() {
+		own -= cpu(b, d.cmd.Process.Pid)
+		theirs -= cpu(b, children...)
+		began := time.Now()
+		pooled()
+		overHTTP += time.Since(began)
+		own += cpu(b, d.cmd.Process.Pid)
+		theirs += cpu(b, children...)
+
+		its -= cpu(b, child.Pid())
+		began = time.Now()
+		for range total {
+			firstToken(b, child)
+		}
+		bare += time.Since(began)
+		its += cpu(b, child.Pid())
+	}
+	n := float64(b.N * total)
+	b.ReportMetric(0, "ns/op") // the round itself says nothing
+	b.ReportMetric(n/overHTTP.Seconds(), "completions/s-pool")
+	b.ReportMetric(n/bare.Seconds(), "completions/s-child")
+	b.ReportMetric(bare.Seconds()/overHTTP.Seconds(), "pool/child")
+	b.ReportMetric(ms(own)/n, "cpu-ms-daemon")
+	b.ReportMetric(ms(theirs)/n, "cpu-ms-children")
+	b.ReportMetric(ms(its)/n, "cpu-ms-child")
+}
+
+// BenchmarkRecovery measures how long a pool of one child is without: from the
+// moment at which something happens to the child. The probes come every second
+// here, and not every ten; their deadline is the default.
+func BenchmarkRecovery(b *testing.B) {
+	d := start(b, "POOL_SIZE=1", "POOL_PROBE_MS=1000", "CODEX_ECHO_DELAY_MS=20")
+	// until measures from an end of the child until another is idle.
+	until := func(signal syscall.Signal) time.Duration {
+		d.full(1)
+		if _, err := d.stream("hi"); err != nil { // a child that did nothing yet would count as a failed start, and cost a pause
+			b.Fatal(err)
+		}
+		d.full(1)
+		old := d.children()[0]
+		syscall.Kill(old, signal)
+		began := time.Now()
+		eventually(b, 30*time.Second, "another child", func() bool {
+			children := d.pool().Children
+			return len(children) == 1 && children[0].PID != old && children[0].State == "idle"
+		})
+		return time.Since(began)
+	}
+	for name, measure := range map[string]func() time.Duration{
+		"killed idle child until replaced":                       func() time.Duration { return until(syscall.SIGKILL) },
+		"stopped idle child until replaced with probes every 1s": func() time.Duration { return until(syscall.SIGSTOP) },
+		"killed in its turn until the next answer":               func() time.Duration { return d.crash(b) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			var took []time.Duration
+			for b.Loop() {
+				took = append(took, measure())
+			}
+			b.ReportMetric(0, "ns/op") // the waiting for rest is no part of it
+			b.ReportMetric(ms(median(took)), "ms")
+			b.ReportMetric(ms(took[len(took)-1]), "ms-worst") // median has sorted them
+		})
+	}
+}
+
+// crash kills the only child in its turn, and measures until the next client has
+// its answer.
+func (d *daemon) crash(b *testing.B) (took time.Duration) {
+	d.full(1)
+	res, err := d.post(ask(strings.Repeat("word ", 100), true))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer res.Body.Close()
+	var killed time.Time
+	var last chunk
+	read(res.Body, func(c chunk) {
+		if last = c; c.text != "" && killed.IsZero() {
+			killed = time.Now()
+			syscall.Kill(d.children()[0], syscall.SIGKILL)
+		}
+	})
+	if last.error != "child_exited" {
+		b.Fatalf("the turn ended with %+v", last)
+	}
+	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+		b.Fatal(err)
+	}
+	return time.Since(killed)
+}
