@@ -234,9 +234,10 @@ func TestAChoicesFinishDoesNotWaitForTheOthers(t *testing.T) {
 
 func TestAUsageIsNotInventedForAChoiceThatHasNone(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
-		counted := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})}
+		// Each takes a second, so that neither serves both choices.
+		counted := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Second})}
 		none := codextest.Script{
-			codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("x"),
+			codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("x"), codextest.Do(func() { time.Sleep(time.Second) }),
 			codextest.Notify("turn/completed", map[string]any{"threadId": "$thread", "turn": map[string]any{"id": "$turn", "status": "completed"}}),
 			codextest.Serve(&codextest.Child{}),
 		}

@@ -500,7 +500,7 @@ func TestSIGTERMDuringTheStartIsNoError(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(30 * time.Millisecond) // the runtime must have installed its handler; nothing tells when
+		eventually(t, 10*time.Second, "question to the CLI", func() bool { return len(childrenOf(cmd.Process.Pid)) > 0 }) // it listens to signals
 		cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v", err)
