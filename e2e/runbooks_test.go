@@ -80,6 +80,7 @@ func (d *daemon) leave(text string, times int) {
 func TestTheChecksOfTheRunbooksSayWhatTheyPromise(t *testing.T) {
 	for _, page := range pages(t) {
 		t.Run(page, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			illness, known := illnesses[page]
 			if !known {
 				t.Fatal("the test does not know how to bring it about")
