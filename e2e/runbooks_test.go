@@ -34,8 +34,11 @@ var illnesses = map[string]struct {
 		syscall.Kill(d.children()[0], syscall.SIGKILL)
 	}},
 	"ChildWedged.md": {[]string{"POOL_PROBE_MS=500", "PROXY_STREAM_IDLE_TIMEOUT_MS=500"}, func(d *daemon, _ *faulty) {
-		d.leave(strings.Repeat("word ", 100), 1)
-		eventually(d.t, 5*time.Second, "lease", func() bool { return d.pool().in("leased") == 1 })
+		res, err := d.post(ask(strings.Repeat("word ", 100), true)) // returns with the first word
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		defer res.Body.Close()
 		syscall.Kill(d.children()[0], syscall.SIGSTOP)
 		eventually(d.t, 10*time.Second, "death", func() bool { return len(d.pool().Deaths) == 1 })
 		d.full(1)
