@@ -103,9 +103,7 @@ func TestALoginThatCannotBeTakenOverIsUsedAndTakenOverLater(t *testing.T) {
 
 func TestNoLoginIsRefreshedWhereThereIsNoRoomForAnother(t *testing.T) {
 	dir := t.TempDir()
-	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
 	keeper, wanted := played(t, "refreshes")
-	l := opened(t, dir, keeper)
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
 		t.Fatal(err)
@@ -117,7 +115,8 @@ func TestNoLoginIsRefreshedWhereThereIsNoRoomForAnother(t *testing.T) {
 	}
 	defer syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit)
 	synctest.Test(t, func(t *testing.T) {
-		keepFor(t, l, time.Minute)
+		codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+		keepFor(t, opened(t, dir, keeper), time.Minute)
 	})
 	if n := wanted.Load(); n != 0 {
 		t.Errorf("%d keepers were started", n)
@@ -163,11 +162,13 @@ func TestALoginOrLogoutInTheMiddleOfARefreshWins(t *testing.T) {
 
 func TestAfterALogoutNothingIsRefreshed(t *testing.T) {
 	dir := t.TempDir()
-	codextest.AuthFile(t, dir, "rt-old", time.Minute)
 	keeper, wanted := played(t, "refreshes")
-	l := opened(t, dir, keeper)
-	os.Remove(filepath.Join(dir, "auth.json"))
-	synctest.Test(t, func(t *testing.T) { keepFor(t, l, time.Minute) })
+	synctest.Test(t, func(t *testing.T) {
+		codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+		l := opened(t, dir, keeper)
+		os.Remove(filepath.Join(dir, "auth.json"))
+		keepFor(t, l, time.Minute)
+	})
 	if n := wanted.Load(); n != 0 {
 		t.Errorf("%d keepers were started", n)
 	}
@@ -189,7 +190,7 @@ func TestARefreshUnderWayIsFinishedBeforeTheEnd(t *testing.T) {
 
 func TestALoginLeftBehindIsTakenOverByADaemonThatRuns(t *testing.T) {
 	dir := t.TempDir()
-	codextest.AuthFile(t, dir, "spent", time.Hour)
+	codextest.AuthFile(t, dir, "spent", 24*time.Hour)
 	keeper, wanted := played(t, "refreshes")
 	l := opened(t, dir, keeper)
 	leaveBehind(t, dir, "works")
@@ -230,22 +231,22 @@ func TestALinkToALoginStaysOne(t *testing.T) {
 // Keep looks at the file before it has the lock, which may be too early.
 func TestALoginThatAnotherDaemonHasJustRefreshedIsNotSpent(t *testing.T) {
 	dir := t.TempDir()
-	codextest.AuthFile(t, dir, "rt-1", -time.Minute)
 	file := filepath.Join(dir, "auth.json")
 	keeper, wanted := played(t, "refreshes")
-	l := opened(t, dir, keeper)
-	info, err := os.Stat(file)
-	if err != nil {
-		t.Fatal(err)
-	}
 	synctest.Test(t, func(t *testing.T) {
+		codextest.AuthFile(t, dir, "rt-1-which-is-longer-than-the-next", -time.Minute)
+		l := opened(t, dir, keeper)
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
 		ctx, stop := context.WithCancel(t.Context())
 		held := flock(t, dir)
 		go l.Keep(ctx) // ends with stop
 		time.Sleep(3 * time.Second)
 		// What Keep looks at is as it was, so that it learns of it under the lock only.
 		fresh := t.TempDir()
-		codextest.AuthFile(t, fresh, "rt-2", 40*time.Hour*24*365)
+		codextest.AuthFile(t, fresh, "rt-2", 24*time.Hour)
 		data, _ := os.ReadFile(filepath.Join(fresh, "auth.json"))
 		if int64(len(data)) > info.Size() {
 			t.Fatalf("%d bytes, want at most %d", len(data), info.Size())
