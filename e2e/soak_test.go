@@ -162,7 +162,11 @@ type wish struct {
 }
 
 func newWish(rng *rand.Rand, canary string) wish {
-	w := wish{text: canary + strings.Repeat(" "+canary, rng.IntN(40)), n: 1, stream: rng.IntN(3) > 0}
+	words := rng.IntN(20)
+	if rng.IntN(4) == 0 {
+		words += 150 // so that children meet their end in the middle of an answer
+	}
+	w := wish{text: canary + strings.Repeat(" "+canary, words), n: 1, stream: rng.IntN(3) > 0}
 	switch rng.IntN(12) {
 	case 0, 1, 2:
 		w.n = 2
@@ -178,7 +182,7 @@ func newWish(rng *rand.Rand, canary string) wish {
 func (s *soak) play(w wish) {
 	outcome, err := s.try(w)
 	if err != nil {
-		s.t.Errorf("SEED=%d: %+.200v: %s: %v", s.seed, w, outcome, err)
+		s.t.Errorf("SEED=%d: %.20q…, n=%d, stream %v, slow %v, leaves after %v: %s %v", s.seed, w.text, w.n, w.stream, w.slow, w.leaves, outcome, err)
 		outcome = "wrong"
 	}
 	s.mu.Lock()
