@@ -647,8 +647,15 @@ func (f *flow) Close() error {
 	return f.body.Close()
 }
 
+// heard are the types of event that matter. All the others, which are nearly all,
+// pass without being decoded.
+var heard = [][]byte{[]byte("response.completed"), []byte("response.incomplete"), []byte("response.failed"), []byte("response.refusal.done"), []byte(`"error"`)}
+
 // event sees the data of each event.
 func (f *flow) event(data []byte) {
+	if !slices.ContainsFunc(heard, func(kind []byte) bool { return bytes.Contains(data, kind) }) {
+		return
+	}
 	var e struct {
 		Type     string          `json:"type"`
 		Refusal  string          `json:"refusal"`

@@ -280,6 +280,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	}
 
 	log.Info("stopping", "drain", cfg.Drain)
+	stopKeeping() // a refresh of a login that is under way goes on meanwhile
 	server.Unready()
 	time.Sleep(cfg.Prestop) // load balancers learn that we are not ready; a second signal ends this
 	last := time.AfterFunc(cfg.Drain, func() { cut(pool.ErrDraining) })
@@ -294,6 +295,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	if err := publicServer.Shutdown(closing); err != nil {
 		log.Warn("shutdown", "err", err)
 	}
+	<-kept
 	log.Info("stopped")
 	return exitOK
 }
