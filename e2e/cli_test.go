@@ -42,7 +42,7 @@ func TestACLIThatIsReplacedOrRemovedWhileWeRun(t *testing.T) {
 
 	install(t, path, "0.999.0")
 	kill()
-	eventually(t, 10*time.Second, "a child of the new one", func() bool { return version("0.999.0") && d.ready() == `200 {"ready":true}` })
+	eventually(t, time.Minute, "a child of the new one", func() bool { return version("0.999.0") && d.ready() == `200 {"ready":true}` })
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 		t.Errorf("with the new one: %v", err)
 	}
@@ -51,9 +51,9 @@ func TestACLIThatIsReplacedOrRemovedWhileWeRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	kill()
-	eventually(t, 10*time.Second, "backend_unavailable", func() bool { return d.ready() == `503 {"ready":false,"reason":"backend_unavailable"}` })
+	eventually(t, time.Minute, "backend_unavailable", func() bool { return d.ready() == `503 {"ready":false,"reason":"backend_unavailable"}` })
 	install(t, path, codex.Pinned)
-	eventually(t, 10*time.Second, "readiness", func() bool { return d.ready() == `200 {"ready":true}` })
+	eventually(t, time.Minute, "readiness", func() bool { return d.ready() == `200 {"ready":true}` })
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 		t.Errorf("when it is there again: %v", err)
 	}

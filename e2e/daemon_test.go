@@ -101,7 +101,7 @@ func start(t testing.TB, environ ...string) *daemon {
 	case <-d.ended:
 		t.Fatal("it ended instead of serving")
 	}
-	eventually(t, 20*time.Second, "a warm pool", func() bool {
+	eventually(t, time.Minute, "a warm pool", func() bool {
 		m := d.metrics()
 		return m[`codexpool_pool_children{state="idle"}`] == m["codexpool_pool_size"]
 	})

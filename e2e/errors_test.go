@@ -184,13 +184,13 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		}
 		syscall.Kill(d.children()[0], syscall.SIGKILL)
 		want := "503 server_error backend_unavailable - *"
-		eventually(t, 10*time.Second, want, func() bool {
+		eventually(t, time.Minute, want, func() bool {
 			return failure(t, d.request("POST", chat, bearer, kind, ask("hi", false))) == want
 		})
 		if err := os.Remove(d.workdir); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 20*time.Second, "recovery", func() bool { return d.ready() == `200 {"ready":true}` })
+		eventually(t, time.Minute, "recovery", func() bool { return d.ready() == `200 {"ready":true}` })
 		running := make(chan error)
 		go func() {
 			_, err := d.stream("one two three four five")

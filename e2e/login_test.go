@@ -126,8 +126,8 @@ func TestATokenThatTheProviderRefusesIsRefreshed(t *testing.T) {
 	if _, err := d.stream("hi"); err == nil || !strings.Contains(err.Error(), "upstream_auth") {
 		t.Errorf("refused: %v", err)
 	}
-	eventually(t, 20*time.Second, "refresh", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
-	eventually(t, 10*time.Second, "answer", func() bool { _, err := d.stream("hi"); return err == nil })
+	eventually(t, time.Minute, "refresh", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
+	eventually(t, time.Minute, "answer", func() bool { _, err := d.stream("hi"); return err == nil })
 	if spent := g.tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
 		t.Errorf("the refresh tokens that were spent: %q", spent)
 	}
@@ -142,12 +142,12 @@ func TestAKilledDaemonLosesNoLogin(t *testing.T) {
 	t.Cleanup(answer)
 	g.tokens.During(func() { <-restarted })
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
-	eventually(t, 10*time.Second, "refresh", func() bool { return len(g.tokens.Spent()) > 0 })
+	eventually(t, time.Minute, "refresh", func() bool { return len(g.tokens.Spent()) > 0 })
 	d.cmd.Process.Kill()
 	<-d.ended
 	start(t, append(g.env, "POOL_SIZE=1")...)
 	answer()
-	eventually(t, 20*time.Second, "new login", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
+	eventually(t, time.Minute, "new login", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
 	if spent := g.tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
 		t.Errorf("the refresh tokens that were spent: %q", spent)
 	}
@@ -160,12 +160,12 @@ func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 		t.Errorf("before it expires: %v", err)
 	}
-	eventually(t, 20*time.Second, "upstream_auth", func() bool { return d.ready() == `503 {"ready":false,"reason":"upstream_auth"}` })
+	eventually(t, time.Minute, "upstream_auth", func() bool { return d.ready() == `503 {"ready":false,"reason":"upstream_auth"}` })
 	if _, err := d.stream("hi"); err == nil || !strings.Contains(err.Error(), "upstream_auth") {
 		t.Errorf("after it has expired: %v", err)
 	}
 	codextest.AuthFile(t, g.home, "another", time.Hour*24)
-	eventually(t, 20*time.Second, "readiness", func() bool { return d.ready() == `200 {"ready":true}` })
+	eventually(t, time.Minute, "readiness", func() bool { return d.ready() == `200 {"ready":true}` })
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 		t.Errorf("after a new login: %v", err)
 	}

@@ -40,7 +40,7 @@ var illnesses = map[string]struct {
 		}
 		defer res.Body.Close()
 		syscall.Kill(d.children()[0], syscall.SIGSTOP)
-		eventually(d.t, 10*time.Second, "death", func() bool { return len(d.pool().Deaths) == 1 })
+		eventually(d.t, time.Minute, "death", func() bool { return len(d.pool().Deaths) == 1 })
 		d.full(1)
 		syscall.Kill(d.children()[0], syscall.SIGSTOP)
 	}},
@@ -54,7 +54,7 @@ var illnesses = map[string]struct {
 		for range 4 { // by 64 MB each: it goes
 			d.stream("hi")
 		}
-		eventually(d.t, 10*time.Second, "death by memory", func() bool { return len(d.pool().Deaths) == 2 })
+		eventually(d.t, time.Minute, "death by memory", func() bool { return len(d.pool().Deaths) == 2 })
 		for range 2 { // the next stays
 			d.stream("hi")
 		}

@@ -140,7 +140,7 @@ func (s *soak) harm(rng *rand.Rand, over <-chan struct{}) {
 		for _, act := range acts {
 			select {
 			case <-over:
-				eventually(s.t, 20*time.Second, "end of the recycling", func() bool { return s.pool().Worn == 0 })
+				eventually(s.t, time.Minute, "end of the recycling", func() bool { return s.pool().Worn == 0 })
 				stop(s.children()[0]) // one that nothing else will end
 				return
 			case <-time.After(time.Duration(rng.IntN(800)) * time.Millisecond):
