@@ -56,8 +56,17 @@ func hoarding(f func()) {
 
 const pause = 50 * time.Millisecond
 
-// keep starts a pool of processes: the first is the named child, the others serve.
+// keep starts a pool of processes, and waits until it is full: the first is the
+// named child, the others serve.
 func keep(t *testing.T, cfg pool.Config, first string) *pool.Pool {
+	t.Helper()
+	p := begin(t, cfg, first)
+	eventually(t, "a full pool", func() bool { return p.Stat().Idle == cfg.Size })
+	return p
+}
+
+// begin is keep without the wait.
+func begin(t *testing.T, cfg pool.Config, first string) *pool.Pool {
 	t.Helper()
 	names := make(chan string, 1)
 	names <- first
@@ -75,7 +84,6 @@ func keep(t *testing.T, cfg pool.Config, first string) *pool.Pool {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	eventually(t, "a full pool", func() bool { return p.Stat().Idle == cfg.Size })
 	return p
 }
 
@@ -92,8 +100,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestAChildThatHoardsMemoryIsReplacedBetweenItsTurns(t *testing.T) {
 	for _, name := range []string{"hoards", "has-a-helper-that-hoards"} {
 		t.Run(name, func(t *testing.T) {
-			p := keep(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: 300 * time.Millisecond}, name)
-			l := acquire(t, p)
+			p := begin(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: 300 * time.Millisecond}, name)
+			l := acquire(t, p) // in line before it is born: idle it could be replaced
+			t.Cleanup(l.Release)
 			eventually(t, "measured hoard", func() bool { return p.Children()[0].Memory > hoard })
 			eventually(t, "worn child", func() bool { return p.Children()[0].Worn == pool.Memory })
 			if got, err := complete(t.Context(), l, "in peace"); err != nil || got != "in peace" {
