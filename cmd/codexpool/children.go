@@ -44,12 +44,14 @@ func newProvider(cfg configs.Config, c *installation, hooks upstream.Hooks, log 
 			p.Close()
 		}
 	}()
-	target, err := p.target(cfg, c, log)
-	if err != nil {
+	if cfg.Upstream == configs.Direct {
+		if err = p.openLogin(cfg, c); err == nil {
+			_, err = directConfig(cfg)
+		}
 		return p, err
 	}
-	if cfg.Upstream == configs.Direct {
-		_, err = directConfig(cfg)
+	target, err := p.target(cfg, c)
+	if err != nil {
 		return p, err
 	}
 	p.relay = upstream.NewRelay(target, transport(cfg), hooks)
@@ -58,7 +60,7 @@ func newProvider(cfg configs.Config, c *installation, hooks upstream.Hooks, log 
 }
 
 // target is the provider behind the relay.
-func (p *provider) target(cfg configs.Config, c *installation, log *slog.Logger) (target upstream.Provider, err error) {
+func (p *provider) target(cfg configs.Config, c *installation) (target upstream.Provider, err error) {
 	base, key := cfg.Upstream, cfg.UpstreamKey
 	switch cfg.Upstream {
 	case configs.Echo:
@@ -70,8 +72,8 @@ func (p *provider) target(cfg configs.Config, c *installation, log *slog.Logger)
 		base, key, target.Kind = "http://"+addr+path+"/v1", "", upstream.EchoModel
 	case configs.OpenAI:
 		base, key, target.Kind = "https://api.openai.com/v1", cmp.Or(key, cfg.OpenAIKey), upstream.OpenAI
-	case configs.ChatGPT, configs.Direct:
-		if err := p.openLogin(cfg, c, log); err != nil {
+	case configs.ChatGPT:
+		if err := p.openLogin(cfg, c); err != nil {
 			return target, err
 		}
 		base, key, target.Kind = "https://chatgpt.com/backend-api/codex", "", upstream.ChatGPT
@@ -80,7 +82,7 @@ func (p *provider) target(cfg configs.Config, c *installation, log *slog.Logger)
 	if target.Base, err = url.Parse(base); err != nil {
 		return target, err
 	}
-	if cfg.OpenUpstream() && cfg.Upstream != configs.Direct {
+	if cfg.OpenUpstream() {
 		p.choice = target.Base.Redacted()
 	}
 	if key != "" {
@@ -91,16 +93,16 @@ func (p *provider) target(cfg configs.Config, c *installation, log *slog.Logger)
 
 // openLogin opens the ChatGPT login in CODEX_HOME. With direct there need not
 // be one.
-func (p *provider) openLogin(cfg configs.Config, c *installation, log *slog.Logger) (err error) {
+func (p *provider) openLogin(cfg configs.Config, c *installation) (err error) {
 	p.login, err = codex.OpenLogin(cfg.Home, func(home string) codex.Command {
-		cmd := codex.Command{Path: c.known().path, Args: []string{"app-server"}, Home: home, StopGrace: cfg.StopGrace, Log: log}
+		cmd := codex.Command{Path: c.known().path, Args: []string{"app-server"}, Home: home, StopGrace: cfg.StopGrace, Log: p.log}
 		keeper := configs.KeeperChild()
 		cmd.Files, cmd.Env = keeper.Files, append(keeper.Env, networkEnv()...)
 		if cfg.RefreshURL != "" {
 			cmd.Env = append(cmd.Env, "CODEX_REFRESH_TOKEN_URL_OVERRIDE="+cfg.RefreshURL)
 		}
 		return cmd
-	}, log)
+	}, p.log)
 	switch {
 	case err == nil:
 		p.credential = "ChatGPT login"

@@ -39,9 +39,11 @@ type installation struct {
 	log     *slog.Logger
 	changed func(cli) // told what was found after it was replaced; may be nil
 
+	looking sync.Mutex  // held while the CLI is looked at, so that two starts ask a new one once
+	file    os.FileInfo // what was found; guarded by looking
+
 	mu    sync.Mutex
-	found cli         // guarded by mu
-	file  os.FileInfo // what was found there; guarded by mu
+	found cli // guarded by mu
 }
 
 // findCLI finds the CLI that is configured.
@@ -67,23 +69,23 @@ func (i *installation) known() cli {
 // current is the CLI as it is now: a new one is asked for its version and its
 // catalog before the first child is started from it.
 func (i *installation) current(ctx context.Context) (cli, error) {
+	i.looking.Lock()
+	defer i.looking.Unlock()
 	was := i.known()
 	file, err := os.Stat(was.path)
 	if err != nil {
 		return cli{}, err
 	}
-	i.mu.Lock()
-	same := i.file != nil && os.SameFile(i.file, file) && i.file.ModTime().Equal(file.ModTime())
-	i.mu.Unlock()
-	if same {
+	if i.file != nil && os.SameFile(i.file, file) && i.file.ModTime().Equal(file.ModTime()) {
 		return was, nil
 	}
 	found, err := inspect(ctx, was.path, i.log)
 	if err != nil {
 		return cli{}, err
 	}
+	i.file = file
 	i.mu.Lock()
-	i.found, i.file = found, file
+	i.found = found
 	i.mu.Unlock()
 	if was.version != "" {
 		i.log.Warn("the Codex CLI was replaced", "was", was.version, "version", found.version)
