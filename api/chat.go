@@ -15,7 +15,7 @@ import (
 
 // chatCompletions serves POST /v1/chat/completions.
 func (s *Server) chatCompletions(res *response, r *http.Request) error {
-	req, err := s.decode(res, r, chatFields)
+	req, err := s.decode(res, r, "messages", chatFields)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ var completionFields = map[string]fieldReader{
 // completions serves POST /v1/completions: each prompt is a conversation of one
 // message, and each answer bare text.
 func (s *Server) completions(res *response, r *http.Request) error {
-	req, err := s.decode(res, r, completionFields)
+	req, err := s.decode(res, r, "prompt", completionFields)
 	if err != nil {
 		return err
 	}

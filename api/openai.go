@@ -37,7 +37,6 @@ type chatRequest struct {
 	Stop          []string
 	Tools         []tool
 	ToolChoice    toolChoice
-	OwnTools      bool                       // tools were given as tools
 	LegacyCalls   bool                       // tools were given as functions
 	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
 	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
@@ -53,8 +52,8 @@ func (req *chatRequest) conversation(choice int) []chatMessage {
 }
 
 // decode reads a request of the given fields, and names what it ignores in the
-// response.
-func (s *Server) decode(res *response, r *http.Request, known map[string]fieldReader) (*chatRequest, error) {
+// response. said is the field with what there is to answer.
+func (s *Server) decode(res *response, r *http.Request, said string, known map[string]fieldReader) (*chatRequest, error) {
 	body, err := s.readBody(res, r)
 	if err != nil {
 		return nil, err
@@ -64,11 +63,7 @@ func (s *Server) decode(res *response, r *http.Request, known map[string]fieldRe
 		return nil, err
 	}
 	if req.Conversations == nil {
-		for _, name := range []string{"messages", "prompt"} {
-			if _, wanted := known[name]; wanted {
-				return nil, badRequest(name, "'%s' is missing.", name)
-			}
-		}
+		return nil, badRequest(said, "'%s' is missing.", said)
 	}
 	if err := req.check(s.cfg); err != nil {
 		return nil, err
@@ -200,8 +195,8 @@ var chatFields = map[string]fieldReader{
 		"summary": readSummary,
 	}),
 	"reasoning_effort": field(func(req *chatRequest) *string { return &req.Effort }, "a string"), // read after reasoning: it wins
-	"tools":            readTools,
 	"functions":        readFunctions,
+	"tools":            readTools, // read after functions: beside them it is refused
 	"tool_choice":      readToolChoice,
 	"function_call":    readToolChoice,
 	"response_format":  readResponseFormat,

@@ -33,6 +33,9 @@ func readTools(req *chatRequest, name string, value json.RawMessage) error {
 	if err := into(&tools, name, value, "an array of objects"); err != nil {
 		return err
 	}
+	if req.LegacyCalls && len(tools) > 0 {
+		return badRequest("functions", "'functions' is the old form of 'tools'; one of them must do.")
+	}
 	for i, fields := range tools {
 		at := fmt.Sprintf("%s[%d]", name, i)
 		var kind string
@@ -47,7 +50,6 @@ func readTools(req *chatRequest, name string, value json.RawMessage) error {
 		}
 		req.ignoreRest("tools.", fields, "type", "function")
 	}
-	req.OwnTools = len(tools) > 0
 	return nil
 }
 
@@ -152,8 +154,6 @@ func (req *chatRequest) checkTools() error {
 	choice := req.ToolChoice
 	named := func(t tool) bool { return t.Name == choice.Name }
 	switch {
-	case req.LegacyCalls && req.OwnTools:
-		return badRequest("functions", "'functions' is the old form of 'tools'; one of them must do.")
 	case choice.forced() && len(req.Tools) == 0:
 		return badRequest(choice.Field, "'%s' needs tools to choose from.", choice.Field)
 	case choice.Name != "" && !slices.ContainsFunc(req.Tools, named):
