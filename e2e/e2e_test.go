@@ -142,31 +142,40 @@ func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 // waits until the pool is at rest.
 func (d *daemon) load(total, atOnce int) {
 	d.t.Helper()
+	d.spread(total, atOnce, func(i int) error {
+		want := fmt.Sprintf("canary-%d sings the song of number %d", i, i)
+		chunks, err := d.stream(want)
+		if err != nil {
+			return err
+		}
+		got, err := answer(chunks)
+		if got != want && err == nil {
+			err = fmt.Errorf("got %q", got)
+		}
+		return err
+	})
+	d.full(int(d.metrics()["codexpool_pool_size"]))
+}
+
+// spread spreads so many requests over clients, and waits for all.
+func (d *daemon) spread(total, clients int, request func(i int) error) {
+	d.t.Helper()
 	turns := make(chan int, total)
 	for i := range total {
 		turns <- i
 	}
 	close(turns)
-	var clients sync.WaitGroup
-	for range atOnce {
-		clients.Go(func() {
+	var running sync.WaitGroup
+	for range clients {
+		running.Go(func() {
 			for i := range turns {
-				want := fmt.Sprintf("canary-%d sings the song of number %d", i, i)
-				chunks, err := d.stream(want)
-				if err == nil {
-					var got string
-					if got, err = answer(chunks); got != want && err == nil {
-						err = fmt.Errorf("got %q", got)
-					}
-				}
-				if err != nil {
-					d.t.Errorf("%s: %v", want, err)
+				if err := request(i); err != nil {
+					d.t.Errorf("request %d: %v", i, err)
 				}
 			}
 		})
 	}
-	clients.Wait()
-	d.full(int(d.metrics()["codexpool_pool_size"]))
+	running.Wait()
 }
 
 // weight is what the daemon and its children hold on to.

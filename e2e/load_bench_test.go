@@ -3,7 +3,6 @@ package e2e
 import (
 	"net/http"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -32,26 +31,13 @@ func BenchmarkThroughput(b *testing.B) {
 	transport.MaxIdleConnsPerHost = atOnce
 
 	pooled := func() {
-		turns := make(chan int, total)
-		for i := range total {
-			turns <- i
-		}
-		close(turns)
-		var clients sync.WaitGroup
-		for range atOnce {
-			clients.Go(func() {
-				for range turns {
-					chunks, err := d.stream("hello")
-					if err == nil {
-						_, err = answer(chunks)
-					}
-					if err != nil {
-						b.Error(err)
-					}
-				}
-			})
-		}
-		clients.Wait()
+		d.spread(total, atOnce, func(int) error {
+			chunks, err := d.stream("hello")
+			if err == nil {
+				_, err = answer(chunks)
+			}
+			return err
+		})
 	}
 	pooled() // what is made once is made now
 	children := d.children()

@@ -446,17 +446,10 @@ func TestConnectionsToTheProviderStayWarm(t *testing.T) {
 			}), http2)
 			const children = 4
 			d := start(t, "POOL_SIZE="+strconv.Itoa(children), "CODEX_UPSTREAM="+server.URL+"/v1", "SSL_CERT_FILE="+roots)
-			var clients sync.WaitGroup
-			for range 8 {
-				clients.Go(func() {
-					for range 25 {
-						if _, err := d.stream("hi"); err != nil {
-							t.Error(err)
-						}
-					}
-				})
-			}
-			clients.Wait()
+			d.spread(200, 8, func(int) error {
+				_, err := d.stream("hi")
+				return err
+			})
 			mu.Lock()
 			defer mu.Unlock()
 			most = max(most, children) // those on their way have not been seen here
