@@ -32,9 +32,9 @@ import (
 const Pinned = "0.169.0"
 
 const (
-	// callTimeout bounds every call to the child: under overload app-server may
-	// drop even its refusals. Calls take milliseconds; the rest is for a host
-	// whose cores are busy.
+	// callTimeout bounds every call to the child but the handshake: under overload
+	// app-server may drop even its refusals. Calls take milliseconds; the rest is
+	// for a host whose cores are busy.
 	callTimeout = 10 * time.Second
 
 	// endTimeout bounds the end of a turn that is left early, from the
@@ -66,8 +66,9 @@ type Client struct {
 	done     chan struct{} // closed by reap
 }
 
-// Start runs cmd and does the handshake. ctx bounds both, but not the child's
-// life. On error nothing is left: no process, no home.
+// Start runs cmd and does the handshake. ctx alone bounds both, but not the
+// child's life: give it a deadline. Its cause is then the error. On error nothing
+// is left: no process, no home.
 func Start(ctx context.Context, cmd Command) (*Client, error) {
 	p, err := spawn(cmd)
 	if err != nil {
@@ -76,7 +77,8 @@ func Start(ctx context.Context, cmd Command) (*Client, error) {
 	return open(ctx, p, p, p.log)
 }
 
-// Connect does the handshake over any stream and takes ownership of it.
+// Connect does the handshake over any stream, bounded by ctx as in [Start], and
+// takes ownership of the stream.
 func Connect(ctx context.Context, rwc io.ReadWriteCloser, log *slog.Logger) (*Client, error) {
 	return open(ctx, rwc, nil, log)
 }
@@ -102,7 +104,7 @@ func open(ctx context.Context, stream io.ReadWriteCloser, p *process, log *slog.
 func (c *Client) handshake(ctx context.Context) error {
 	defer c.enter()()
 	var answer initializeResult
-	if err := c.call(ctx, "initialize", initializeParams{
+	if err := c.exchange(ctx, "initialize", initializeParams{
 		ClientInfo: clientInfo{Name: "codexpool", Title: "codexpool", Version: Pinned},
 		Capabilities: capabilities{
 			ExperimentalAPI:           true,
@@ -308,12 +310,17 @@ func (c *Client) enter() (leave func()) {
 	}
 }
 
-// call sends one request and waits for its answer, at most its limit and at
-// most [endTimeout] once ctx has ended: a call that is given up costs the child.
-// What else arrives is answered (requests) or dropped (notifications).
+// call is exchange for at most its limit and at most [endTimeout] once ctx has
+// ended: a call that is given up costs the child.
 func (c *Client) call(ctx context.Context, method string, params, result any) error {
 	ctx, cancel := limited(ctx, c.limit())
 	defer cancel()
+	return c.exchange(ctx, method, params, result)
+}
+
+// exchange sends one request and waits for its answer until ctx ends. What else
+// arrives is answered (requests) or dropped (notifications).
+func (c *Client) exchange(ctx context.Context, method string, params, result any) error {
 	id, err := c.send(ctx, method, params)
 	if err != nil {
 		return fmt.Errorf("%s: %w", method, err)

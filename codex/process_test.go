@@ -170,8 +170,7 @@ func TestStartFailsWhenTheChildNeverInitializes(t *testing.T) {
 	cause := errors.New("too slow")
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, cause)
 	defer cancel()
-	// The call outlives ctx by its grace of 2 s: this is the one slow test here.
-	if _, err := codex.Start(ctx, cmd); !errors.Is(err, codex.ErrUnresponsive) {
+	if _, err := codex.Start(ctx, cmd); !errors.Is(err, cause) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(cmd.Home); !os.IsNotExist(err) {
@@ -287,6 +286,7 @@ func TestAKilledChildIsNoticedWhileNobodyUsesIt(t *testing.T) {
 }
 
 func TestGarbageEndsTheTurnAndTheChild(t *testing.T) {
+	t.Parallel()
 	for _, child := range []string{"prints-garbage", "prints-20MB-line"} {
 		t.Run(child, func(t *testing.T) {
 			c := start(t, codextest.Command(t, child))
@@ -302,6 +302,7 @@ func TestGarbageEndsTheTurnAndTheChild(t *testing.T) {
 }
 
 func TestAFloodOnStderrIsBounded(t *testing.T) {
+	t.Parallel()
 	exit := exitOf(t, start(t, codextest.Command(t, "floods-stderr")))
 	if len(exit.Stderr) != 20 || !strings.HasPrefix(exit.Stderr[19], "line 99999 ") {
 		t.Errorf("%d lines are kept, the last is %.20q", len(exit.Stderr), exit.Stderr[len(exit.Stderr)-1])
@@ -309,6 +310,7 @@ func TestAFloodOnStderrIsBounded(t *testing.T) {
 }
 
 func TestAWriteToAChildThatStoppedReadingIsGivenUp(t *testing.T) {
+	t.Parallel()
 	c := start(t, codextest.Command(t, "stops-reading"))
 	if err := c.Warm(t.Context()); err != nil {
 		t.Fatal(err)
@@ -328,6 +330,7 @@ func TestAWriteToAChildThatStoppedReadingIsGivenUp(t *testing.T) {
 }
 
 func TestARealChildSaysWhenOthersEndedIt(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("hi"))
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		c := start(t, codextest.Real(t, up.URL+"/v1"))

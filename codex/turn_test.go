@@ -304,6 +304,26 @@ func TestTicksTellHowLongTheChildWasSilent(t *testing.T) {
 	})
 }
 
+// On a starved machine a child may need longer for its handshake than for any
+// other call, and whoever starts it says how long it may take.
+func TestTheHandshakeHasTheTimeThatItsCallerGivesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := codextest.Script{codextest.Do(func() { time.Sleep(time.Minute) }), codextest.Handshake(), codextest.Hang()}
+		for within, want := range map[time.Duration]error{2 * time.Minute: nil, time.Second: codex.ErrUnresponsive} {
+			ctx, cancel := context.WithTimeoutCause(t.Context(), within, codex.ErrUnresponsive)
+			began := time.Now()
+			c, err := codex.Connect(ctx, codextest.Pipe(t, slow), codextest.Log(t))
+			if took := time.Since(began); !errors.Is(err, want) || took > within {
+				t.Errorf("within %v: %v after %v", within, err, took)
+			}
+			if err == nil {
+				c.Close()
+			}
+			cancel()
+		}
+	})
+}
+
 func TestAWedgedChildIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := connect(t, codextest.Handshake(), codextest.Hang())
