@@ -219,26 +219,6 @@ func (c *Client) Ping(ctx context.Context) (Health, error) {
 	return h, nil
 }
 
-// Models lists the models of the child's catalog, in its order, without the
-// hidden ones.
-func (c *Client) Models(ctx context.Context) ([]Model, error) {
-	defer c.enter()()
-	var models []Model
-	for cursor := (*string)(nil); ; {
-		var answer modelListResult
-		if err := c.call(ctx, "model/list", modelListParams{Cursor: cursor}, &answer); err != nil {
-			return nil, err
-		}
-		for _, m := range answer.Data {
-			models = append(models, m.model())
-		}
-		if answer.NextCursor == nil {
-			return models, nil
-		}
-		cursor = answer.NextCursor
-	}
-}
-
 // Pid is the process id of the child, 0 where it is not a process of ours.
 func (c *Client) Pid() int {
 	if c.proc == nil {

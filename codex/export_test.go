@@ -1,5 +1,7 @@
 package codex
 
+import "context"
+
 // Spoken is everything that we send, for the contract test: method -> params,
 // with every field set that is left out when empty.
 var Spoken = map[string]any{
@@ -9,7 +11,6 @@ var Spoken = map[string]any{
 	"thread/inject_items": injectItemsParams{},
 	"turn/start":          turnStartParams{Input: []string{}, Model: "m", Effort: "low", Summary: "auto", ClientMetadata: map[string]string{"k": "v"}},
 	"turn/interrupt":      turnInterruptParams{},
-	"model/list":          modelListParams{Cursor: new(string)},
 	"account/read":        accountReadParams{RefreshToken: true},
 	"server/diagnostics":  struct{}{},
 }
@@ -36,4 +37,31 @@ var Schemas = map[string][]string{
 	"v2/RawResponseItemCompletedNotification.json": {"threadId", "turnId", "item"},
 	"v2/RawResponseCompletedNotification.json":     {"threadId", "turnId", "usage"},
 	"v2/ThreadTokenUsageUpdatedNotification.json":  {"threadId", "turnId", "tokenUsage"},
+}
+
+// Models are those that the child itself lists, in its order: the contract test
+// holds [Catalog] against them.
+func (c *Client) Models(ctx context.Context) ([]Model, error) {
+	defer c.enter()()
+	var answer struct {
+		Data []struct {
+			ID      string `json:"id"`
+			Default bool   `json:"isDefault"`
+			Efforts []struct {
+				Effort string `json:"reasoningEffort"`
+			} `json:"supportedReasoningEfforts"`
+		} `json:"data"`
+	}
+	if err := c.call(ctx, "model/list", struct{}{}, &answer); err != nil {
+		return nil, err
+	}
+	var models []Model
+	for _, m := range answer.Data {
+		model := Model{ID: m.ID, Default: m.Default}
+		for _, e := range m.Efforts {
+			model.Efforts = append(model.Efforts, e.Effort)
+		}
+		models = append(models, model)
+	}
+	return models, nil
 }

@@ -115,31 +115,6 @@ type accountReadResult struct {
 	Account *struct{} `json:"account"` // null where there is no login that works
 }
 
-type modelListParams struct {
-	Cursor *string `json:"cursor,omitempty"`
-}
-
-type modelListResult struct {
-	Data       []listedModel `json:"data"`
-	NextCursor *string       `json:"nextCursor"`
-}
-
-type listedModel struct {
-	ID      string `json:"id"`
-	Default bool   `json:"isDefault"`
-	Efforts []struct {
-		Effort string `json:"reasoningEffort"`
-	} `json:"supportedReasoningEfforts"`
-}
-
-func (l listedModel) model() Model {
-	m := Model{ID: l.ID, Default: l.Default}
-	for _, e := range l.Efforts {
-		m.Efforts = append(m.Efforts, e.Effort)
-	}
-	return m
-}
-
 // notification is the union of the params that a turn reads; which fields are
 // set depends on the method.
 type notification struct {
