@@ -1,9 +1,10 @@
 // Package api turns OpenAI requests into turns, and their events into OpenAI
 // responses.
 //
-// It starts no goroutine: a handler runs on the one that net/http gives it,
-// holds its lease while it ranges over the turn's events, and owns the
-// ResponseWriter alone. Handlers return errors; errors.go maps them.
+// A handler runs on the goroutine that net/http gives it, holds its lease while it
+// ranges over the turn's events, and owns the ResponseWriter alone. Only several
+// choices have goroutines of their own, one each, which the handler waits for.
+// Handlers return errors; errors.go maps them.
 package api
 
 import (
