@@ -18,6 +18,9 @@ CLI     := $(if $(CODEX_BIN),,$(FETCHED))
 # The OpenAI clients that e2e drives.
 CLIENTS := e2e/clients/node_modules/.package-lock.json
 
+# lint has vetted everything, which go test would do once more.
+TESTS := -vet=off -timeout 30m
+
 # The race detector needs a C compiler; without one the tests run without it.
 RACE := $(if $(shell command -v $$(go env CC)),-race,)
 
@@ -55,11 +58,11 @@ need-npm:
 test: lint unit e2e ## everything that CI runs
 
 unit: need-go $(CLI) ## each package, with the race detector
-	go test $(RACE) -shuffle=on -timeout 30m ./...
+	go test $(RACE) $(TESTS) -shuffle=on -parallel 4 ./...
 
 e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and the image's Dockerfile
-	cd e2e && go test -count=1 -timeout 30m ./...
-	cd e2e/image && go test -count=1 ./...
+	cd e2e && go test $(TESTS) -count=1 ./...
+	cd e2e/image && go test $(TESTS) -count=1 ./...
 
 SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases

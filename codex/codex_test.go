@@ -35,6 +35,7 @@ func TestTurnsReexecuted(t *testing.T) {
 }
 
 func TestTurnsReal(t *testing.T) {
+	t.Parallel()
 	codextest.TestTurns(t, func(t *testing.T) *codex.Client {
 		server := httptest.NewServer(codextest.Calling(upstream.Echo(wordDelay)))
 		t.Cleanup(server.Close)

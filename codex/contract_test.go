@@ -39,6 +39,7 @@ func object(fields map[string]any) json.RawMessage {
 }
 
 func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
 	odd := "tabs\tand\nnewlines \u2028 \"quotes\" <b>&amp; \U0001F9EA \u0001"
@@ -78,6 +79,7 @@ func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
 }
 
 func TestAHistoryOfCallsArrivesAsItWasGiven(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
 	call := func(id, name, arguments string) json.RawMessage {
@@ -129,6 +131,7 @@ func arrivesAs(t *testing.T, items []json.RawMessage, request []byte) {
 }
 
 func TestTheKeyOfATurnComesOutUpstream(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
 	p := hello()
@@ -142,6 +145,7 @@ func TestTheKeyOfATurnComesOutUpstream(t *testing.T) {
 }
 
 func TestAChildForgetsTheThreadsOfItsTurns(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t)
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
 	withTools := hello()
@@ -164,6 +168,7 @@ func TestAChildForgetsTheThreadsOfItsTurns(t *testing.T) {
 }
 
 func TestTheCatalogListsWhatAChildLists(t *testing.T) {
+	t.Parallel()
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()
 	cmd := codextest.Real(t, server.URL+"/v1")
@@ -181,6 +186,7 @@ func TestTheCatalogListsWhatAChildLists(t *testing.T) {
 }
 
 func TestTheModelEffortAndSummaryOfATurnReachTheUpstream(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	cmd := codextest.Real(t, up.URL+"/v1")
 	_, models, err := codex.Catalog(t.Context(), cmd.Path)
@@ -207,6 +213,7 @@ func TestTheModelEffortAndSummaryOfATurnReachTheUpstream(t *testing.T) {
 }
 
 func TestTheModelIsAskedOnceForATurnWithCalls(t *testing.T) {
+	t.Parallel()
 	calls := []codex.ToolCall{{ID: "call_1", Name: "weather", Arguments: `{"city":  "Oslo"}`}, {ID: "call_2", Name: "clock", Arguments: `{}`}}
 	up := codextest.NewUpstream(t, codextest.Calls(calls...))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
@@ -260,6 +267,7 @@ func throughRelay(t *testing.T, up *codextest.Upstream) (*codex.Client, func() c
 }
 
 func TestTheModelIsAskedOnceAlsoWhereTheChildAnswersACallByItself(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t)
 	c, params := throughRelay(t, up)
 	asked := 0
@@ -286,6 +294,7 @@ func TestTheModelIsAskedOnceAlsoWhereTheChildAnswersACallByItself(t *testing.T) 
 }
 
 func TestAnUpstreamThatFailsAfterACallIsHeardOf(t *testing.T) {
+	t.Parallel()
 	call := codex.ToolCall{ID: "c", Name: "clock", Arguments: `{}`}
 	up := codextest.NewUpstream(t)
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
@@ -315,6 +324,7 @@ func TestAnUpstreamThatFailsAfterACallIsHeardOf(t *testing.T) {
 }
 
 func TestAReaderWhoLeavesWhileTheModelCallsEndsItsRequest(t *testing.T) {
+	t.Parallel()
 	gone := make(chan struct{})
 	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		s := codextest.StartStream(w)
@@ -342,6 +352,7 @@ func TestAReaderWhoLeavesWhileTheModelCallsEndsItsRequest(t *testing.T) {
 }
 
 func TestWhatTheChildTakesForATool(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
 	schema := func(s string) json.RawMessage { return json.RawMessage(s) }
@@ -378,6 +389,7 @@ func TestWhatTheChildTakesForATool(t *testing.T) {
 }
 
 func TestACallInAPlainTurnIsAFailure(t *testing.T) {
+	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Calls(codex.ToolCall{ID: "c", Name: "nope", Arguments: `{}`}), codextest.Text("again"))
 	c, params := throughRelay(t, up)
 	_, err := run(t, c, params())
@@ -390,6 +402,7 @@ func TestACallInAPlainTurnIsAFailure(t *testing.T) {
 }
 
 func TestReasoningAndCommentaryAreNoneOfTheAnswer(t *testing.T) {
+	t.Parallel()
 	call := codex.ToolCall{ID: "c", Name: "clock", Arguments: `{}`}
 	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		s := codextest.StartStream(w)
@@ -456,6 +469,7 @@ type schema struct {
 }
 
 func TestWhatWeSayAndHearIsInTheSchemasOfTheCLI(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	cmd := exec.Command(codextest.Binary(t), "app-server", "generate-json-schema", "--experimental", "--out", dir)
 	cmd.Env = []string{"HOME=" + dir, "CODEX_HOME=" + dir}

@@ -52,6 +52,7 @@ func keepLogin(t *testing.T, l *codex.Login) {
 // A child refreshes by itself what expires within five minutes, and anything
 // else when it is told to. Either way the refresh token is spent once.
 func TestALoginIsRefreshedOnceAndWrittenBack(t *testing.T) {
+	t.Parallel()
 	for name, life := range map[string]time.Duration{"half of its life is left": 50 * time.Minute, "it expires in a minute": time.Minute, "it has expired": -time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			dir := codextest.Workdir(t)
@@ -86,6 +87,7 @@ func TestALoginIsRefreshedOnceAndWrittenBack(t *testing.T) {
 }
 
 func TestDaemonsThatShareALoginRefreshItOnce(t *testing.T) {
+	t.Parallel()
 	dir := codextest.Workdir(t)
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
 	tokens := codextest.NewTokens(t)

@@ -27,6 +27,7 @@ func install(t *testing.T, path, version string) {
 }
 
 func TestACLIThatIsReplacedOrRemovedWhileWeRun(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "codex")
 	install(t, path, codex.Pinned)
 	d := start(t, "POOL_SIZE=1", "CODEX_BIN="+path, "POOL_BACKOFF_MAX_MS=500")

@@ -13,6 +13,7 @@ import (
 // the provider with one client, and asserts what the client makes of it. What
 // arrives upstream is asserted by the provider.
 func TestUnmodifiedClientsWork(t *testing.T) {
+	t.Parallel()
 	const draft7 = `"$schema":"http://json-schema.org/draft-07/schema#",`
 	for _, tt := range []struct{ name, format string }{
 		{"openai", format("report", "{"+draft7+fields+"}")},
@@ -23,6 +24,7 @@ func TestUnmodifiedClientsWork(t *testing.T) {
 		{"agents", format("output", "{"+draft7+fields+"}")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			p, d, open := stage(t, tt.format)
 			play(t, tt.name, "PROVIDER_URL="+p.URL, "BASE_URL="+d.url+"/v1", "API_KEY="+key, "OPEN_URL="+open.url+"/v1")
 		})

@@ -115,12 +115,14 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 	}
 
 	t.Run("an unknown model", func(t *testing.T) {
+		t.Parallel()
 		d := start(t, "POOL_SIZE=1")
 		if got, want := failure(t, d.request("POST", chat, bearer, kind, `{"model":"gpt-2",`+hi+`}`)), "404 invalid_request_error model_not_found model"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	})
 	t.Run("the child is killed", func(t *testing.T) {
+		t.Parallel()
 		reached := make(chan struct{})
 		d, _ := withRelay(t, func(w http.ResponseWriter, r *http.Request) {
 			close(reached)
@@ -162,6 +164,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		}
 	})
 	t.Run("the whole request", func(t *testing.T) {
+		t.Parallel()
 		up := codextest.NewUpstream(t, silent)
 		d := start(t, "POOL_SIZE=1", "PROXY_TIMEOUT_MS=500", "CODEX_UPSTREAM="+up.URL+"/v1")
 		if got, want := failure(t, d.request("POST", chat, bearer, kind, ask("hi", false))), "504 timeout_error request_timeout -"; got != want {
@@ -169,6 +172,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		}
 	})
 	t.Run("no child can be started, and draining", func(t *testing.T) {
+		t.Parallel()
 		d := start(t, "POOL_SIZE=1", "PROXY_PRESTOP_MS=0", "PROXY_DRAIN_MS=5000", "CODEX_ECHO_DELAY_MS=200")
 		homes, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*"))
 		if err != nil || len(homes) != 1 {

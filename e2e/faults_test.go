@@ -186,6 +186,7 @@ func (f *faulty) set(fault string) {
 // that the pool is full again. With a single child there is no other to hide
 // behind; the log's line and the reason are those of the child with the fault.
 func TestTheFaultMatrix(t *testing.T) {
+	t.Parallel()
 	const (
 		fine = "200"
 
@@ -228,6 +229,7 @@ func TestTheFaultMatrix(t *testing.T) {
 		{name: "steers", fault: "steers", env: []string{"PROXY_IDLE_TIMEOUT_MS=500"}, client: idle, log: `"why":"unresponsive"`, reason: "unresponsive"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			f := newFaulty(t)
 			f.set(tt.fault)
 			d := start(t, append(tt.env, "POOL_SIZE=1", "CODEX_BIN="+f.path, "CODEX_STOP_GRACE_MS=300", "CODEX_ECHO_DELAY_MS=1")...)
@@ -279,13 +281,16 @@ func (d *daemon) full(size int) {
 // TestStartsThatFail has those faults of which no child comes. Clients are told
 // at once, and served as soon as children can be started again.
 func TestStartsThatFail(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct{ fault, log, admin string }{
 		{"never initializes", "child does not answer", "child does not answer"},
 		{"exits in handshake", "exit status 3", "cannot read my configuration"},
 	} {
 		t.Run(tt.fault, func(t *testing.T) {
+			t.Parallel()
 			f := newFaulty(t)
-			d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path, "CODEX_START_TIMEOUT_MS=500", "CODEX_STOP_GRACE_MS=100", "POOL_BACKOFF_MAX_MS=500")
+			// The real child must start within the limit too, however busy the machine is.
+			d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path, "CODEX_START_TIMEOUT_MS=3000", "CODEX_STOP_GRACE_MS=100", "POOL_BACKOFF_MAX_MS=500")
 			f.set(tt.fault)
 			syscall.Kill(d.children()[0], syscall.SIGKILL)
 			eventually(t, time.Minute, "backend_unavailable", func() bool { return d.ready() == `503 {"ready":false,"reason":"backend_unavailable"}` })
@@ -311,6 +316,7 @@ func TestStartsThatFail(t *testing.T) {
 		})
 	}
 	t.Run("starts slowly", func(t *testing.T) {
+		t.Parallel()
 		f := newFaulty(t)
 		d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path)
 		f.set("starts slowly")
@@ -324,6 +330,7 @@ func TestStartsThatFail(t *testing.T) {
 // TestFaultsOfTheHost has what happens to the real child and the daemon from
 // outside: each is told of while it lasts, and over when it is over.
 func TestFaultsOfTheHost(t *testing.T) {
+	t.Parallel()
 	const unavailable = `503 {"ready":false,"reason":"backend_unavailable"}`
 	kill := func(d *daemon) { syscall.Kill(d.children()[0], syscall.SIGKILL) }
 	// over waits for a pool that is well again, and uses it.
@@ -336,6 +343,7 @@ func TestFaultsOfTheHost(t *testing.T) {
 		}
 	}
 	t.Run("its home is removed", func(t *testing.T) {
+		t.Parallel()
 		d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=1")
 		homes, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*"))
 		if err != nil || len(homes) != 1 {
@@ -352,6 +360,7 @@ func TestFaultsOfTheHost(t *testing.T) {
 		over(d)
 	})
 	t.Run("no descriptors are left", func(t *testing.T) {
+		t.Parallel()
 		d := start(t, "POOL_SIZE=1", "POOL_BACKOFF_MAX_MS=500", "CODEX_ECHO_DELAY_MS=1")
 		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
 		if err != nil {
@@ -367,6 +376,7 @@ func TestFaultsOfTheHost(t *testing.T) {
 		over(d)
 	})
 	t.Run("its disk is full", func(t *testing.T) {
+		t.Parallel()
 		if os.Geteuid() != 0 {
 			t.Skip("only root can mount a small disk")
 		}

@@ -77,6 +77,7 @@ func (g *chatGPT) seen() (bearers []string, account, body string) {
 }
 
 func TestALoginThatExpiresIsRefreshedOnceForTheWholePool(t *testing.T) {
+	t.Parallel()
 	const life = 4 * time.Second
 	expired := time.Now().Add(life)
 	g := newChatGPT(t, life)
@@ -120,6 +121,7 @@ func TestALoginThatExpiresIsRefreshedOnceForTheWholePool(t *testing.T) {
 }
 
 func TestATokenThatTheProviderRefusesIsRefreshed(t *testing.T) {
+	t.Parallel()
 	g := newChatGPT(t, 60*time.Hour)
 	g.revoked = true
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
@@ -136,6 +138,7 @@ func TestATokenThatTheProviderRefusesIsRefreshed(t *testing.T) {
 // The keeper of a daemon that was killed ends its refresh, which the next must
 // wait for.
 func TestAKilledDaemonLosesNoLogin(t *testing.T) {
+	t.Parallel()
 	g := newChatGPT(t, -time.Minute)
 	restarted := make(chan struct{})
 	answer := sync.OnceFunc(func() { close(restarted) })
@@ -154,6 +157,7 @@ func TestAKilledDaemonLosesNoLogin(t *testing.T) {
 }
 
 func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
+	t.Parallel()
 	g := newChatGPT(t, 3*time.Second)
 	g.tokens.Refuse()
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
@@ -180,6 +184,7 @@ func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
 // TestDirectChildrenCallTheProviderThemselves has a provider as an operator of
 // the CLI configures it, whose key is in the environment.
 func TestDirectChildrenCallTheProviderThemselves(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	var authorization string
 	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {

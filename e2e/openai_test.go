@@ -18,6 +18,7 @@ import (
 // TestTheUnmodifiedGoClientWorks plays the scenarios of the provider with
 // openai-go.
 func TestTheUnmodifiedGoClientWorks(t *testing.T) {
+	t.Parallel()
 	p, d, open := stage(t, format("report", "{"+fields+"}"))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -231,6 +231,7 @@ func TestARollingRecycleUnderFullLoadFailsNoRequest(t *testing.T) {
 }
 
 func TestChildrenThatGrowFatAreReplaced(t *testing.T) {
+	t.Parallel()
 	// Any child is fatter than that; each serves, once it is two seconds old.
 	d := start(t, "POOL_SIZE=2", "POOL_MAX_CHILD_BYTES=1000000", "POOL_MIN_LIFE_MS=2000", "CODEX_ECHO_DELAY_MS=0")
 	eventually(t, time.Minute, "replacement of both", func() bool { return d.metrics()[`codexpool_child_deaths_total{reason="memory"}`] >= 2 })

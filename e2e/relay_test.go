@@ -288,6 +288,7 @@ func TestAProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
 		{"an event of 30 MB", huge, "60000", "502: upstream_error", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			up := codextest.NewUpstream(t, tt.reply, codextest.Text("ok"))
 			d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_STREAM_IDLE_TIMEOUT_MS="+tt.idle, "PROXY_SSE_COMMIT_MS=60000")
 			status, code, _ := strings.Cut(tt.want, " ")

@@ -81,6 +81,7 @@ func (d *daemon) leave(text string, times int) {
 // TestTheChecksOfTheRunbooksSayWhatTheyPromise pastes each command of each page
 // into a shell, while all is well and while it is not.
 func TestTheChecksOfTheRunbooksSayWhatTheyPromise(t *testing.T) {
+	t.Parallel()
 	for _, page := range pages(t) {
 		t.Run(page, func(t *testing.T) {
 			t.Parallel() // they mostly wait
