@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
 
 	"codexpool/codex"
 	"codexpool/pool"
@@ -37,6 +38,11 @@ type Error struct {
 }
 
 func (e *Error) Error() string { return e.Message }
+
+// Is says of the ends of our own deadlines that they are some, to whoever counts.
+func (e *Error) Is(target error) bool {
+	return target == context.DeadlineExceeded && (e == errAcquireTimeout || e == errTimeout)
+}
 
 // logCode is Code, or a word that says as much, of a closed list: it is a label.
 func (e *Error) logCode() string {
@@ -116,10 +122,11 @@ var (
 	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
 	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
+	errBadBody        = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is malformed.", Close: true}
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The content type must be application/json."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
-	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no API key of its own and answers loopback hosts and origins only."}
+	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This address answers loopback hosts and origins only."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
 	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not take this method."}
 )
@@ -210,7 +217,7 @@ func tooLong(said string) *Error {
 // providerFailed maps what the provider said. Its words reach the caller where
 // they are about the caller's request.
 func providerFailed(f *upstream.Failure) *Error {
-	switch f.Code {
+	switch cmp.Or(f.Code, f.Type) { // the backend of a ChatGPT login names its errors under type
 	case "context_length_exceeded":
 		return tooLong(f.Message)
 	case "insufficient_quota", "usage_limit_reached", "usage_not_included":
@@ -221,6 +228,10 @@ func providerFailed(f *upstream.Failure) *Error {
 		return upstreamOverloaded(f.RetryAfter)
 	}
 	switch {
+	case f.Status == http.StatusOK && f.Message != "" && (f.Code == "invalid_prompt" || strings.Contains(f.Code, "image")):
+		// A response.failed that is about the request: all other codes of its closed list
+		// are the provider's own trouble.
+		return &Error{Status: 400, Type: invalidRequest, Code: f.Code, Message: f.Message, counted: "upstream_refused"}
 	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden && f.Message == "":
 		return upstreamAuth(f)
 	case f.Status == http.StatusTooManyRequests:

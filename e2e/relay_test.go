@@ -128,6 +128,7 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 		return `{"error":{"message":"The provider's words.","type":"some_type","param":"input[0]","code":"` + code + `"}}`
 	}
 	d, up := withRelay(t, codextest.Text("ok"))
+	elsewhere := codextest.NewUpstream(t, codextest.Text("from elsewhere"))
 	for _, tt := range []struct {
 		name  string
 		reply http.HandlerFunc
@@ -138,6 +139,13 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 		{"too long", codextest.Status(400, envelope("context_length_exceeded")), "400 context_length_exceeded messages [] The provider's words."},
 		{"429", retryAfter(429, "17", envelope("rate_limit_exceeded")), "429 upstream_rate_limited  [17] The upstream limits the rate of requests."},
 		{"quota", retryAfter(429, "17", envelope("insufficient_quota")), "429 usage_limit_reached  [17] The upstream's usage limit is reached."},
+		{"a usage limit of ChatGPT", codextest.Status(429, `{"error":{"type":"usage_limit_reached","message":"The provider's words.","resets_in_seconds":7199.5}}`), "429 usage_limit_reached  [7200] The upstream's usage limit is reached."},
+		{"a redirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere.URL+"/v1/responses", http.StatusTemporaryRedirect)
+		}, "502 upstream_error  [] The upstream failed."},
+		{"an image that it cannot read", func(w http.ResponseWriter, _ *http.Request) {
+			codextest.StartStream(w).Fail("invalid_image", "The provider's words.")
+		}, "400 invalid_image  [] The provider's words."},
 		{"500", codextest.Status(500, "secret internals"), "502 upstream_error  [] The upstream failed."},
 		{"503", retryAfter(503, "17", "busy"), "503 upstream_overloaded  [17] The upstream is overloaded."},
 		{"422 of another shape", codextest.Status(422, `{"detail":"The provider's words."}`), "422   [] The provider's words."},
@@ -189,6 +197,9 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 				t.Errorf("afterwards it is ready: %v", ready)
 			}
 		})
+	}
+	if n := len(elsewhere.Bodies()); n > 0 {
+		t.Errorf("%d prompts went where no one was told to send them", n)
 	}
 	// A refused credential is known, and forgotten when one is accepted.
 	if got := d.ready(); got != `503 {"ready":false,"reason":"upstream_auth"}` {

@@ -522,11 +522,12 @@ func (r *Relay) receive(res *http.Response) error {
 		failure := parseFailure(head.Bytes())
 		failure.Status = res.StatusCode
 		if wait, told := askedWait(res.Header); told {
-			failure.RetryAfter = strconv.FormatFloat(math.Ceil(wait.Seconds()), 'f', 0, 64)
+			failure.RetryAfter = wholeSeconds(wait.Seconds())
 		}
 		f.call.failure.Store(failure)
-		// The child gets no more than that: it keeps a whole body in memory.
-		res.Header.Del("Content-Length")
+		// The child gets no more than that: it keeps a whole body in memory, and would
+		// follow a Location to wherever that leads, with the whole prompt.
+		res.Header = http.Header{"Content-Type": res.Header["Content-Type"]}
 		res.Body = io.NopCloser(&head)
 		return nil
 	}
@@ -582,11 +583,18 @@ func parseFailure(body []byte) *Failure {
 	if envelope, ok := b["error"].(map[string]any); ok {
 		b = envelope
 	}
-	return &Failure{
+	f := &Failure{
 		Type: text(b["type"]), Code: text(b["code"]), Param: text(b["param"]),
 		Message: cmp.Or(text(b["message"]), text(b["error"]), text(b["detail"])),
 	}
+	if wait, ok := b["resets_in_seconds"].(float64); ok && wait > 0 { // a ChatGPT login's usage limit
+		f.RetryAfter = wholeSeconds(wait)
+	}
+	return f
 }
+
+// wholeSeconds is a Retry-After.
+func wholeSeconds(s float64) string { return strconv.FormatFloat(math.Ceil(s), 'f', 0, 64) }
 
 // text is a JSON string, or a number as one; "" for all else.
 func text(v any) string {
