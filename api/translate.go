@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -88,13 +89,13 @@ func itemParts(m chatMessage) (parts []itemPart) {
 	return parts
 }
 
-// marshal is json.Marshal for what we have built from JSON.
+// marshal is encode for what we have built from JSON.
 func marshal(v any) json.RawMessage {
-	data, err := json.Marshal(v)
+	data, err := encode(v)
 	if err != nil {
 		panic("BUG: a value that JSON cannot hold: " + err.Error())
 	}
-	return data
+	return bytes.TrimSuffix(data, []byte("\n"))
 }
 
 func usage(u codex.Usage) *usageBody {

@@ -15,6 +15,7 @@
 package codex
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -368,12 +369,14 @@ func (c *Client) send(ctx context.Context, method string, params any) (int64, er
 // write sends one line. When ctx ends first, the input is closed: half a line
 // has spoiled the child anyway.
 func (c *Client) write(ctx context.Context, v any) error {
-	line, err := json.Marshal(v)
-	if err != nil {
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line) // ends it with a newline
+	enc.SetEscapeHTML(false)      // which would make six bytes of each "<" of a prompt
+	if err := enc.Encode(v); err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { c.stream.Close() })
-	_, err = c.stream.Write(append(line, '\n'))
+	_, err := c.stream.Write(line.Bytes())
 	switch {
 	case !stop():
 		err = context.Cause(ctx)

@@ -15,7 +15,7 @@ import (
 // Items reach the model as they are, with these exceptions: Codex drops a message
 // of role "system", drops a function_call_output whose function_call is not there,
 // and gives a function_call without its output the output "aborted". They must be
-// as json.Marshal writes them: of bytes that are not UTF-8 a child dies.
+// as encoding/json writes them: of bytes that are not UTF-8 a child dies.
 type TurnParams struct {
 	Model   string            // catalog id; "" = the catalog's default
 	Effort  string            // reasoning effort; "" = the model's default

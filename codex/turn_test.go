@@ -59,6 +59,7 @@ func transcribe(t *testing.T, wire []byte) string {
 }
 
 func TestTheHistoryArrivesAsItWasGiven(t *testing.T) {
+	markup := json.RawMessage(`{"text":"<p>&</p>"}`)
 	var got, started string
 	c := connect(t, codextest.Handshake(), codextest.Thread(),
 		codextest.Expect("thread/inject_items", keep(&got)), codextest.Reply(struct{}{}),
@@ -66,12 +67,12 @@ func TestTheHistoryArrivesAsItWasGiven(t *testing.T) {
 		codextest.Complete(1, 1))
 	_, err := run(t, c, codex.TurnParams{
 		Model: "m", Effort: "high", Summary: "concise", Meta: map[string]string{"key": "k"},
-		Items: []json.RawMessage{codextest.UserItem("a"), codextest.UserItem("b")},
+		Items: []json.RawMessage{codextest.UserItem("a"), markup},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantItems := fmt.Sprintf(`{"threadId":"thread-1","items":[%s,%s]}`, codextest.UserItem("a"), codextest.UserItem("b"))
+	wantItems := fmt.Sprintf(`{"threadId":"thread-1","items":[%s,%s]}`, codextest.UserItem("a"), markup)
 	wantStart := `{"threadId":"thread-1","input":[],"model":"m","effort":"high","summary":"concise","responsesapiClientMetadata":{"key":"k"}}`
 	if got != wantItems || started != wantStart {
 		t.Errorf("got\n%s\n%s\nwant\n%s\n%s", got, started, wantItems, wantStart)
