@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/caarlos0/env/v11"
-	"github.com/joho/godotenv"
 )
 
 // The values of CODEX_UPSTREAM that are not URLs.
@@ -33,6 +32,10 @@ const (
 	ChatGPT = "chatgpt" // https://chatgpt.com/backend-api/codex, with the login in CODEX_HOME
 	Direct  = "direct"  // children call the provider themselves, as CODEX_HOME/config.toml says
 )
+
+// maxBody is the largest body of a request, in bytes: in a turn with tools the child
+// repeats each item of the history in one line, of which package codex reads 17 MiB.
+const maxBody = 16 << 20
 
 // environment is the source of what is in the environment itself.
 const environment = "environment"
@@ -62,7 +65,7 @@ type Config struct {
 	IdleTimeout       time.Duration `env:"PROXY_IDLE_TIMEOUT_MS" default:"120000" mean:"silence of the model, for answers in one piece"`
 	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" default:"300000" mean:"silence of the model, for streams"`
 	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" default:"30000" mean:"one write to a client"`
-	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"request body at most, bytes"`
+	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"request body at most, bytes; 16777216 at most"`
 	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"answers that one request may ask for (n)"`
 	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" default:"0" mean:"between not ready and refusing, when stopping"`
 	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"how long running turns may go on, when stopping"`
@@ -153,7 +156,7 @@ func gather(environ, envFiles []string) (values, sources map[string]string, err 
 		values[name], sources[name] = value, source
 	}
 	for _, path := range envFiles {
-		file, err := godotenv.Read(path)
+		file, err := readEnvFile(path)
 		if err != nil {
 			return nil, nil, fmt.Errorf("--env-file %s: %w", path, err)
 		}
@@ -260,8 +263,9 @@ func (c *Config) check() []error {
 	bad(c.ProbeTimeout > 8*time.Second, "POOL_PROBE_TIMEOUT_MS", "it must be at most 8000: after 10 s any call to a child is given up")
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
+	bad(c.MaxBody > maxBody, "PROXY_MAX_BODY_BYTES", "%d is more than %d, which is what a line of a child can hold", c.MaxBody, maxBody)
 	atLeast("PROXY_MAX_CHAT_CHOICES", int64(c.MaxChoices), 1)
-	bad(c.Jitter < 0 || c.Jitter >= 1, "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter)
+	bad(!(c.Jitter >= 0 && c.Jitter < 1), "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter)
 	bad(c.BackoffMin > c.BackoffMax, "POOL_BACKOFF_MIN_MS", "it is more than POOL_BACKOFF_MAX_MS")
 	for _, d := range []struct {
 		variable string
@@ -279,7 +283,7 @@ func (c *Config) check() []error {
 	} {
 		bad(d.value <= 0, d.variable, "it must be more than 0")
 	}
-	for _, problem := range []error{c.checkAccess(), c.checkAdmin(), c.checkHome(), c.checkUpstream(), c.checkWorkdir()} {
+	for _, problem := range []error{c.checkKeys(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream(), c.checkWorkdir()} {
 		if problem != nil {
 			problems = append(problems, problem)
 		}
@@ -287,12 +291,13 @@ func (c *Config) check() []error {
 	return problems
 }
 
-func (c *Config) checkAccess() error {
+func (c *Config) checkKeys() error {
 	for i, key := range c.APIKeys {
 		if c.APIKeys[i] = strings.TrimSpace(key); c.APIKeys[i] == "" {
 			return errors.New("PROXY_API_KEY: one of its keys is empty")
 		}
 	}
+	c.Host = strings.Trim(c.Host, "[]") // as an IPv6 address is often written
 	switch {
 	case len(c.APIKeys) == 0 && !c.Dev():
 		return errors.New("PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)")
@@ -303,7 +308,13 @@ func (c *Config) checkAccess() error {
 	case !c.Dev() && slices.Contains(c.APIKeys, DevKey):
 		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs one of its own")
 	}
-	for _, origin := range c.CORSOrigins {
+	return nil
+}
+
+func (c *Config) checkOrigins() error {
+	for i, origin := range c.CORSOrigins {
+		origin = strings.TrimSpace(origin)
+		c.CORSOrigins[i] = origin
 		u, err := url.Parse(origin)
 		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != origin || strings.Contains(origin, "*")) {
 			return fmt.Errorf("PROXY_CORS_ALLOWED_ORIGINS: %q is not an origin such as https://app.example", origin)
@@ -354,6 +365,22 @@ func (c *Config) checkUpstream() error {
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
 		// The value is not repeated: a URL may hold a password.
 		return errors.New("CODEX_UPSTREAM: it is neither openai, nor chatgpt, nor echo, nor direct, nor the http(s) base URL of a Responses API")
+	}
+	return nil
+}
+
+// checkUpstreamKeys takes from the provider's keys the white space that a secret
+// read from a file often ends with, and refuses what no header can carry: each
+// request would fail.
+func (c *Config) checkUpstreamKeys() error {
+	for _, k := range []struct {
+		variable string
+		key      *string
+	}{{"CODEX_UPSTREAM_API_KEY", &c.UpstreamKey}, {"OPENAI_API_KEY", &c.OpenAIKey}} {
+		*k.key = strings.TrimSpace(*k.key)
+		if strings.ContainsFunc(*k.key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return fmt.Errorf("%s: it holds what an HTTP header cannot: white space, or what is not ASCII", k.variable)
+		}
 	}
 	return nil
 }
@@ -497,8 +524,12 @@ type Setting struct {
 	Meaning string
 }
 
-// Settings lists every setting with its value in effect.
+// Settings lists every setting with its value in effect; none where the sources
+// could not be read.
 func (c Config) Settings() []Setting {
+	if c.sources == nil {
+		return nil
+	}
 	value := reflect.ValueOf(c)
 	var settings []Setting
 	for _, f := range fields {

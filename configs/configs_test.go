@@ -41,6 +41,13 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 		{with("POOL_MAX_CHILD_BYTES=-1"), "POOL_MAX_CHILD_BYTES: -1 is less than 0"},
 		{with("POOL_PROBE_TIMEOUT_MS=0"), "POOL_PROBE_TIMEOUT_MS: it must be more than 0"},
 		{with("POOL_PROBE_TIMEOUT_MS=8001"), "POOL_PROBE_TIMEOUT_MS: it must be at most 8000: after 10 s any call to a child is given up"},
+		{with("POOL_JITTER=NaN"), "POOL_JITTER: NaN is not at least 0 and less than 1"},
+		{with("PROXY_MAX_BODY_BYTES=16777217"), "PROXY_MAX_BODY_BYTES: 16777217 is more than 16777216, which is what a line of a child can hold"},
+		{with("CODEX_UPSTREAM_API_KEY=sk one"), "CODEX_UPSTREAM_API_KEY: it holds what an HTTP header cannot: white space, or what is not ASCII"},
+		{
+			with("PROXY_API_KEY=a,,b", "PROXY_CORS_ALLOWED_ORIGINS=nope"),
+			"PROXY_API_KEY: one of its keys is empty\n" + `PROXY_CORS_ALLOWED_ORIGINS: "nope" is not an origin such as https://app.example`,
+		},
 		{with("POOL_JITTER=1"), "POOL_JITTER: 1 is not at least 0 and less than 1"},
 		{with("POOL_BACKOFF_MIN_MS=9", "POOL_BACKOFF_MAX_MS=8"), "POOL_BACKOFF_MIN_MS: it is more than POOL_BACKOFF_MAX_MS"},
 		{with("PROXY_WRITE_TIMEOUT_MS=0"), "PROXY_WRITE_TIMEOUT_MS: it must be more than 0"},
@@ -123,6 +130,59 @@ func TestTheEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) 
 	}
 	if _, err := configs.Load(good, []string{"missing.env"}); err == nil || !strings.Contains(err.Error(), "--env-file missing.env") {
 		t.Errorf("a missing file: %v", err)
+	}
+}
+
+func TestAnEnvFileIsTakenAsItIsOrRefusedWithoutItsWords(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	path := filepath.Join(t.TempDir(), "x.env")
+	for text, want := range map[string]string{
+		"PROXY_API_KEY=a#b":                "a#b",
+		"  PROXY_API_KEY=a=b \r\n":         "a=b",
+		"\ufeffPROXY_API_KEY=\"a # b\"":    "a # b",
+		"PROXY_API_KEY='a$HOME\\\"`'":      "a$HOME\\\"`",
+		"#PORT=x\n\n # y\nPROXY_API_KEY=a": "a",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo"}, []string{path}); err != nil || len(cfg.APIKeys) != 1 || cfg.APIKeys[0] != want {
+			t.Errorf("%q: %q, %v", text, cfg.APIKeys, err)
+		}
+	}
+	const quoted = "line 2: a value with a quote, a backslash, $, a backquote or a comment behind it must stand in single quotes as a whole"
+	for line, want := range map[string]string{
+		"sk-secret":                  "line 2 is not NAME=value",
+		"my-name=sk-secret":          "line 2 is not NAME=value",
+		"export PORT=sk-secret":      "line 2 is not NAME=value",
+		"PROXY_API_KEY=sk$secret":    quoted,
+		"PROXY_API_KEY=sk-secret #":  quoted,
+		"PROXY_API_KEY='sk-secret":   quoted,
+		`PROXY_API_KEY="sk\nsecret"`: quoted,
+		`PROXY_API_KEY="sk$secret"`:  quoted,
+		`PROXY_API_KEY='sk'secret'`:  quoted,
+	} {
+		if err := os.WriteFile(path, []byte("PORT=1\n"+line+"\nLOG_LEVEL=info\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := configs.Load(nil, []string{path})
+		if err == nil || err.Error() != "--env-file "+path+": "+want {
+			t.Errorf("%q: %v", line, err)
+		}
+		if len(cfg.Settings()) > 0 {
+			t.Errorf("%q: settings that are not in effect are shown", line)
+		}
+	}
+}
+
+func TestWhatAValueMayBeWrittenLike(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	cfg, err := configs.Load(with("CODEX_UPSTREAM_API_KEY=sk-1\n", "PROXY_CORS_ALLOWED_ORIGINS=https://a, https://b", "PROXY_HOST=[::1]"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%q %q %q", cfg.UpstreamKey, cfg.CORSOrigins, cfg.Host); got != `"sk-1" ["https://a" "https://b"] "::1"` {
+		t.Error(got)
 	}
 }
 

@@ -130,7 +130,7 @@ func New(cfg Config) (*Pool, error) {
 		return nil, fmt.Errorf("pool: Size is %d, less than 1", cfg.Size)
 	case cfg.MinIdle < 0 || cfg.MinIdle > cfg.Size:
 		return nil, fmt.Errorf("pool: MinIdle is %d, not between 0 and Size (%d)", cfg.MinIdle, cfg.Size)
-	case cfg.Jitter < 0 || cfg.Jitter >= 1:
+	case !(cfg.Jitter >= 0 && cfg.Jitter < 1): // nor is NaN
 		return nil, fmt.Errorf("pool: Jitter is %v, not at least 0 and less than 1", cfg.Jitter)
 	}
 	cfg.ProbeTimeout = cmp.Or(cfg.ProbeTimeout, 2*time.Second)

@@ -250,11 +250,12 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	failed := make(chan error, 2)
 	start := func(l net.Listener, h http.Handler) *http.Server {
 		s := &http.Server{
-			Handler:           h,
-			BaseContext:       func(net.Listener) context.Context { return turns },
-			ReadHeaderTimeout: 10 * time.Second,
-			IdleTimeout:       2 * time.Minute,
-			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			Handler:                      h,
+			DisableGeneralOptionsHandler: true, // OPTIONS * is answered like any other
+			BaseContext:                  func(net.Listener) context.Context { return turns },
+			ReadHeaderTimeout:            10 * time.Second,
+			IdleTimeout:                  2 * time.Minute,
+			ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		}
 		go func() { // ends with Shutdown or Close below
 			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -344,8 +345,11 @@ func greet(stdout io.Writer, cfg configs.Config, addr net.Addr) {
 	fmt.Fprintf(stdout, `The offline echo model answers; no network, no credential. Try: curl -N http://%s/v1/chat/completions%s -H 'Content-Type: application/json' -d '{"model":"codex-5","stream":true,"messages":[{"role":"user","content":"one two three"}]}'`+"\n", addr, auth)
 }
 
-// printConfig prints the reference with the values in effect.
+// printConfig prints the reference with the values in effect, if there are any.
 func printConfig(w io.Writer, cfg configs.Config) {
+	if len(cfg.Settings()) == 0 {
+		return
+	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "VARIABLE\tVALUE\tSOURCE\tMEANING")
 	for _, s := range cfg.Settings() {
