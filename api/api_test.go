@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -16,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -800,6 +803,43 @@ func TestABodyHasItsTimeWhoeverReadsIt(t *testing.T) {
 			if got := fmt.Sprint(w.set); got != tt.want {
 				t.Errorf("%s %s: %s, want %s", tt.request.Method, tt.request.URL, got, tt.want)
 			}
+		}
+	})
+}
+
+// broken is a body that fails as those of net/http do.
+type broken struct{ err error }
+
+func (b broken) Read([]byte) (int, error) { return 0, b.err }
+
+func TestABodyThatIsNoneIsTheClientsFaultAndHeIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for _, tt := range []struct {
+			err  error
+			want int
+		}{
+			{errors.New("invalid byte in chunk length"), 400},
+			{io.ErrUnexpectedEOF, 499}, // in the log; nobody is there to read it
+			{&net.OpError{Op: "read", Err: syscall.ECONNRESET}, 499},
+		} {
+			r := chat(hello)
+			r.Body = io.NopCloser(broken{tt.err})
+			a := h.do(t, r)
+			if got := h.last().Status; got != tt.want || a.cut != (tt.want == 499) {
+				t.Errorf("%v: %d %s", tt.err, got, a.Body)
+			}
+		}
+	})
+}
+
+func TestABodyThatIsTooLargeIsNotSentWhereTheClientAsksFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		r := withHeader(chat(hello), "Expect", "100-continue")
+		r.ContentLength, r.Body = 20<<20, io.NopCloser(broken{errors.New("it was sent")})
+		if a := h.do(t, r); a.Code != http.StatusRequestEntityTooLarge {
+			t.Errorf("%d %s", a.Code, a.Body)
 		}
 	})
 }

@@ -25,8 +25,7 @@ func requestID(next http.Handler) http.Handler {
 }
 
 // plainPath makes a path with a trailing slash the same route: a redirect would
-// lose the body of a POST. Any OPTIONS is answered here, but for preflights,
-// which carry CORS headers.
+// lose the body of a POST.
 func plainPath(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if path := r.URL.Path; len(path) > 1 && strings.HasSuffix(path, "/") {
@@ -56,7 +55,7 @@ func (s *Server) cors(next http.Handler) http.Handler {
 		AllowedOrigins: s.cfg.Origins,
 		AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
 		AllowedHeaders: []string{"*"},
-		ExposedHeaders: []string{"X-Request-Id", "Retry-After", "X-Codexpool-Ignored"},
+		ExposedHeaders: []string{"X-Request-Id", "Retry-After", "X-Should-Retry", "X-Codexpool-Ignored"},
 		// A key is sent by hand, not by the browser: credentials are only for exact origins.
 		AllowCredentials: !slices.Contains(s.cfg.Origins, "*"),
 		MaxAge:           600,

@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"mime"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -85,6 +86,9 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 			return nil, errMediaType
 		}
 	}
+	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
+		return nil, errTooLarge // it asked before it sends
+	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
 	if err == nil && int64(len(body)) > s.cfg.MaxBody {
 		// Read on a little: a client that is still writing would not see the answer.
@@ -95,10 +99,20 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, errSlowBody
+	case malformed(err):
+		return nil, errBadBody
 	case err != nil:
 		return nil, &goneError{err}
 	}
 	return body, nil
+}
+
+// malformed says that what came is no body, such as chunks that are none: net/http
+// has no type for that error. A client that has left makes a network error, or a
+// body that is too short.
+func malformed(err error) bool {
+	var network net.Error
+	return err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.As(err, &network)
 }
 
 // decode reads the fields one by one, so that each error names its own.

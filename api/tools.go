@@ -113,7 +113,7 @@ func (req *chatRequest) addTool(at string, value json.RawMessage) error {
 
 // readToolChoice reads tool_choice, and the legacy function_call.
 func readToolChoice(req *chatRequest, name string, value json.RawMessage) error {
-	req.ToolChoice.Field = name
+	req.ToolChoice = toolChoice{Field: name} // the newer field wins, and wins whole
 	var mode string
 	if json.Unmarshal(value, &mode) == nil {
 		modes := []string{"none", "auto"}

@@ -230,6 +230,7 @@ func TestAnswersOfEveryKind(t *testing.T) {
 			"some call", hi + "," + twoTools + `,"tool_choice":"required"`, `{` + arrivedTools + `,"tool_choice":"required"}`, codextest.Calls(noon),
 			`assistant content null call_2 function clock({) finish tool_calls`,
 		},
+		{"no call, whatever the old form says", hi + "," + twoTools + `,"tool_choice":"none","function_call":{"name":"clock"}`, `{` + arrivedTools + `,"tool_choice":"none"}`, codextest.Text("ok"), `assistant content "ok" finish stop`},
 		{"no call", hi + "," + twoTools + `,"tool_choice":"none"`, `{` + arrivedTools + `,"tool_choice":"none"}`, codextest.Text("ok"), `assistant content "ok" finish stop`},
 		{
 			"a call of what is no tool", hi + "," + twoTools, `{` + arrivedTools + `}`, codextest.Calls(codex.ToolCall{ID: "call_3", Name: "invented", Arguments: "{}"}),

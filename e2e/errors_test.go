@@ -159,6 +159,9 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		if got := <-second; got != saturated {
 			t.Errorf("too long in line: got %s, want %s", got, saturated)
 		}
+		if m := d.metrics(); m[`codexpool_pool_acquire_wait_seconds_count{outcome="timeout"}`] != 1 || m[`codexpool_pool_acquire_wait_seconds_count{outcome="full"}`] != 1 {
+			t.Error("the ends of waiting are not counted as what they are")
+		}
 		if got, want := <-first, "504 timeout_error idle_timeout -"; got != want {
 			t.Errorf("a silent model: got %s, want %s", got, want)
 		}

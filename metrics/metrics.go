@@ -228,10 +228,10 @@ func outcome(err error) string {
 		return "unavailable"
 	case errors.Is(err, pool.ErrDraining), errors.Is(err, pool.ErrClosed):
 		return "closing"
-	case errors.Is(err, context.Canceled):
-		return "left"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
 	}
-	return "timeout"
+	return "left" // the client did, or another choice of its request failed
 }
 
 // ObserveRequest counts one request.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"strings"
@@ -37,7 +38,7 @@ func filled() *metrics.Metrics {
 	hooks.Retired(pool.Age)
 	hooks.Probed(time.Millisecond, nil)
 	hooks.Probed(4*time.Second, errors.New("no"))
-	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("waited too long")} {
+	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("another choice failed"), fmt.Errorf("in line: %w", context.DeadlineExceeded)} {
 		hooks.Acquired(3*time.Millisecond, err)
 	}
 	relay := m.RelayHooks()
