@@ -84,7 +84,7 @@ type poolBody struct {
 	Worn        int          `json:"worn"` // children that are to be replaced
 	MemoryBytes int64        `json:"memory_bytes"`
 	Draining    bool         `json:"draining"`
-	Failure     *failureBody `json:"failure"` // of the last start, null when it succeeded
+	Failure     *failureBody `json:"failure"` // of the last start, or of a child that died young since; null after a start that succeeded
 	Upstream    Upstream     `json:"upstream"`
 	Children    []childBody  `json:"children"`
 	Deaths      []deathBody  `json:"deaths"` // newest first

@@ -457,7 +457,7 @@ type Stat struct {
 	Alive    int   // children that run, idle or leased
 	Worn     int   // children that have reached a limit and will be replaced, idle or leased
 	Memory   int64 // private bytes of all children, as far as measured
-	Failure  error // of the last start, nil when it succeeded
+	Failure  error // of the last start, or of a child that died young since; nil after a start that succeeded
 }
 
 // Stat reads the pool's figures.

@@ -796,3 +796,24 @@ func visit(t *testing.T, n *nursery, p *pool.Pool, random *rand.Rand, canary str
 	}
 	return "answered"
 }
+
+// The child that was used last has the warmest caches, and the others may rest.
+func TestTheChildThatServedLastServesNext(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 3, MinIdle: 3})
+		synctest.Wait()
+		for range 5 {
+			l := acquire(t, p)
+			complete(t.Context(), l, "x")
+			l.Release()
+			time.Sleep(1500 * time.Millisecond) // upkeep has looked at them meanwhile
+		}
+		turns := 0
+		for _, c := range p.Children() {
+			turns = max(turns, c.Turns)
+		}
+		if turns != 5 {
+			t.Errorf("%d of 5 turns were one child's", turns)
+		}
+	})
+}

@@ -29,7 +29,7 @@ type starts struct {
 	curve     *backoff.ExponentialBackOff // guarded by mu
 	notBefore time.Time                   // guarded by mu
 	underway  int                         // starts past their pause; guarded by mu
-	err       error                       // of the last start; guarded by mu
+	err       error                       // of the last start, or of a child that died young since; guarded by mu
 	failedAt  time.Time                   // when one last failed; guarded by mu
 	failures  int                         // since a child has proven itself; guarded by mu
 }
@@ -108,8 +108,8 @@ func (s *starts) pauseOnce() {
 	}
 }
 
-// proven says that a child works: it has finished a turn, or grown older than
-// crashAge. One that was born before the last failure says nothing of those that
+// proven says that a child works: it came back well from a lease, or grew older
+// than crashAge. One that was born before the last failure says nothing of those that
 // would be started now.
 func (s *starts) proven(born time.Time) {
 	s.mu.Lock()
@@ -120,7 +120,8 @@ func (s *starts) proven(born time.Time) {
 	}
 }
 
-// failure is the error of the last start, nil when it succeeded.
+// failure is the error of the last start, or of a child that died young since; nil
+// after a start that succeeded.
 func (s *starts) failure() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"slices"
 	"time"
 
 	"github.com/jackc/puddle/v2"
@@ -109,7 +110,7 @@ func (p *Pool) sweep() {
 		idle = append(idle, res)
 	}
 	probing := p.census().probing > 0
-	for _, res := range idle {
+	for _, res := range slices.Backward(idle) { // so that puddle still lends the one first that was used last
 		c := res.Value()
 		if time.Since(c.born) >= crashAge {
 			p.starts.proven(c.born)
