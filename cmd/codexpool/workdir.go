@@ -37,7 +37,7 @@ func claim(workdir string, log *slog.Logger) (dir string, release func(), err er
 		return "", nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return dir, func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := discard(dir); err != nil {
 			log.Warn("folder of the children's homes not removed", "err", err)
 		}
 		held.Close()
@@ -61,13 +61,28 @@ func sweep(workdir string, log *slog.Logger) {
 		if err != nil {
 			continue // it lives, or is not ours
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := discard(dir); err != nil {
 			log.Warn("home of a dead daemon not removed", "err", err)
 		} else {
 			log.Info("home of a dead daemon removed", "dir", e.Name())
 		}
 		file.Close()
 	}
+}
+
+// discard removes a daemon's folder, the lock last: where something is in the way, what
+// is left is known for what it is, and the next sweep tries again.
+func discard(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Name() != "lock" {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
 }
 
 // lock opens a file and locks it until it is closed.

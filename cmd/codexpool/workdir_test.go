@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -36,5 +37,38 @@ func TestOnlyTheHomesOfDeadDaemonsAreSwept(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(workdir, "daemon-*"))
 	if err != nil || len(left) != 1 {
 		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+func TestAHomeThatCouldNotBeSweptIsSweptLater(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can put something in the way that cannot be removed")
+	}
+	workdir := t.TempDir()
+	dead := filepath.Join(workdir, "daemon-1-DEAD")
+	home := filepath.Join(dead, "child-A")
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sweep := func() {
+		_, leave, err := claim(workdir, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave()
+	}
+	if err := syscall.Mount("tmpfs", home, "tmpfs", 0, ""); err != nil {
+		t.Skip("nothing can be mounted here: ", err)
+	}
+	sweep()
+	if err := syscall.Unmount(home, 0); err != nil {
+		t.Fatal(err)
+	}
+	sweep()
+	if _, err := os.Stat(dead); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
 	}
 }
