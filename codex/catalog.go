@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -121,12 +122,15 @@ func run(ctx context.Context, path string, args ...string) ([]byte, error) {
 	defer cancel()
 	home, err := os.MkdirTemp("", "codexpool-")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("a temporary folder (TMPDIR): %w", err)
 	}
 	defer os.RemoveAll(home)
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = home
 	cmd.Env = []string{"HOME=" + home, "CODEX_HOME=" + home, "PATH=" + os.Getenv("PATH")}
+	// In a group of its own, so that what a wrapper starts ends with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	var stderr tail
 	cmd.Stderr = &stderr

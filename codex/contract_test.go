@@ -1,6 +1,7 @@
 package codex_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -442,6 +443,29 @@ func TestVersionNamesWhatIsNotCodex(t *testing.T) {
 	if _, err := codex.Version(t.Context(), "/bin/echo"); err == nil || !strings.Contains(err.Error(), "not the Codex CLI") {
 		t.Errorf("got %v", err)
 	}
+}
+
+func TestAWrapperThatHangsLeavesNothingBehind(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "codex")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nsleep 1000 & echo $! >"+path+".pid\nwait\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	go func() {
+		until(t, "child of the wrapper", func() bool { pid, _ := os.ReadFile(path + ".pid"); return len(pid) > 1 })
+		cancel(codex.ErrUnresponsive)
+	}()
+	if _, err := codex.Version(ctx, path); !errors.Is(err, codex.ErrUnresponsive) {
+		t.Errorf("got %v", err)
+	}
+	pid, err := os.ReadFile(path + ".pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "end of it", func() bool {
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
 }
 
 func TestThePinIsTheSameEverywhere(t *testing.T) {

@@ -48,6 +48,10 @@ var errRefused = errors.New("the login was refused, log in again (codex login)")
 // long as the keeper lives: one whose daemon was killed ends its refresh
 // first. Whoever has the lock next takes over what was left.
 type Login struct {
+	// Changed, if not nil, is called by Keep when there is another access token. It
+	// is set before Keep is called.
+	Changed func()
+
 	dir    string
 	keeper func(home string) Command
 	log    *slog.Logger
@@ -140,6 +144,7 @@ func (l *Login) Refused(token string) {
 func (l *Login) Keep(ctx context.Context) {
 	var tried string // the refresh token that must rest until notBefore
 	var notBefore time.Time
+	access := l.current().tokens.Access
 	for ctx.Err() == nil {
 		if err := l.reload(); err != nil {
 			l.log.Error("ChatGPT login not read", "err", err) // said once: the file is looked at again when it changes
@@ -148,6 +153,12 @@ func (l *Login) Keep(ctx context.Context) {
 		if (auth.due(now) || l.left()) && (auth.tokens.Refresh != tried || now.After(notBefore)) {
 			if pause := l.attempt(ctx); pause > 0 {
 				tried, notBefore = l.current().tokens.Refresh, time.Now().Add(pause)
+			}
+		}
+		if now := l.current().tokens.Access; now != access {
+			access = now
+			if l.Changed != nil {
+				l.Changed()
 			}
 		}
 		select {

@@ -26,6 +26,40 @@ func install(t *testing.T, path, version string) {
 	}
 }
 
+// Many package managers replace a version by moving a link, and remove the old one.
+func TestACLIWhoseLinkMovesWhileWeRun(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	link := filepath.Join(dir, "current")
+	move := func(version string) {
+		if err := os.Mkdir(filepath.Join(dir, version), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		install(t, filepath.Join(dir, version, "codex"), version)
+		if err := os.Symlink(version, link+"-new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(link+"-new", link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move("0.998.0")
+	d := start(t, "POOL_SIZE=1", "CODEX_BIN="+filepath.Join(link, "codex"))
+	old := d.children()[0]
+	move("0.999.0")
+	if err := os.RemoveAll(filepath.Join(dir, "0.998.0")); err != nil {
+		t.Fatal(err)
+	}
+	d.operate("recycle")
+	eventually(t, time.Minute, "child of the new one", func() bool {
+		b := d.pool()
+		return b.Failure == nil && len(b.Children) == 1 && b.Children[0].PID != old && b.Children[0].State == "idle"
+	})
+	if !strings.Contains(d.logged(), `"version":"0.999.0"`) {
+		t.Error("the new version is not logged")
+	}
+}
+
 func TestACLIThatIsReplacedOrRemovedWhileWeRun(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "codex")

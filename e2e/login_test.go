@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -178,6 +179,37 @@ func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
 	}
 	if log := d.logged(); strings.Contains(log, strings.TrimPrefix(g.bearers[1], "Bearer ")) {
 		t.Error("a token is in the log")
+	}
+}
+
+// A direct child holds the access token itself, and cannot get another.
+func TestDirectChildrenAreReplacedWhenThereIsANewLogin(t *testing.T) {
+	t.Parallel()
+	g := newChatGPT(t, 60*time.Hour)
+	d := start(t, append(g.env, "POOL_SIZE=2", "CODEX_UPSTREAM=direct")...)
+	tokens := func() (all []string) {
+		paths, _ := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*", "codex", "auth.json"))
+		for _, path := range paths {
+			var auth struct {
+				Tokens struct {
+					Access string `json:"access_token"`
+				}
+			}
+			data, _ := os.ReadFile(path) // it may have just gone
+			json.Unmarshal(data, &auth)
+			all = append(all, auth.Tokens.Access)
+		}
+		return all
+	}
+	old := tokens()[0]
+	codextest.AuthFile(t, g.home, "another", 60*time.Hour)
+	eventually(t, time.Minute, "children with the new login", func() bool {
+		now := tokens()
+		return len(now) == 2 && !slices.Contains(now, old)
+	})
+	d.full(2)
+	if m := d.metrics(); m[`codexpool_child_deaths_total{reason="recycled"}`] != 2 {
+		t.Errorf("%v children were recycled", m[`codexpool_child_deaths_total{reason="recycled"}`])
 	}
 }
 

@@ -131,13 +131,18 @@ func (p *provider) refused(h http.Header) {
 }
 
 // keep does what the provider needs in the background: it watches a credential
-// that was refused, and refreshes a login. It returns some time after ctx ends.
-func (p *provider) keep(ctx context.Context) {
+// that was refused, and refreshes a login. Children that hold a login's token
+// themselves are recycled when there is another. It returns some time after ctx
+// ends.
+func (p *provider) keep(ctx context.Context, recycle func()) {
 	var tasks sync.WaitGroup
 	if p.relay != nil {
 		tasks.Go(func() { p.relay.Watch(ctx, 30*time.Second) }) // ends with ctx
 	}
 	if p.login != nil {
+		if p.relay == nil {
+			p.login.Changed = recycle
+		}
 		tasks.Go(func() { p.login.Keep(ctx) }) // ends with ctx and a refresh under way
 	}
 	tasks.Wait()

@@ -36,6 +36,7 @@ func (c cli) model(chosen string) string {
 
 // installation is the CLI on disk, which may be replaced while we run.
 type installation struct {
+	bin     string // as configured
 	log     *slog.Logger
 	changed func(cli) // told what was found after it was replaced; may be nil
 
@@ -48,11 +49,7 @@ type installation struct {
 
 // findCLI finds the CLI that is configured.
 func findCLI(ctx context.Context, cfg configs.Config, log *slog.Logger) (*installation, error) {
-	path, err := cliPath(cfg.Bin)
-	if err != nil {
-		return nil, fmt.Errorf("CODEX_BIN: %w", err)
-	}
-	i := &installation{log: log, found: cli{path: path}}
+	i := &installation{bin: cfg.Bin, log: log}
 	if _, err := i.current(ctx); err != nil {
 		return nil, fmt.Errorf("CODEX_BIN: %w", err)
 	}
@@ -72,14 +69,18 @@ func (i *installation) current(ctx context.Context) (cli, error) {
 	i.looking.Lock()
 	defer i.looking.Unlock()
 	was := i.known()
-	file, err := os.Stat(was.path)
+	path, err := cliPath(i.bin) // a link may lead elsewhere by now
+	if err != nil {
+		return cli{}, err
+	}
+	file, err := os.Stat(path)
 	if err != nil {
 		return cli{}, err
 	}
 	if i.file != nil && os.SameFile(i.file, file) && i.file.ModTime().Equal(file.ModTime()) {
 		return was, nil
 	}
-	found, err := inspect(ctx, was.path, i.log)
+	found, err := inspect(ctx, path, i.log)
 	if err != nil {
 		return cli{}, err
 	}

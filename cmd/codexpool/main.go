@@ -186,7 +186,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	}
 	if err != nil {
 		log.Error("no usable Codex CLI", "err", err)
-		return exitBadUsage
+		return blame(err)
 	}
 
 	homes, leaveHomes, err := claim(cfg.Workdir, log)
@@ -218,20 +218,9 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	provider, err := newProvider(cfg, found, m.RelayHooks(), log)
 	if err != nil {
 		log.Error("upstream", "err", err)
-		return exitBadUsage
+		return blame(err)
 	}
 	defer provider.Close()
-	keeping, stopKeeping := context.WithCancel(context.Background())
-	kept := make(chan struct{})
-	go func() { // ends with stopKeeping and a refresh of a login that is under way
-		defer close(kept)
-		provider.keep(keeping)
-	}()
-	defer func() {
-		stopKeeping()
-		<-kept
-	}()
-
 	children, err := pool.New(poolConfig(cfg, spawner(cfg, found, provider, homes, log), m.PoolHooks(), log))
 	if err != nil {
 		log.Error("pool", "err", err)
@@ -239,6 +228,17 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	}
 	defer children.Close()
 	m.WatchPool(children.Stat)
+
+	keeping, stopKeeping := context.WithCancel(context.Background())
+	kept := make(chan struct{})
+	go func() { // ends with stopKeeping and a refresh of a login that is under way
+		defer close(kept)
+		provider.keep(keeping, children.Recycle)
+	}()
+	defer func() {
+		stopKeeping()
+		<-kept
+	}()
 
 	server := api.New(apiConfig(cfg, found.known, provider), children, provider.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
@@ -299,6 +299,15 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	<-kept
 	log.Info("stopped")
 	return exitOK
+}
+
+// blame is the exit code for an error: the machine's fault may pass, the
+// configuration's does not.
+func blame(err error) int {
+	if listen := (*net.OpError)(nil); errors.As(err, &listen) || errors.Is(err, codex.ErrUnresponsive) {
+		return exitFailed
+	}
+	return exitBadUsage
 }
 
 func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, error), hooks pool.Hooks, log *slog.Logger) pool.Config {
