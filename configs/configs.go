@@ -84,7 +84,7 @@ type Config struct {
 	StopGrace    time.Duration `env:"CODEX_STOP_GRACE_MS" default:"2000" mean:"each step of stopping a child"`
 
 	PoolSize       int           `env:"POOL_SIZE" default:"4" mean:"children at most"`
-	MinIdle        int           `env:"POOL_MIN_IDLE" default:"4" mean:"children kept warm, POOL_SIZE at most"`
+	MinIdle        int           `env:"POOL_MIN_IDLE" default:"4" mean:"children kept warm, at least 1, POOL_SIZE at most"`
 	MaxWaiting     int           `env:"POOL_MAX_WAITING" default:"64" mean:"requests in line at most"`
 	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" default:"30000" mean:"a request's time in line"`
 	MaxTurns       int           `env:"POOL_MAX_TURNS" default:"500" mean:"turns of a child before it is replaced; 0 = no limit"`
@@ -252,7 +252,7 @@ func (c *Config) check() []error {
 
 	atLeast("POOL_SIZE", int64(c.PoolSize), 1)
 	bad(c.PoolSize > 1024, "POOL_SIZE", "%d is more than 1024", c.PoolSize)
-	atLeast("POOL_MIN_IDLE", int64(c.MinIdle), 0)
+	bad(c.MinIdle < 1, "POOL_MIN_IDLE", "%d is less than 1: with no warm child it is never ready, and no load balancer sends it a request", c.MinIdle)
 	if _, set := c.sources["POOL_MIN_IDLE"]; !set {
 		c.MinIdle = min(c.MinIdle, c.PoolSize)
 	}
