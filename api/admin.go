@@ -32,7 +32,7 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 
 	// A web page can make a browser post here, from wherever it is.
 	foreign := http.NewCrossOriginProtection()
-	refused := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocal })
+	refused := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocalAdmin })
 	return requestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if (!s.cfg.AdminPublic && !fromHere(r)) || foreign.Check(r) != nil {
 			refused.ServeHTTP(w, r)

@@ -270,6 +270,7 @@ func TestBadRequestsAreRefusedWithTheirOwnStatus(t *testing.T) {
 		{"path above", request("GET", "/v1", ""), "404 invalid_request_error not_found <nil>"},
 		{"wrong method", request("GET", "/v1/chat/completions", ""), "405 invalid_request_error method_not_allowed <nil>"},
 		{"wrong type", withHeader(authorized(hello), "Content-Type", "text/plain"), "415 invalid_request_error unsupported_media_type <nil>"},
+		{"compressed", withHeader(authorized(hello), "Content-Encoding", "gzip"), "415 invalid_request_error unsupported_media_type <nil>"},
 		{"a form", withHeader(authorized(hello), "Content-Type", "application/x-www-form-urlencoded"), "415 invalid_request_error unsupported_media_type <nil>"},
 		{"too large", authorized(msg(`"user":"` + strings.Repeat("x", 1<<20) + `"`)), "413 invalid_request_error request_too_large <nil>"},
 		{"empty body", authorized(""), "400 invalid_request_error invalid_json <nil>"},

@@ -123,10 +123,12 @@ var (
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
 	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
 	errBadBody        = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is malformed.", Close: true}
+	errEncoding       = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must not be compressed."}
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The content type must be application/json."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
-	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This address answers loopback hosts and origins only."}
+	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "Without a secret key of its own this server answers this machine only, by a loopback Host and Origin. PROXY_API_KEY sets one."}
+	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer this machine only, by a loopback Host and Origin."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
 	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not take this method."}
 )

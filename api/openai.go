@@ -86,6 +86,9 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 			return nil, errMediaType
 		}
 	}
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return nil, errEncoding
+	}
 	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
 		return nil, errTooLarge // it asked before it sends
 	}

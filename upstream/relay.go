@@ -641,6 +641,7 @@ func (f *flow) Read(b []byte) (int, error) {
 	f.received(n)
 	f.lines.watch(b[:n], f.event)
 	if len(f.lines.line) > maxEvent {
+		f.call.failure.Store(&Failure{Status: http.StatusOK, Code: "event_too_long"})
 		return 0, errors.New("an event is too long")
 	}
 	return n, err
