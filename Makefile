@@ -10,7 +10,7 @@ MODULES     := . e2e e2e/image
 # The Codex CLI is fetched once, unless CODEX_BIN names one.
 FETCHED := configs/codex/node_modules/.package-lock.json
 ifdef CODEX_BIN
-override CODEX_BIN := $(abspath $(CODEX_BIN))
+override CODEX_BIN := $(if $(findstring /,$(CODEX_BIN)),$(abspath $(CODEX_BIN)),$(CODEX_BIN))
 export CODEX_BIN
 endif
 CLI     := $(if $(CODEX_BIN),,$(FETCHED))

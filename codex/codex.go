@@ -231,7 +231,8 @@ func (c *Client) Pid() int {
 // Version is the CLI's version as the handshake told it, such as "0.169.0".
 func (c *Client) Version() string { return c.version }
 
-// Warnings are what the child disliked in its configuration so far.
+// Warnings are what the child disliked in its configuration so far, but that there
+// is no bubblewrap for shell commands, which it has not.
 func (c *Client) Warnings() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -465,12 +466,11 @@ func (c *Client) warn(m message) {
 		Details *string `json:"details"`
 	}
 	json.Unmarshal(m.Params, &w) // a warning that cannot be read is still a warning
+	if strings.Contains(w.Summary, "bubblewrap") {
+		return // the sandbox of shell commands; the lean profile has none
+	}
 	c.mu.Lock()
 	c.warnings = append(c.warnings, w.Summary)
 	c.mu.Unlock()
-	level := slog.LevelWarn
-	if strings.Contains(w.Summary, "bubblewrap") {
-		level = slog.LevelDebug // the sandbox of shell commands; the lean profile has none
-	}
-	c.log.Log(context.Background(), level, "child config warning", "child", c.Pid(), "warning", w.Summary)
+	c.log.Warn("child config warning", "child", c.Pid(), "warning", w.Summary)
 }

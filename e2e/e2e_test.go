@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -331,6 +332,12 @@ func TestAKilledDaemonLeavesNoChildAndItsHomesAreSwept(t *testing.T) {
 }
 
 func TestSIGTERMLetsAStreamFinishAndRefusesOthers(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(signal.String(), func(t *testing.T) { letsAStreamFinish(t, signal) })
+	}
+}
+
+func letsAStreamFinish(t *testing.T, signal syscall.Signal) {
 	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=50", "POOL_MAX_WAITING=5")
 	res, err := d.post(ask(strings.Repeat("word ", 20), true))
 	if err != nil {
@@ -343,7 +350,7 @@ func TestSIGTERMLetsAStreamFinishAndRefusesOthers(t *testing.T) {
 		if chunks = append(chunks, c); len(chunks) != 3 {
 			return
 		}
-		d.cmd.Process.Signal(syscall.SIGTERM)
+		d.cmd.Process.Signal(signal)
 		eventually(t, time.Second, "refusal", func() bool {
 			other, err := d.post(ask("late", false))
 			if err != nil {
@@ -363,6 +370,62 @@ func TestSIGTERMLetsAStreamFinishAndRefusesOthers(t *testing.T) {
 	<-d.ended
 	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestASecondSignalEndsItAtOnce(t *testing.T) {
+	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=100", "PROXY_DRAIN_MS=60000")
+	pids := d.children()
+	res, err := d.post(ask(strings.Repeat("word ", 600), true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	d.cmd.Process.Signal(syscall.SIGINT)
+	eventually(t, 5*time.Second, "drain", func() bool { return strings.Contains(d.ready(), "draining") })
+	d.cmd.Process.Signal(syscall.SIGINT)
+	select {
+	case <-d.ended:
+	case <-time.After(10 * time.Second): // the turn has another minute
+		t.Fatal("it is still there")
+	}
+	if code := d.cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	eventually(t, time.Second, "end of the child", func() bool {
+		state, _ := stateOf(fmt.Sprintf("/proc/%d", pids[0]))
+		return state == "" || state == "Z"
+	})
+}
+
+func TestWhoReadsTheLogMayGo(t *testing.T) {
+	log, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := start(t, "POOL_SIZE=1")
+	cmd := exec.Command(program)
+	cmd.Env, cmd.Stderr = append(slices.Clone(d.cmd.Env), "PROXY_CODEX_WORKDIR="+codextest.Workdir(t)), stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stderr.Close()
+	other := &daemon{t: t, cmd: cmd}
+	for lines := bufio.NewScanner(log); other.url == "" && lines.Scan(); {
+		var line struct{ Msg, Addr string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "serving" {
+			other.url = "http://" + line.Addr
+		}
+	}
+	log.Close()
+	for range 3 { // each is a line
+		if chunks, err := other.stream("hi"); err != nil || len(chunks) == 0 {
+			t.Errorf("without a reader: %v", err)
+		}
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

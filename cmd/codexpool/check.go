@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +30,11 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	c := found.known()
 	fmt.Fprintln(stdout, "binary:    ", c.path)
 	fmt.Fprintln(stdout, "version:   ", c.version)
-	fmt.Fprintln(stdout, "model:     ", c.model(cfg.Model))
+	model := c.model(cfg.Model)
+	if !slices.ContainsFunc(c.models, func(m codex.Model) bool { return m.ID == model }) {
+		model += " (the CLI does not list it)"
+	}
+	fmt.Fprintln(stdout, "model:     ", model)
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
 	homes, leaveHomes, err := claim(cfg.Workdir, log)
 	if err != nil {
@@ -43,7 +48,7 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 		return exitFailed
 	}
 	defer p.Close()
-	fmt.Fprintln(stdout, "upstream:  ", p.choice)
+	fmt.Fprintln(stdout, "upstream:  ", p.choice, "(not asked)")
 	fmt.Fprintln(stdout, "credential:", p.credential)
 	if err := probe(ctx, spawner(cfg, found, p, homes, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
@@ -65,11 +70,11 @@ func probe(ctx context.Context, spawn func(context.Context) (*codex.Client, erro
 		return err
 	}
 	took := time.Since(began)
-	h, err := child.Ping(ctx)
-	if err != nil {
+	began = time.Now()
+	if _, err := child.Ping(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "child:      warm after %v, %d MB resident\n", took.Round(time.Millisecond), h.ResidentBytes>>20)
+	fmt.Fprintf(stdout, "child:      warm after %v, answers a probe in %v\n", took.Round(time.Millisecond), time.Since(began).Round(10*time.Microsecond))
 	for _, w := range child.Warnings() {
 		fmt.Fprintln(stdout, "child says:", w)
 	}

@@ -116,6 +116,13 @@ func inspect(ctx context.Context, path string, log *slog.Logger) (cli, error) {
 // cliPath is where the operator says, or the pinned CLI in the checkout that the
 // program was built in, or codex from PATH.
 func cliPath(given string) (string, error) {
+	if given != "" && filepath.Base(given) == given {
+		path, err := exec.LookPath(given) // a bare name is one of PATH, as in a shell
+		if err != nil {
+			return "", err
+		}
+		given = path
+	}
 	if given != "" {
 		return codex.Locate(given)
 	}

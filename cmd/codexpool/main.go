@@ -55,9 +55,26 @@ func main() {
 	// net/http's transport has no logger of its own, and quotes there what a
 	// provider sends out of turn: the model's words. We are told by errors.
 	stdlog.SetOutput(io.Discard)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // the second signal kills
-	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
+	// Who reads our log may go: that is no reason to go too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	os.Exit(run(asked(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
+}
+
+// asked ends with the first signal that asks us to stop; a terminal that is closed
+// asks too. The second ends the program at once, also where whoever started it had
+// it ignore such signals, as shells do with what they start in the background.
+func asked() context.Context {
+	ctx, stop := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() { // lives as long as the program
+		<-signals
+		stop()
+		<-signals
+		fmt.Fprintln(os.Stderr, "codexpool: asked twice, stopping at once")
+		os.Exit(exitFailed)
+	}()
+	return ctx
 }
 
 // run is the whole program, with the world as parameters. ready is told the
@@ -77,6 +94,12 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 	cfg, err := configs.Load(environ, envFiles)
 	if command == "config" {
 		printConfig(stdout, cfg)
+		for _, w := range cfg.Warnings {
+			fmt.Fprintln(stderr, "codexpool: warning:", w)
+		}
+	}
+	if command == "health" && len(cfg.Settings()) > 0 {
+		err = nil // where the daemon listens is all that it need know
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "codexpool: configuration:\n  %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
@@ -103,15 +126,25 @@ func parse(args []string, stderr io.Writer) (command string, envFiles []string, 
 		envFiles = append(envFiles, path)
 		return nil
 	})
-	command = "serve"
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		command, args = args[0], args[1:]
-	}
+	showVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); err != nil {
 		return "", nil, err
 	}
+	command = "serve"
+	if flags.NArg() > 0 { // flags may stand on either side of it
+		command = flags.Arg(0)
+		if err := flags.Parse(flags.Args()[1:]); err != nil {
+			return "", nil, err
+		}
+	}
+	if *showVersion {
+		command = "version"
+	}
 	switch command {
 	case "serve", "check", "config", "health", "version":
+	case "help":
+		flags.Usage()
+		return "", nil, flag.ErrHelp
 	default:
 		err = fmt.Errorf("no such command: %s", command)
 	}
@@ -198,7 +231,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 
 	public, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)))
 	if err != nil {
-		log.Error("public listener", "err", err)
+		log.Error("public listener (PROXY_HOST, PORT)", "err", err)
 		return exitFailed
 	}
 	defer public.Close()
@@ -206,7 +239,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	adminAddr := "off"
 	if cfg.AdminAddr != "" {
 		if admin, err = net.Listen("tcp", cfg.AdminAddr); err != nil {
-			log.Error("admin listener", "err", err)
+			log.Error("admin listener (PROXY_ADMIN_ADDR)", "err", err)
 			return exitFailed
 		}
 		defer admin.Close()

@@ -85,7 +85,13 @@ func TestArgsAndEnvironmentDecideTheExitCode(t *testing.T) {
 		says    string // on stdout or stderr
 	}{
 		{"help", []string{"--help"}, nil, 0, "usage: codexpool"},
+		{"help in a word", []string{"help"}, nil, 0, "usage: codexpool"},
 		{"version", []string{"version"}, nil, 0, "codexpool "},
+		{"version as a flag", []string{"--version"}, nil, 0, "codexpool "},
+		{"a flag before its command", []string{"--env-file", "../../configs/profiles/dev.env", "config"}, nil, 0, "POOL_SIZE"},
+		{"a misspelt setting", []string{"config"}, []string{"POOL_SIZ=3"}, 0, "warning: POOL_SIZ has no effect"},
+		{"a CLI that is not on PATH", nil, []string{"CODEX_BIN=no-such-program"}, 2, "executable file not found in $PATH"},
+		{"health needs no key", []string{"health"}, []string{"PROXY_ENV=", "PORT=1"}, 1, "connection refused"},
 		{"config", []string{"config"}, []string{"POOL_SIZE=3"}, 0, "POOL_SIZE"},
 		{"unknown command", []string{"dance"}, nil, 2, "no such command: dance"},
 		{"unknown flag", []string{"--fast"}, nil, 2, "flag provided but not defined: -fast"},

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,6 +28,9 @@ func Binary(t testing.TB) string {
 		t.Skip("needs the Codex CLI; not under -short")
 	}
 	if path := os.Getenv("CODEX_BIN"); path != "" {
+		if found, err := exec.LookPath(path); err == nil {
+			path = found
+		}
 		native, err := codex.Locate(path)
 		if err != nil {
 			t.Fatal(err)
