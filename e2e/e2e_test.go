@@ -398,13 +398,13 @@ func TestASecondSignalEndsItAtOnce(t *testing.T) {
 	})
 }
 
-func TestWhoReadsTheLogMayGo(t *testing.T) {
+func TestWhoReadsTheLogMayGoAndWithNohupTheTerminalToo(t *testing.T) {
 	log, stderr, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := start(t, "POOL_SIZE=1")
-	cmd := exec.Command(program)
+	cmd := exec.Command("sh", "-c", `trap "" HUP; exec "$0"`, program)
 	cmd.Env, cmd.Stderr = append(slices.Clone(d.cmd.Env), "PROXY_CODEX_WORKDIR="+codextest.Workdir(t)), stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -418,6 +418,7 @@ func TestWhoReadsTheLogMayGo(t *testing.T) {
 		}
 	}
 	log.Close()
+	cmd.Process.Signal(syscall.SIGHUP)
 	for range 3 { // each is a line
 		if chunks, err := other.stream("hi"); err != nil || len(chunks) == 0 {
 			t.Errorf("without a reader: %v", err)

@@ -61,12 +61,15 @@ func main() {
 }
 
 // asked ends with the first signal that asks us to stop; a terminal that is closed
-// asks too. The second ends the program at once, also where whoever started it had
+// asks too, unless nohup has it ignored. The second ends the program at once, also where whoever started it had
 // it ignore such signals, as shells do with what they start in the background.
 func asked() context.Context {
 	ctx, stop := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	go func() { // lives as long as the program
 		<-signals
 		stop()
