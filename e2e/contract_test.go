@@ -331,6 +331,7 @@ func arrivesBeside(t *testing.T, body []byte, fields string) {
 // TestAConversationOfEveryKindArrivesItemForItem is what a client sends, and the
 // input that must arrive for it, byte by byte.
 func TestAConversationOfEveryKindArrivesItemForItem(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("0123456789abcdef", 3<<20/16)
 	d, up := withRelay(t, codextest.Text("ok"))
 	many, manyArrive := `{"role":"user","content":"0"}`, `{"content":[{"text":"0","type":"input_text"}],"role":"user","type":"message"}`

@@ -134,7 +134,7 @@ func (d *daemon) logged() string {
 // eventually polls: what it waits for happens in other processes.
 func eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for began := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
+	for began := time.Now(); !ok(); time.Sleep(25 * time.Millisecond) {
 		if time.Since(began) > within {
 			t.Fatalf("no %s within %v", what, within)
 		}

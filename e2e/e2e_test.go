@@ -450,6 +450,7 @@ func TestAStreamThatOutlastsTheDrainGetsAnErrorFrame(t *testing.T) {
 }
 
 func TestALeavingClientEndsTheUpstreamRequest(t *testing.T) {
+	t.Parallel()
 	for name, when := range map[string]string{"before the first token": "", "after it": "word"} {
 		for _, stream := range []bool{true, false} {
 			t.Run(fmt.Sprint(name, " stream ", stream), func(t *testing.T) {

@@ -159,7 +159,7 @@ func TestAKilledDaemonLosesNoLogin(t *testing.T) {
 
 func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
 	t.Parallel()
-	g := newChatGPT(t, 3*time.Second)
+	g := newChatGPT(t, 8*time.Second)
 	g.tokens.Refuse()
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
@@ -175,7 +175,7 @@ func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
 		t.Errorf("after a new login: %v", err)
 	}
 	if bearers, _, _ := g.seen(); len(bearers) != 2 || bearers[0] == bearers[1] {
-		t.Errorf("%d requests reached the backend", len(bearers))
+		t.Fatalf("%d requests reached the backend", len(bearers))
 	}
 	if log := d.logged(); strings.Contains(log, strings.TrimPrefix(g.bearers[1], "Bearer ")) {
 		t.Error("a token is in the log")

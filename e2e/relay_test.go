@@ -317,6 +317,7 @@ func TestAProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
 }
 
 func TestAProviderThatHangsInTheHandshakeIsSilentToo(t *testing.T) {
+	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never says a word
 	if err != nil {
 		t.Fatal(err)
@@ -438,6 +439,7 @@ func TestAModelThatCodexDoesNotKnowTakesAsMuchAsTheProviderSays(t *testing.T) {
 }
 
 func TestConnectionsToTheProviderStayWarm(t *testing.T) {
+	t.Parallel()
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
 			var mu sync.Mutex

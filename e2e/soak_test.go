@@ -24,6 +24,7 @@ import (
 // do what clients do, while children are killed, stopped and recycled. SOAK is how
 // long, SEED what they choose: the choices come again with it, the timing does not.
 func TestASoakLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	const size = 4
 	s := newSoak(t, start(t, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=5", "POOL_PROBE_MS=300", "POOL_PROBE_TIMEOUT_MS=500",
 		"PROXY_IDLE_TIMEOUT_MS=1000", "PROXY_STREAM_IDLE_TIMEOUT_MS=1000", "POOL_BACKOFF_MAX_MS=1000"))
