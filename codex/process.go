@@ -252,8 +252,16 @@ func (t *tail) lines() []string {
 
 // Locate finds the native binary for path, which may be the binary itself or
 // the npm package's Node wrapper (or a link to it): killing the wrapper can
-// orphan the child behind it. Anything else is returned as it is, made absolute.
+// orphan the child behind it. A bare name is looked for on PATH, as in a shell.
+// Anything else is returned as it is, made absolute.
 func Locate(path string) (string, error) {
+	if filepath.Base(path) == path {
+		found, err := exec.LookPath(path)
+		if err != nil {
+			return "", err
+		}
+		path = found
+	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return "", err

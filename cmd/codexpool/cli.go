@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -116,13 +117,6 @@ func inspect(ctx context.Context, path string, log *slog.Logger) (cli, error) {
 // cliPath is where the operator says, or the pinned CLI in the checkout that the
 // program was built in, or codex from PATH.
 func cliPath(given string) (string, error) {
-	if given != "" && filepath.Base(given) == given {
-		path, err := exec.LookPath(given) // a bare name is one of PATH, as in a shell
-		if err != nil {
-			return "", err
-		}
-		given = path
-	}
 	if given != "" {
 		return codex.Locate(given)
 	}
@@ -132,9 +126,9 @@ func cliPath(given string) (string, error) {
 			return native, nil
 		}
 	}
-	path, err := exec.LookPath("codex")
-	if err != nil {
-		return "", fmt.Errorf("no Codex CLI: set it to one, run make codex, or put codex on PATH")
+	path, err := codex.Locate("codex")
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", errors.New("no Codex CLI: set it to one, run make codex, or put codex on PATH")
 	}
-	return codex.Locate(path)
+	return path, err
 }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -28,9 +27,6 @@ func Binary(t testing.TB) string {
 		t.Skip("needs the Codex CLI; not under -short")
 	}
 	if path := os.Getenv("CODEX_BIN"); path != "" {
-		if found, err := exec.LookPath(path); err == nil {
-			path = found
-		}
 		native, err := codex.Locate(path)
 		if err != nil {
 			t.Fatal(err)
