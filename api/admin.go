@@ -129,7 +129,7 @@ func (s *Server) poolBody() poolBody {
 	stat := s.pool.Stat()
 	b := poolBody{
 		Size: stat.Size, Starting: stat.Starting, Idle: stat.Idle, Leased: stat.Leased, Waiting: stat.Waiting,
-		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: s.pool.Refuses() != nil, Failure: startFailure(stat.Failure), Upstream: s.cfg.Upstream,
+		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: s.pool.Err() != nil, Failure: startFailure(stat.Failure), Upstream: s.cfg.Upstream,
 		Children: []childBody{}, Deaths: []deathBody{},
 	}
 	for _, c := range s.pool.Children() {

@@ -52,7 +52,7 @@ func shown(t *testing.T, w *httptest.ResponseRecorder) map[string]any {
 	return body
 }
 
-func TestThePoolIsShown(t *testing.T) {
+func TestPoolRouteShowsThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := codextest.Script{
 			codextest.Handshake(), codextest.Answer("hi"), // then the next thread
@@ -86,7 +86,7 @@ func TestThePoolIsShown(t *testing.T) {
 	})
 }
 
-func TestAChildThatCannotBeStartedIsShownWithItsLastWords(t *testing.T) {
+func TestPoolRouteShowsWhyAChildCannotBeStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {
 			return nil, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}}
@@ -95,7 +95,7 @@ func TestAChildThatCannotBeStartedIsShownWithItsLastWords(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer p.Close()
-		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(api.Result) {}), pool: p}
+		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
 		synctest.Wait()
 		want := map[string]any{"error": "child is gone: exit status 1", "stderr": []any{"no such key: x"}}
 		if diff := cmp.Diff(any(want), shown(t, h.admin(t, "GET", "/pool"))["failure"]); diff != "" {
@@ -108,7 +108,7 @@ func TestAChildThatCannotBeStartedIsShownWithItsLastWords(t *testing.T) {
 	})
 }
 
-func TestAnOperatorCanHaveTheChildrenReplaced(t *testing.T) {
+func TestRecycleRouteReplacesTheChildren(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 2)
 		running := make(chan answer)
@@ -130,7 +130,7 @@ func TestAnOperatorCanHaveTheChildrenReplaced(t *testing.T) {
 	})
 }
 
-func TestAnOperatorCanDrainAndResume(t *testing.T) {
+func TestDrainAndResumeRoutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		if w := h.admin(t, "POST", "/pool/drain"); w.Code != 200 || shown(t, w)["draining"] != true {
@@ -154,7 +154,7 @@ func TestAnOperatorCanDrainAndResume(t *testing.T) {
 	})
 }
 
-func TestResumeDoesNotMakeADaemonReadyThatIsStopping(t *testing.T) {
+func TestResumeDoesNotMakeAStoppingDaemonReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		h.Unready()
@@ -170,7 +170,7 @@ func TestResumeDoesNotMakeADaemonReadyThatIsStopping(t *testing.T) {
 	})
 }
 
-func TestTheAdminRoutesTakeTheirOwnMethodOnly(t *testing.T) {
+func TestAdminRoutesAcceptTheirOwnMethodOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		for _, tt := range []struct{ method, path, want string }{
@@ -190,20 +190,20 @@ func TestTheAdminRoutesTakeTheirOwnMethodOnly(t *testing.T) {
 				t.Errorf("%s %s: %s, want %s", tt.method, tt.path, got, tt.want)
 			}
 		}
-		if h.pool.Refuses() != nil || h.pool.Stat().Worn > 0 {
+		if h.pool.Err() != nil || h.pool.Stat().Worn > 0 {
 			t.Error("a refused request had its way")
 		}
 	})
 }
 
-func TestAWebPageCannotDrainThePool(t *testing.T) {
+func TestAdminRoutesRejectWebPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, public := range []bool{false, true} {
 			cfg := config()
 			cfg.AdminPublic = public
 			h := open(t, cfg, 1)
 			for _, origin := range []string{"https://evil.example", "null", "http://localhost:3000"} {
-				if w := h.adminFrom(t, "POST", "/pool/drain", origin); w.Code != 403 || h.pool.Refuses() != nil {
+				if w := h.adminFrom(t, "POST", "/pool/drain", origin); w.Code != 403 || h.pool.Err() != nil {
 					t.Errorf("public %v, from %s: %d", public, origin, w.Code)
 				}
 			}
@@ -214,9 +214,9 @@ func TestAWebPageCannotDrainThePool(t *testing.T) {
 	})
 }
 
-// TestAChildIsToBlameForWhatNeverReachedTheProvider plays children whose turns
+// TestBlameIsForWhatNeverReachedTheProvider plays children whose turns
 // fail three times in a row.
-func TestAChildIsToBlameForWhatNeverReachedTheProvider(t *testing.T) {
+func TestBlameIsForWhatNeverReachedTheProvider(t *testing.T) {
 	posted := func(relay *upstream.Relay) codextest.Step {
 		return codextest.Expect("turn/start", func(params json.RawMessage) error {
 			var p struct {

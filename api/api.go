@@ -8,6 +8,7 @@
 package api
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
@@ -43,7 +44,6 @@ type Config struct {
 	IdleTimeout       time.Duration // silence of the model, for answers in one piece
 	StreamIdleTimeout time.Duration // the same, for streams
 	WriteTimeout      time.Duration // one write to the client
-	AcquireTimeout    time.Duration // in line for a child
 }
 
 // Upstream is where children find their model, in words that hold no secret.
@@ -55,6 +55,7 @@ type Upstream struct {
 // Result is one finished request, for whoever counts.
 type Result struct {
 	Route      string        // a name of the route table, or "unmatched"
+	Key        string        // name of the caller's key, "" where none was required or none is valid
 	Status     int           // as sent; 499 where the client left first, which is no error
 	Code       string        // error code, "" where there was none; set too when a stream broke after its 200
 	Took       time.Duration // the whole request
@@ -71,7 +72,7 @@ type Server struct {
 	pool    *pool.Pool
 	relay   *upstream.Relay // nil where children call the provider themselves
 	log     *slog.Logger
-	observe func(Result)
+	observe func(context.Context, Result)
 	auth    auth
 	chain   http.Handler
 	began   time.Time
@@ -83,7 +84,7 @@ type Server struct {
 // New builds the routes. Without a relay, where children call the provider
 // themselves, what the caller wants of it is named as ignored. observe is called once a
 // request; it must not block.
-func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(Result)) *Server {
+func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
 	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
 
 	router := httprouter.New()
@@ -116,6 +117,9 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.chain.ServeHTTP(w, r) }
+
+// Keys lists the names of the keys that callers may have.
+func (s *Server) Keys() []string { return s.auth.names() }
 
 // Stat reads the server's figures.
 func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
@@ -166,14 +170,14 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 			err = panicked(p)
 		}
 	}()
-	if err := s.pool.Refuses(); rt.completion && err != nil {
+	if err := s.pool.Err(); rt.completion && err != nil {
 		return err // before anything else is asked of the client
 	}
 	if rt.local && s.cfg.LoopbackOnly && !fromHere(r) {
 		return errNotLocal
 	}
 	if rt.key {
-		if err := s.auth.check(r); err != nil {
+		if res.caller, err = s.auth.authenticate(r); err != nil {
 			return err
 		}
 	}
@@ -182,9 +186,9 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 
 // report writes the one line of a request and hands its figures on.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
-	result := Result{Route: rt.name, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens}
-	if e != nil && e.Status == statusClientGone {
-		result.Status = statusClientGone // also where the client left in mid-stream
+	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens}
+	if e != nil && e.Status == StatusClientGone {
+		result.Status = StatusClientGone // also where the client left in mid-stream
 	}
 	level := slog.LevelInfo
 	attrs := []slog.Attr{
@@ -197,10 +201,13 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	if res.firstToken > 0 {
 		attrs = append(attrs, slog.Duration("first_token", res.firstToken))
 	}
+	if result.Key != "" {
+		attrs = append(attrs, slog.String("key", result.Key))
+	}
 	if res.child != 0 {
 		attrs = append(attrs, slog.Int("child", res.child))
 	}
-	if e != nil && e.Status != statusClientGone {
+	if e != nil && e.Status != StatusClientGone {
 		result.Code = e.logCode()
 	}
 	if e != nil {
@@ -208,13 +215,11 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 		if e.cause != nil {
 			attrs = append(attrs, slog.Any("err", e.cause))
 		}
-		if e.Status >= 500 {
-			level = slog.LevelError
-		}
+		level = e.level()
 	}
 	if rt.quiet && e == nil {
 		level = slog.LevelDebug
 	}
 	s.log.LogAttrs(r.Context(), level, "request", attrs...)
-	s.observe(result)
+	s.observe(r.Context(), result)
 }

@@ -58,7 +58,7 @@ func config() api.Config {
 		ProtectModels: true, Sandbox: "read-only", Upstream: api.Upstream{Choice: "echo", Credential: "none"},
 		MaxBody: 1 << 20, MaxChoices: 4, Keepalive: 15 * time.Second, Commit: 2 * time.Second,
 		Timeout: 10 * time.Minute, IdleTimeout: 2 * time.Minute, StreamIdleTimeout: 5 * time.Minute,
-		WriteTimeout: 30 * time.Second, AcquireTimeout: 30 * time.Second,
+		WriteTimeout: 30 * time.Second,
 	}
 }
 
@@ -82,13 +82,13 @@ func openWith(t *testing.T, cfg api.Config, children pool.Config, relay *upstrea
 		mu.Unlock()
 		return codex.Connect(ctx, codextest.Pipe(t, script), codextest.Log(t))
 	}
-	children.MinIdle, children.MaxWaiting, children.Log = children.Size, 2, codextest.Log(t)
+	children.MinIdle, children.MaxWaiting, children.AcquireTimeout, children.Log = children.Size, max(children.MaxWaiting, 2), 30*time.Second, codextest.Log(t)
 	p, err := pool.New(children)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := &house{pool: p}
-	h.Server = api.New(cfg, p, relay, codextest.Log(t), func(r api.Result) {
+	h.Server = api.New(cfg, p, relay, codextest.Log(t), func(_ context.Context, r api.Result) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.results = append(h.results, r)
@@ -249,7 +249,7 @@ func keys(h http.Header) func(func(string) bool) {
 	}
 }
 
-func TestBadRequestsAreRefusedWithTheirOwnStatus(t *testing.T) {
+func TestBadRequestsGetTheirOwnStatus(t *testing.T) {
 	msg := func(fields string) string { return `{"messages":[{"role":"user","content":"hi"}],` + fields + `}` }
 	authorized := func(body string) *http.Request { return chat(body) }
 	image := func(url string) *http.Request {
@@ -397,7 +397,7 @@ func withHeader(r *http.Request, name, value string) *http.Request {
 	return r
 }
 
-func TestEveryMessageKeepsItsPlaceRoleAndText(t *testing.T) {
+func TestMessagesKeepTheirPlaceRoleAndText(t *testing.T) {
 	var items []struct {
 		Role    string
 		Content []struct{ Type, Text string }
@@ -434,7 +434,7 @@ func TestEveryMessageKeepsItsPlaceRoleAndText(t *testing.T) {
 	}
 }
 
-func TestTheModelAndItsEffortReachTheTurn(t *testing.T) {
+func TestModelAndEffortReachTheTurn(t *testing.T) {
 	for body, want := range map[string]string{
 		`{%s}`:                          "gpt-a ",
 		`{"model":null,%s}`:             "gpt-a ",
@@ -488,7 +488,7 @@ func TestEventsArriveBeforeTheTurnEnds(t *testing.T) {
 	})
 }
 
-func TestAClientThatLeavesInterruptsTheTurn(t *testing.T) {
+func TestDisconnectInterruptsTheTurn(t *testing.T) {
 	for name, body := range map[string]string{
 		"stream": `{"stream":true,"messages":[{"role":"user","content":"one two three"}]}`,
 		"whole":  `{"messages":[{"role":"user","content":"one two three"}]}`,
@@ -518,11 +518,11 @@ func TestAClientThatLeavesInterruptsTheTurn(t *testing.T) {
 	}
 }
 
-func TestAFullPoolAnswers503(t *testing.T) {
+func TestFullPoolAnswers503(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		busy := make(chan answer, 3)
-		for range 3 { // one served, two in line; an hour each
+		for range 3 { // one served, two in the queue; half a minute each
 			go func() {
 				busy <- h.do(t, chat(`{"messages":[{"role":"user","content":"a b c d e f g h i j k l m n o p q r s t u v w x y z 1 2 3 4 5 6"}]}`))
 			}()
@@ -530,7 +530,7 @@ func TestAFullPoolAnswers503(t *testing.T) {
 		synctest.Wait()
 		a := h.do(t, chat(hello))
 		if got := h.last(); a.Code != 503 || got.Code != "pool_saturated" || a.Header().Get("Retry-After") == "" || got.Took != 0 {
-			t.Errorf("the line is full: %d %+v", a.Code, got)
+			t.Errorf("the queue is full: %d %+v", a.Code, got)
 		}
 		codes := map[int]int{}
 		for range 3 {
@@ -542,7 +542,7 @@ func TestAFullPoolAnswers503(t *testing.T) {
 	})
 }
 
-func TestARequestThatReachedNobodyRunsOnceMoreOnAnotherChild(t *testing.T) {
+func TestRetryRunsARequestThatReachedNobodyOnAnotherChild(t *testing.T) {
 	dies := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Exit(1)}
 	for name, tt := range map[string]struct {
 		scripts []codextest.Script
@@ -604,7 +604,7 @@ func TestStreamsAreLimited(t *testing.T) {
 	})
 }
 
-func TestTheWholeRequestHasADeadline(t *testing.T) {
+func TestRequestHasADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config()
 		cfg.Timeout = 2500 * time.Millisecond
@@ -615,7 +615,7 @@ func TestTheWholeRequestHasADeadline(t *testing.T) {
 	})
 }
 
-func TestKeepalivesAreLeftOutForClientsThatChokeOnThem(t *testing.T) {
+func TestKeepalivesAreOmittedForClientsThatChokeOnThem(t *testing.T) {
 	slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Minute})}
 	body := `{"stream":true,"messages":[{"role":"user","content":"hi"}]}`
 	for name, tt := range map[string]struct {
@@ -639,7 +639,7 @@ func TestKeepalivesAreLeftOutForClientsThatChokeOnThem(t *testing.T) {
 	}
 }
 
-func TestWhileDrainingOnlyHealthIsServed(t *testing.T) {
+func TestDrainStillServesHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		running := make(chan answer)
@@ -679,7 +679,7 @@ func TestReadyFollowsTheChildren(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer p.Close()
-		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(api.Result) {}), pool: p}
+		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
 		ready := func() string {
 			synctest.Wait()
 			a := httptest.NewRecorder()
@@ -702,7 +702,7 @@ func TestReadyFollowsTheChildren(t *testing.T) {
 	})
 }
 
-func TestRoutesThatNeedNoModel(t *testing.T) {
+func TestRoutesWithoutAModel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		for _, tt := range []struct {
@@ -732,7 +732,7 @@ func TestRoutesThatNeedNoModel(t *testing.T) {
 	})
 }
 
-func TestAModelOfAnotherUpstreamMayHaveASlash(t *testing.T) {
+func TestModelIDMayHaveASlash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config()
 		cfg.Models = func() api.Models {
@@ -749,7 +749,7 @@ func TestAModelOfAnotherUpstreamMayHaveASlash(t *testing.T) {
 	})
 }
 
-func TestTheAdminRoutesAreForThisMachine(t *testing.T) {
+func TestAdminRoutesAreForThisMachine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, public := range []bool{false, true} {
 			cfg := config()
@@ -786,7 +786,7 @@ func (d *deadlines) SetReadDeadline(at time.Time) error {
 
 // net/http reads what is left of a body before it answers. Without a deadline a
 // client that never sends it holds a connection for ever, key or no key.
-func TestABodyHasItsTimeWhoeverReadsIt(t *testing.T) {
+func TestBodyHasALimitOfTimeOnEveryRoute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		for _, tt := range []struct {
@@ -813,7 +813,7 @@ type broken struct{ err error }
 
 func (b broken) Read([]byte) (int, error) { return 0, b.err }
 
-func TestABodyThatIsNoneIsTheClientsFaultAndHeIsTold(t *testing.T) {
+func TestBodyThatIsMalformedIsRejected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		for _, tt := range []struct {
@@ -834,7 +834,7 @@ func TestABodyThatIsNoneIsTheClientsFaultAndHeIsTold(t *testing.T) {
 	})
 }
 
-func TestABodyThatIsTooLargeIsNotSentWhereTheClientAsksFirst(t *testing.T) {
+func TestBodyThatIsTooLargeIsNotSentAfterExpect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		r := withHeader(chat(hello), "Expect", "100-continue")
@@ -845,7 +845,7 @@ func TestABodyThatIsTooLargeIsNotSentWhereTheClientAsksFirst(t *testing.T) {
 	})
 }
 
-func TestTheRequestIDIsTheClientsOwnWhereItIsSafe(t *testing.T) {
+func TestRequestIDIsTheClientsOwnWhereItIsSafe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		for given, kept := range map[string]bool{"abc-1._X": true, "": false, "a b": false, "a\u00e9": false, strings.Repeat("a", 129): false} {
@@ -893,7 +893,7 @@ func TestCrossOriginRequests(t *testing.T) {
 
 // Without a secret key any web page could spend a developer's money: a browser
 // lets it call 127.0.0.1.
-func TestWithoutASecretOnlyLoopbackMayCall(t *testing.T) {
+func TestLoopbackAloneMayCallWithoutASecretKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config()
 		cfg.LoopbackOnly, cfg.ProtectModels, cfg.CORS, cfg.Origins = true, false, true, []string{"*"}
@@ -922,8 +922,8 @@ func TestWithoutASecretOnlyLoopbackMayCall(t *testing.T) {
 	})
 }
 
-// TestAPanicIsAnEnvelopeToo needs a body that panics when it is read.
-func TestAPanicIsAnEnvelopeToo(t *testing.T) {
+// TestPanicBecomesAnEnvelope needs a body that panics when it is read.
+func TestPanicBecomesAnEnvelope(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		r := chat(hello)

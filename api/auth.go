@@ -7,11 +7,17 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
+// Caller is who sent a request, as far as its key shows. It holds no secret.
+type Caller struct {
+	Key string // the key's name; "" where no key is required
+}
+
 // auth checks bearer keys. It holds digests: they are equally long, so that
-// comparing them tells nothing, and no key stays in memory here.
+// comparing them reveals nothing, and no key stays in memory here.
 type auth struct{ digests [][32]byte }
 
 func newAuth(keys []string) auth {
@@ -22,33 +28,45 @@ func newAuth(keys []string) auth {
 	return a
 }
 
-// check refuses a request without a valid key, where there are keys.
-func (a auth) check(r *http.Request) error {
+// names lists the names of the keys: they have no other than their number in
+// PROXY_API_KEY, from "1".
+func (a auth) names() (names []string) {
+	for i := range a.digests {
+		names = append(names, strconv.Itoa(i+1))
+	}
+	return names
+}
+
+// authenticate returns the caller of a request, or rejects one without a valid
+// key, where there are keys. It takes the same time for every wrong key.
+func (a auth) authenticate(r *http.Request) (Caller, error) {
 	if len(a.digests) == 0 {
-		return nil
+		return Caller{}, nil
 	}
 	scheme, key, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") || key == "" {
-		return errNoKey
+		return Caller{}, errNoKey
 	}
 	digest := sha256.Sum256([]byte(strings.TrimSpace(key)))
-	match := 0
-	for _, d := range a.digests {
-		match |= subtle.ConstantTimeCompare(d[:], digest[:])
+	match := -1
+	for i, d := range a.digests {
+		if subtle.ConstantTimeCompare(d[:], digest[:]) == 1 {
+			match = i
+		}
 	}
-	if match == 0 {
-		return errKey
+	if match < 0 {
+		return Caller{}, errKey
 	}
-	return nil
+	return Caller{Key: a.names()[match]}, nil
 }
 
-// fromHere says that no web page of another host can have caused the request:
-// such a page can make a browser call us, but Host or Origin gives it away.
+// fromHere reports whether no web page of another host can have caused the
+// request: such a page can make a browser call us, but Host or Origin shows it.
 func fromHere(r *http.Request) bool {
 	return loopback(r.Host) && loopbackOrigin(r.Header.Get("Origin"))
 }
 
-// loopback says that hostport, with or without a port, names this machine.
+// loopback reports whether hostport, with or without a port, names this machine.
 func loopback(hostport string) bool {
 	host, _, err := net.SplitHostPort(hostport)
 	if err != nil {

@@ -66,7 +66,7 @@ func both(t *testing.T, f func(t *testing.T, stream string)) {
 	}
 }
 
-func TestAStopSequenceEndsTheAnswerBeforeIt(t *testing.T) {
+func TestStopSequenceEndsTheAnswerBeforeIt(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
 		child := &codextest.Child{Delay: time.Second}
 		h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Serve(child)})
@@ -98,7 +98,7 @@ func TestAStopSequenceEndsTheAnswerBeforeIt(t *testing.T) {
 	})
 }
 
-func TestSeveralChoicesAreSeveralCompletions(t *testing.T) {
+func TestChoicesAreCompletionsOfTheirOwn(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
 		h := open(t, config(), 2) // the third waits for one of the others
 		began := time.Now()
@@ -123,7 +123,7 @@ func TestSeveralChoicesAreSeveralCompletions(t *testing.T) {
 
 func TestChoicesAreAdmittedAllOrNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := open(t, config(), 1) // and a line for two
+		h := open(t, config(), 1) // and a queue for two
 		a := h.do(t, chat(`{"n":4,"messages":[{"role":"user","content":"x"}]}`))
 		if a.Code != 503 || !strings.Contains(a.Body.String(), "pool_saturated") {
 			t.Errorf("%d %s", a.Code, a.Body)
@@ -134,7 +134,7 @@ func TestChoicesAreAdmittedAllOrNone(t *testing.T) {
 	})
 }
 
-func TestAChoiceThatFailsFailsTheRequest(t *testing.T) {
+func TestChoiceThatFailsFailsTheRequest(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
 		dies := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Exit(1)}
 		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Hour})}
@@ -150,7 +150,7 @@ func TestAChoiceThatFailsFailsTheRequest(t *testing.T) {
 	})
 }
 
-func TestAClientThatLeavesEndsAllChoices(t *testing.T) {
+func TestDisconnectEndsAllChoices(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
 		h := open(t, config(), 2)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -166,7 +166,7 @@ func TestAClientThatLeavesEndsAllChoices(t *testing.T) {
 	})
 }
 
-func TestALegacyCompletionAnswersEachPrompt(t *testing.T) {
+func TestCompletionsAnswerEachPrompt(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
 		h := open(t, config(), 2)
 		a := h.do(t, request("POST", "/v1/completions", `{"prompt":["one two","three"],"n":2,"stream":`+stream+`}`))
@@ -188,9 +188,9 @@ func TestALegacyCompletionAnswersEachPrompt(t *testing.T) {
 	})
 }
 
-// TestSiblingsDoNotTimeOutWaitingForEachOther: the limit of the line is for the
+// TestChoicesDoNotTimeOutWaitingForEachOther: the limit of the queue is for the
 // first choice; the others wait for its turn, which may take long.
-func TestSiblingsDoNotTimeOutWaitingForEachOther(t *testing.T) {
+func TestChoicesDoNotTimeOutWaitingForEachOther(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
 		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: 35 * time.Second})}
 		h := open(t, config(), 1, slow)
@@ -210,7 +210,7 @@ func TestSiblingsDoNotTimeOutWaitingForEachOther(t *testing.T) {
 	})
 }
 
-func TestAChoicesFinishDoesNotWaitForTheOthers(t *testing.T) {
+func TestChoiceFinishDoesNotWaitForTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		quick := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})}
 		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Minute})}
@@ -232,7 +232,7 @@ func TestAChoicesFinishDoesNotWaitForTheOthers(t *testing.T) {
 	})
 }
 
-func TestAUsageIsNotInventedForAChoiceThatHasNone(t *testing.T) {
+func TestUsageIsNotInventedForAChoiceThatHasNone(t *testing.T) {
 	both(t, func(t *testing.T, stream string) {
 		// Each takes a second, so that neither serves both choices.
 		counted := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Second})}
@@ -249,9 +249,9 @@ func TestAUsageIsNotInventedForAChoiceThatHasNone(t *testing.T) {
 	})
 }
 
-// TestFieldsWithoutEffectAreNamed has a row for each place where a field may
+// TestIgnoredFieldsAreNamed has a row for each place where a field may
 // stand that we do not know, or that does not count there.
-func TestFieldsWithoutEffectAreNamed(t *testing.T) {
+func TestIgnoredFieldsAreNamed(t *testing.T) {
 	const user = `"messages":[{"role":"user","content":"x"}]`
 	const call = `{"role":"assistant","content":"a","tool_calls":[{"id":"c","index":0,"x1":1,"type":"function","function":{"name":"f","arguments":"","x2":1}}],"function_call":{},"x3":1,"audio":null},{"role":"tool","tool_call_id":"c","content":"r","name":"f"}`
 	const png = "data:image/jpg;base64,iVBORw0KGgo="

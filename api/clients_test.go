@@ -14,11 +14,11 @@ import (
 )
 
 // Clients that need care, each with what it is known to choke on. Obsidian and
-// Electron are in TestKeepalivesAreLeftOutForClientsThatChokeOnThem.
+// Electron are in TestKeepalivesAreOmittedForClientsThatChokeOnThem.
 
-// TestLangChainSeesTheFinishBeforeTheUsage: it takes the chunk with the usage for
+// TestFinishComesBeforeUsageForLangChain: it takes the chunk with the usage for
 // the last, and drops what comes behind it.
-func TestLangChainSeesTheFinishBeforeTheUsage(t *testing.T) {
+func TestFinishComesBeforeUsageForLangChain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 2)
 		for _, n := range []int{1, 2} {
@@ -54,9 +54,9 @@ var shapes = map[string][]string{
 	"text_completion/choices":       {"index", "text", "logprobs", "finish_reason"},
 }
 
-// TestStrictClientsGetOnlyTheShapesOfTheSpec holds every answer of the transcripts
+// TestShapesAreThoseOfTheSpec holds every answer of the transcripts
 // against the keys that clients with a schema take.
-func TestStrictClientsGetOnlyTheShapesOfTheSpec(t *testing.T) {
+func TestShapesAreThoseOfTheSpec(t *testing.T) {
 	paths, err := filepath.Glob("testdata/chat/*.txtar")
 	if err != nil || len(paths) == 0 {
 		t.Fatal(err)
@@ -110,9 +110,9 @@ func fits(t *testing.T, path, shape string, v map[string]any) {
 	}
 }
 
-// TestIDEsFindTheModelTheyAreSetTo: many look for it in the list before they
+// TestModelsListTheModelThatAnIDEIsSetTo: many look for it in the list before they
 // start, and ask for it by its own path.
-func TestIDEsFindTheModelTheyAreSetTo(t *testing.T) {
+func TestModelsListTheModelThatAnIDEIsSetTo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
 		var list struct {

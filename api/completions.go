@@ -31,14 +31,16 @@ var completionFields = map[string]fieldReader{
 	"logit_bias":        chatFields["logit_bias"],
 }
 
+// textForm is how a legacy completion looks.
+var textForm = form{
+	input: "prompt", fields: completionFields,
+	prefix: "cmpl-", whole: "text_completion", chunk: "text_completion", text: true,
+}
+
 // completions serves POST /v1/completions: each prompt is a conversation of one
 // message, and each answer bare text.
 func (s *Server) completions(res *response, r *http.Request) error {
-	req, err := s.decode(res, r, "prompt", completionFields)
-	if err != nil {
-		return err
-	}
-	return s.complete(res, r, req, textShape)
+	return s.complete(res, r, textForm)
 }
 
 // readPrompt reads one prompt, or several.

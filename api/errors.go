@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -18,8 +19,9 @@ import (
 	"codexpool/upstream"
 )
 
-// statusClientGone is nginx's number for a client that left. It is never sent.
-const statusClientGone = 499
+// StatusClientGone is the Status of a Result whose client disconnected. The number
+// is nginx's. It is never sent.
+const StatusClientGone = 499
 
 // Error is what a client is told, in OpenAI's envelope. Its message never
 // carries a path, a stack, a prompt or a key; the cause is for the log.
@@ -39,11 +41,6 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// Is says of the ends of our own deadlines that they are some, to whoever counts.
-func (e *Error) Is(target error) bool {
-	return target == context.DeadlineExceeded && (e == errAcquireTimeout || e == errTimeout)
-}
-
 // logCode is Code, or a word that says as much, of a closed list: it is a label.
 func (e *Error) logCode() string {
 	if e.counted != "" {
@@ -53,6 +50,19 @@ func (e *Error) logCode() string {
 		return e.Code
 	}
 	return e.Type
+}
+
+// level is the level of an error's log line. Back-pressure is what was configured
+// to happen under load, and a drain is what an operator started: neither is an error
+// of the daemon.
+func (e *Error) level() slog.Level {
+	switch {
+	case e.Code == "pool_saturated", e.Code == "shutting_down":
+		return slog.LevelWarn
+	case e.Status >= 500:
+		return slog.LevelError
+	}
+	return slog.LevelInfo
 }
 
 type errorBody struct {
@@ -116,7 +126,6 @@ func unsupported(param string) *Error {
 }
 
 var (
-	errAcquireTimeout = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy; the request waited too long in line.", Retry: true}
 	errIdle           = &Error{Status: 504, Type: timeoutError, Code: "idle_timeout", Message: "The model was silent for too long.", Final: true}
 	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long.", Final: true}
 	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
@@ -167,7 +176,9 @@ func describe(ctx context.Context, err error) *Error {
 	case errors.As(err, &told):
 		return told
 	case errors.Is(err, pool.ErrFull):
-		return &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy and the line is full.", Retry: true}
+		return &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy and the queue is full.", Retry: true}
+	case errors.Is(err, pool.ErrTimeout):
+		return &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy; the request waited too long in the queue.", Retry: true}
 	case errors.Is(err, pool.ErrDraining), errors.Is(err, pool.ErrClosed):
 		return &Error{Status: 503, Type: serverError, Code: "shutting_down", Message: "The server is draining or shutting down.", Retry: true, Close: true}
 	case errors.Is(err, pool.ErrUnavailable):
@@ -177,12 +188,12 @@ func describe(ctx context.Context, err error) *Error {
 	case errors.As(err, &tools):
 		return badRequest("tools", "The tools cannot be used: %s.", tools.Problem)
 	case errors.As(err, &gone), ctx.Err() != nil:
-		e := &Error{Status: statusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client left."}
+		e := &Error{Status: StatusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client left."}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			e.Code, e.cause = "client_too_slow", err // it is there, but has stopped reading
 		}
 		return e
-	case childDied(err):
+	case codex.ChildFault(err).Fatal():
 		return &Error{Status: 502, Type: serverError, Code: "child_exited", Message: "The child that served this request failed.", cause: err}
 	}
 	return &Error{Status: 500, Type: serverError, Code: "internal_error", Message: "internal error", cause: err}

@@ -6,33 +6,37 @@ import (
 	"time"
 
 	"codexpool/codex"
+	"codexpool/upstream"
 )
 
 // Decoded is what a request's body comes to: what goes to the child and to the
-// provider for its first choice, or the error that the caller gets.
-func Decoded(body []byte, legacy bool, cfg Config) (items []json.RawMessage, fields map[string]json.RawMessage, ignored string, err error) {
-	known := chatFields
+// provider for its last choice, or the error that the caller gets.
+func Decoded(body []byte, legacy bool, cfg Config, relay *upstream.Relay) (items []json.RawMessage, fields map[string]json.RawMessage, ignored string, err error) {
+	f := chatForm
 	if legacy {
-		known = completionFields
+		f = textForm
 	}
-	req := &chatRequest{N: 1, Tuned: map[string]json.RawMessage{}}
-	if err := req.decode(body, known); err != nil {
-		return nil, nil, "", err
-	}
-	if req.Conversations == nil {
-		return nil, nil, "", nil
-	}
-	if err := req.check(cfg); err != nil {
+	req, err := (&Server{cfg: cfg, relay: relay}).parse(body, f)
+	if err != nil {
 		return nil, nil, "", err
 	}
 	conversation := req.conversation(req.choices() - 1)
-	return turnParams(req, conversation).Items, overrides(req, conversation, "caller"), headerList(req.Ignored), nil
+	return turnParams(req, conversation).Items, overrides(req, conversation, Caller{Key: "1"}), headerList(req.Ignored), nil
+}
+
+// OverridesOf is what a caller's request sets in the provider's.
+func OverridesOf(body []byte, caller Caller, cfg Config) (map[string]json.RawMessage, error) {
+	req, err := (&Server{cfg: cfg}).parse(body, chatForm)
+	if err != nil {
+		return nil, err
+	}
+	return overrides(req, req.conversation(0), caller), nil
 }
 
 // StreamText streams deltas of one choice.
 func StreamText(w http.ResponseWriter, deltas []string) error {
 	res := newResponse(w, time.Minute)
-	s := &stream{reply: reply{shape: chatShape, res: res, req: &chatRequest{Stream: true}, usage: make([]*codex.Usage, 1)}}
+	s := &stream{reply: reply{form: chatForm, res: res, req: &chatRequest{Stream: true}, usage: make([]*codex.Usage, 1)}}
 	for _, d := range deltas {
 		if err := s.write(0, codex.TextDelta{Text: d}); err != nil {
 			return err
@@ -44,19 +48,20 @@ func StreamText(w http.ResponseWriter, deltas []string) error {
 	return s.finish()
 }
 
-// Cut passes deltas through a cutter and joins what comes out.
+// Cut passes deltas through cutAt and joins what comes out.
 func Cut(deltas, stop []string) (text string) {
-	c := cutter{stop: stop, to: func(e codex.Event) error {
+	answer := func(yield func(codex.Event, error) bool) {
+		for _, d := range deltas {
+			if !yield(codex.TextDelta{Text: d}, nil) {
+				return
+			}
+		}
+		yield(codex.Completed{}, nil)
+	}
+	for e := range cutAt(stop, answer) {
 		if d, ok := e.(codex.TextDelta); ok {
 			text += d.Text
 		}
-		return nil
-	}}
-	for _, d := range deltas {
-		if c.pass(codex.TextDelta{Text: d}) == errCut {
-			return text
-		}
 	}
-	c.pass(codex.Completed{}) // to never fails
 	return text
 }

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"codexpool/api"
+	"codexpool/upstream"
 )
 
 // FuzzDecode: a body is refused as what is wrong with it, or becomes JSON for
@@ -21,11 +23,18 @@ func FuzzDecode(f *testing.F) {
 		`{"messages":[{"role":"assistant","function_call":{"name":"f","arguments":""}},{"role":"function","name":"f","content":[{"type":"text","text":"x"}]}],"functions":[{"name":"f"}],"function_call":{"name":"f"}}`,
 		`{"model":"codex-5-high","messages":[{"role":"system","content":"\ud800"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{}}},"temperature":1e0,"metadata":{"a":"b"},"x":[1,{"y":null}]}`,
 	} {
-		f.Add([]byte(body), false)
-		f.Add([]byte(body), true)
+		for _, legacy := range []bool{false, true} {
+			f.Add([]byte(body), legacy, false)
+			f.Add([]byte(body), legacy, true)
+		}
 	}
-	f.Fuzz(func(t *testing.T, body []byte, legacy bool) {
-		items, fields, ignored, err := api.Decoded(body, legacy, config())
+	provider := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, unplugged{}, upstream.Hooks{})
+	f.Fuzz(func(t *testing.T, body []byte, legacy, direct bool) {
+		relay := provider
+		if direct {
+			relay = nil
+		}
+		items, fields, ignored, err := api.Decoded(body, legacy, config(), relay)
 		if told := (*api.Error)(nil); err != nil && (!errors.As(err, &told) || told.Status < 400 || told.Status > 499 || told.Message == "") {
 			t.Errorf("%T %v", err, err)
 		}

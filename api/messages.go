@@ -197,7 +197,7 @@ func matchCalls(conversation []chatMessage) error {
 		if m.Role == "tool" {
 			at := slices.Index(open, m.CallID)
 			if at < 0 {
-				return badRequest(fmt.Sprintf("messages[%d]", i), "messages[%d] answers a call %.100q that the messages before it do not make.", i, m.CallID)
+				return badRequest(fmt.Sprintf("messages[%d]", i), "messages[%d] refers to tool call %.100q, which no earlier assistant message made.", i, m.CallID)
 			}
 			open = slices.Delete(open, at, at+1)
 			continue

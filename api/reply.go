@@ -13,29 +13,24 @@ import (
 // replier turns the events of the turns, one for each choice, into a response.
 // One goroutine uses it.
 type replier interface {
-	write(choice int, e any) error // a codex.Event or a refusal
-	finish() error                 // called once, after the last event of all
+	write(choice int, e codex.Event) error
+	finish() error // called once, after the last event of all
 }
 
-// refusal is what a model says instead of an answer.
-type refusal struct{ Text string }
+// form is what differs between the routes of completions.
+type form struct {
+	input  string                 // the field that holds what is to be answered
+	fields map[string]fieldReader // all that have a meaning
 
-// shape is what tells the kinds of completion apart.
-type shape struct {
-	prefix string // of the id
-	whole  string // object of an answer in one piece
+	prefix string // of an answer's id
+	whole  string // "object" of an answer in one piece
 	chunk  string // and of a part of a stream
 	text   bool   // choices are bare text
 }
 
-var (
-	chatShape = shape{prefix: "chatcmpl-", whole: "chat.completion", chunk: "chat.completion.chunk"}
-	textShape = shape{prefix: "cmpl-", whole: "text_completion", chunk: "text_completion", text: true}
-)
-
-func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, as shape) replier {
+func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f form) replier {
 	base := reply{
-		res: res, req: req, shape: as, id: as.prefix + rand.Text(), created: time.Now().Unix(),
+		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
 		usage: make([]*codex.Usage, req.choices()),
 	}
 	if !req.Stream {
@@ -57,7 +52,7 @@ func refusesComments(r *http.Request) bool {
 
 // reply is what both kinds of response share.
 type reply struct {
-	shape
+	form
 	res     *response
 	req     *chatRequest
 	id      string
@@ -66,9 +61,9 @@ type reply struct {
 }
 
 // note takes the events that both treat alike.
-func (b *reply) note(choice int, e any) {
+func (b *reply) note(choice int, e codex.Event) {
 	switch e := e.(type) {
-	case codex.TextDelta, codex.ToolCalls, refusal:
+	case codex.TextDelta, codex.ToolCalls, codex.Refusal:
 		b.res.token()
 	case codex.Usage:
 		b.usage[choice] = &e
@@ -115,7 +110,7 @@ type whole struct {
 	choices []message
 }
 
-func (w *whole) write(choice int, e any) error {
+func (w *whole) write(choice int, e codex.Event) error {
 	w.note(choice, e)
 	m := &w.choices[choice]
 	switch e := e.(type) {
@@ -123,7 +118,7 @@ func (w *whole) write(choice int, e any) error {
 		m.text.WriteString(e.Text)
 	case codex.ReasoningDelta:
 		m.reasoning.WriteString(e.Text)
-	case refusal:
+	case codex.Refusal:
 		m.refusal.WriteString(e.Text)
 	case codex.ToolCalls:
 		m.calls = e.Calls
@@ -134,7 +129,7 @@ func (w *whole) write(choice int, e any) error {
 }
 
 func (w *whole) finish() error {
-	body := completionBody{ID: w.id, Object: w.shape.whole, Created: w.created, Model: w.req.Name, Usage: w.used()}
+	body := completionBody{ID: w.id, Object: w.form.whole, Created: w.created, Model: w.req.Name, Usage: w.used()}
 	for i := range w.choices {
 		m := &w.choices[i]
 		if w.text {
@@ -181,7 +176,7 @@ type stream struct {
 	buf   []byte    // frames that go out with the next write
 }
 
-func (s *stream) write(choice int, e any) error {
+func (s *stream) write(choice int, e codex.Event) error {
 	s.note(choice, e)
 	switch e := e.(type) {
 	case codex.Tick:
@@ -195,7 +190,7 @@ func (s *stream) write(choice int, e any) error {
 			return s.flush()
 		}
 		s.delta(choice, deltaBody{Reasoning: e.Text})
-	case refusal:
+	case codex.Refusal:
 		if s.text { // it has no other place for it
 			s.delta(choice, deltaBody{Content: &e.Text})
 		} else {
@@ -277,7 +272,7 @@ func (s *stream) finish() error {
 // body is what every chunk of the stream repeats.
 func (s *stream) body() chunkBody {
 	return chunkBody{
-		ID: s.id, Object: s.shape.chunk, Created: s.created, Model: s.req.Name,
+		ID: s.id, Object: s.form.chunk, Created: s.created, Model: s.req.Name,
 		Usage: usageField{present: s.req.IncludeUsage},
 	}
 }

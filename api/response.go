@@ -22,7 +22,8 @@ type response struct {
 	status     int  // 0 until the header was sent
 	stream     bool // the header said text/event-stream
 	firstToken time.Duration
-	child      int // pid of the child that served it
+	child      int // pid of the child that served it; 0 where there was none, or several choices
+	caller     Caller
 	tokens     codex.Usage
 }
 
@@ -94,9 +95,9 @@ func (res *response) finish(e *Error) (abort bool) {
 	switch {
 	case e == nil:
 		return false
-	case e.Status == statusClientGone:
+	case e.Status == StatusClientGone:
 		if res.status == 0 {
-			res.status = statusClientGone
+			res.status = StatusClientGone
 		}
 		return true
 	case res.status == 0:

@@ -1,72 +1,66 @@
 package api
 
 import (
-	"errors"
 	"strings"
 
 	"codexpool/codex"
 )
 
-// errCut ends a turn at a stop sequence. It is no failure.
-var errCut = errors.New("a stop sequence")
-
-// cutter passes a turn's events on, up to a stop sequence. It holds back what
-// may be the beginning of one.
-type cutter struct {
-	stop []string
-	to   func(codex.Event) error
-	held string
-}
-
-// pass passes one event on. It returns errCut when the answer ends with it.
-func (c *cutter) pass(e codex.Event) error {
-	switch e := e.(type) {
-	case codex.TextDelta:
-		text, found := c.cut(e.Text)
-		if text != "" {
-			if err := c.to(codex.TextDelta{Text: text}); err != nil {
-				return err
+// cutAt passes the events of an answer on, up to the first of the stop
+// sequences. Then the answer is over, and leaving the turn interrupts it. Text that
+// may be the beginning of a sequence is held back until more has come.
+func cutAt(stop []string, answer events) events {
+	if len(stop) == 0 {
+		return answer
+	}
+	return func(yield func(codex.Event, error) bool) {
+		pass := func(text string) bool { return text == "" || yield(codex.TextDelta{Text: text}, nil) }
+		held := ""
+		for e, err := range answer {
+			switch e := e.(type) {
+			case codex.TextDelta:
+				safe, rest, found := cut(held+e.Text, stop)
+				if !pass(safe) {
+					return
+				}
+				if found {
+					yield(codex.Completed{Finish: codex.FinishStop}, nil)
+					return
+				}
+				held = rest
+				continue
+			case codex.ToolCalls, codex.Completed:
+				if !pass(held) {
+					return
+				}
+				held = ""
 			}
-		}
-		if !found {
-			return nil
-		}
-		if err := c.to(codex.Completed{Finish: codex.FinishStop}); err != nil {
-			return err
-		}
-		return errCut
-	case codex.ToolCalls, codex.Completed:
-		if c.held != "" {
-			held := c.held
-			c.held = ""
-			if err := c.to(codex.TextDelta{Text: held}); err != nil {
-				return err
+			if !yield(e, err) {
+				return
 			}
 		}
 	}
-	return c.to(e)
 }
 
-// cut is the text that is safe to pass on, and whether it ends there.
-func (c *cutter) cut(text string) (safe string, found bool) {
-	text = c.held + text
+// cut returns the text before the first of the stop sequences and true; or,
+// where there is none, the text that cannot be a part of one, the rest, and false.
+func cut(text string, stop []string) (safe, rest string, found bool) {
 	end := len(text)
-	for _, stop := range c.stop {
-		if i := strings.Index(text, stop); i >= 0 && i < end {
+	for _, s := range stop {
+		if i := strings.Index(text, s); i >= 0 && i < end {
 			end, found = i, true
 		}
 	}
 	if found {
-		return text[:end], true
+		return text[:end], "", true
 	}
-	for _, stop := range c.stop {
-		for n := min(len(stop)-1, len(text)); n > len(text)-end; n-- {
-			if strings.HasSuffix(text, stop[:n]) {
+	for _, s := range stop {
+		for n := min(len(s)-1, len(text)); n > len(text)-end; n-- {
+			if strings.HasSuffix(text, s[:n]) {
 				end = len(text) - n
 				break
 			}
 		}
 	}
-	c.held = text[end:]
-	return text[:end], false
+	return text[:end], text[end:], false
 }

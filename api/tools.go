@@ -34,7 +34,7 @@ func readTools(req *chatRequest, name string, value json.RawMessage) error {
 		return err
 	}
 	if req.LegacyCalls && len(tools) > 0 {
-		return badRequest("functions", "'functions' is the old form of 'tools'; one of them must do.")
+		return badRequest("functions", "Use either 'tools' or the deprecated 'functions', not both.")
 	}
 	for i, fields := range tools {
 		at := fmt.Sprintf("%s[%d]", name, i)

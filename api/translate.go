@@ -105,9 +105,9 @@ func usage(u codex.Usage) *usageBody {
 	return body
 }
 
-// overrides is what the caller wants of the provider, in the names of the
-// Responses API. caller tells callers apart; only its digest is used.
-func overrides(req *chatRequest, conversation []chatMessage, caller string) upstream.Overrides {
+// overrides is what the request sets in the provider's request, in the names of
+// the Responses API.
+func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upstream.Overrides {
 	o := upstream.Overrides{"model": marshal(req.Model), "prompt_cache_key": marshal(cacheKey(req, conversation, caller))}
 	text := map[string]any{}
 	for name, value := range req.Tuned {
@@ -186,9 +186,9 @@ func responsesChoice(c toolChoice) any {
 // cacheKey is the same for requests that begin alike, so that they share the
 // provider's prompt cache, and differs between callers: Codex would use a new
 // one for every completion.
-func cacheKey(req *chatRequest, conversation []chatMessage, caller string) string {
+func cacheKey(req *chatRequest, conversation []chatMessage, caller Caller) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %s", caller, req.Model, marshal(req.Tools))
+	fmt.Fprintf(h, "%q %q %s", caller.Key, req.Model, marshal(req.Tools))
 	for _, m := range conversation {
 		if m.Role != "developer" {
 			break

@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// ErrUnresponsive says that the child did not answer within its deadline. Such
-// a child is killed, not asked to leave.
+// ErrUnresponsive means that the child did not answer within its deadline. Such
+// a child is killed at once when it is stopped.
 var ErrUnresponsive = errors.New("child does not answer")
 
 // Codes of JSON-RPC 2.0, 5.1.
@@ -17,16 +17,18 @@ const (
 	invalidParams  = -32602
 )
 
-// RPCError is the child's refusal of one call.
+// RPCError is an error that the child answered to one call.
 type RPCError struct {
 	Code    int64           `json:"code"`
 	Message string          `json:"message"`
 	Data    json.RawMessage `json:"data,omitempty"`
 }
 
-func (e *RPCError) Error() string { return fmt.Sprintf("refused by child: %s (%d)", e.Message, e.Code) }
+func (e *RPCError) Error() string {
+	return fmt.Sprintf("child answered with an error: %s (%d)", e.Message, e.Code)
+}
 
-// Invalid says that the child found the call itself wrong.
+// Invalid reports whether the child found the call itself wrong.
 func (e *RPCError) Invalid() bool { return e.Code == invalidRequest || e.Code == invalidParams }
 
 // TurnError is a turn that failed while the child itself is well.
@@ -43,7 +45,8 @@ func (e *TurnError) Error() string {
 	return "turn failed: " + e.Info
 }
 
-// ToolsError says that the child cannot take the tools of a turn. It is well.
+// ToolsError means that the child cannot accept the tools of a turn. The child is
+// well.
 type ToolsError struct{ Problem string }
 
 func (e *ToolsError) Error() string { return "tools: " + e.Problem }
@@ -51,22 +54,58 @@ func (e *ToolsError) Error() string { return "tools: " + e.Problem }
 // InfoContextWindow is the Info of a [TurnError] for a history that is too long.
 const InfoContextWindow = "contextWindowExceeded"
 
-// ExitError says that the child is gone.
+// ExitError means that the child is gone.
 type ExitError struct {
 	Status string   // "exit status 1", "signal: killed"
 	Stderr []string // its last lines on stderr; may quote what it worked on
 }
 
-// Asked says that somebody else wanted the child's end: it was killed, or it left
-// as it does on SIGTERM, with status 0.
-func (e *ExitError) Asked() bool {
+// Killed reports whether the child was ended from outside: by SIGKILL, as by a
+// system without memory, or by SIGTERM, on which it exits with status 0.
+func (e *ExitError) Killed() bool {
 	return e.Status == "signal: killed" || e.Status == "signal: terminated" || e.Status == "exit status 0"
 }
 
 func (e *ExitError) Error() string { return "child is gone: " + e.Status }
 
-// ProtocolError says that the child wrote something that the protocol does not
+// ProtocolError means that the child wrote something that the protocol does not
 // allow. The child cannot be trusted any more.
 type ProtocolError struct{ Problem string }
 
 func (e *ProtocolError) Error() string { return "child broke the protocol: " + e.Problem }
+
+// Fault is what is wrong with a child. The zero value means: nothing, as far as
+// an error shows.
+type Fault string
+
+// The faults of a child.
+const (
+	FaultExited       Fault = "exited"       // its process is gone
+	FaultUnresponsive Fault = "unresponsive" // it did not answer in time
+	FaultProtocol     Fault = "protocol"     // it wrote what the protocol does not allow
+	FaultCall         Fault = "call"         // it answered a correct call with an error: once can be bad luck
+)
+
+// Fatal reports whether the child can do no other turn.
+func (f Fault) Fatal() bool { return f != "" && f != FaultCall }
+
+// ChildFault judges an error that a [Client] returned: is it the child's fault,
+// and which? This is the only place that decides so. Errors of a turn that the
+// provider or the caller caused ([*TurnError], [*ToolsError]) are no fault of the
+// child, nor is the end of a context.
+func ChildFault(err error) Fault {
+	var exit *ExitError
+	var protocol *ProtocolError
+	var rpc *RPCError
+	switch {
+	case errors.As(err, &exit):
+		return FaultExited
+	case errors.Is(err, ErrUnresponsive):
+		return FaultUnresponsive
+	case errors.As(err, &protocol):
+		return FaultProtocol
+	case errors.As(err, &rpc) && !rpc.Invalid():
+		return FaultCall
+	}
+	return ""
+}

@@ -336,11 +336,11 @@ func TestARealChildSaysWhenOthersEndedIt(t *testing.T) {
 		c := start(t, codextest.Real(t, up.URL+"/v1"))
 		syscall.Kill(c.Pid(), signal)
 		<-c.Done()
-		if exit := (*codex.ExitError)(nil); !errors.As(c.Err(), &exit) || !exit.Asked() {
+		if exit := (*codex.ExitError)(nil); !errors.As(c.Err(), &exit) || !exit.Killed() {
 			t.Errorf("%v: %v", signal, c.Err())
 		}
 	}
-	if exit := exitOf(t, start(t, codextest.Command(t, "exits-mid-turn"))); exit.Asked() {
+	if exit := exitOf(t, start(t, codextest.Command(t, "exits-mid-turn"))); exit.Killed() {
 		t.Errorf("it left by itself: %v", exit)
 	}
 }

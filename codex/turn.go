@@ -26,8 +26,8 @@ type TurnParams struct {
 	Tick    time.Duration     // how often a Tick is yielded; 0 means 1 s
 }
 
-// Event is one of [Tick], [TextDelta], [ReasoningDelta], [ToolCalls], [Usage],
-// [Completed].
+// Event is one of [Tick], [TextDelta], [Refusal], [ReasoningDelta], [ToolCalls],
+// [Usage], [Completed].
 type Event interface{ event() }
 
 // Tick says that the turn is running. The first comes as soon as the turn was
@@ -39,6 +39,10 @@ type Tick struct {
 
 // TextDelta is the next piece of the answer.
 type TextDelta struct{ Text string }
+
+// Refusal is what the model said instead of an answer. Codex drops it, so that a
+// [Client] never yields one: a reader of the provider's own stream does.
+type Refusal struct{ Text string }
 
 // ReasoningDelta is the next piece of the reasoning summary, or of a message
 // that the model marks as commentary.
@@ -72,6 +76,7 @@ const (
 
 func (Tick) event()           {}
 func (TextDelta) event()      {}
+func (Refusal) event()        {}
 func (ReasoningDelta) event() {}
 func (ToolCalls) event()      {}
 func (Usage) event()          {}

@@ -38,6 +38,7 @@ type Metrics struct {
 	duration    *prometheus.HistogramVec
 	firstToken  *prometheus.HistogramVec
 	tokens      *prometheus.CounterVec
+	keyRequests *prometheus.CounterVec
 
 	upstreamRequests  *prometheus.CounterVec
 	upstreamFirstByte prometheus.Histogram
@@ -63,7 +64,7 @@ func New(version string) *Metrics {
 		registry: prometheus.NewRegistry(),
 		acquireWait: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "codexpool_pool_acquire_wait_seconds", Buckets: waitBuckets,
-			Help: "Time that requests stood in line for a child, by how that ended.",
+			Help: "Time that requests waited for a child, by how the wait ended.",
 		}, []string{"outcome"}),
 		starts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "codexpool_child_starts_total", Help: "Starts of children, by how they ended.",
@@ -100,6 +101,9 @@ func New(version string) *Metrics {
 	m.tokens = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "codexpool_tokens_total", Help: "Tokens as the upstream counted them; cached ones are a part of input, reasoning ones of output.",
 	}, []string{"kind"})
+	m.keyRequests = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "codexpool_key_requests_total", Help: "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.",
+	}, []string{"key", "outcome"})
 	m.upstreamLimit = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "codexpool_upstream_limit", Help: "The provider's rate limits as it last told them, and what remains of them.",
 	}, []string{"kind", "unit"})
@@ -130,7 +134,7 @@ func New(version string) *Metrics {
 	m.version = version
 	m.registry.MustRegister(
 		m.acquireWait, m.starts, m.startTime, m.deaths, m.probes, m.probeTime, m.requests, m.errors, m.duration, m.firstToken, m.info,
-		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamSent, m.upstreamReceived, m.upstreamOverrides, m.upstreamLimit, m.upstreamUsed, m.tokens,
+		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamSent, m.upstreamReceived, m.upstreamOverrides, m.upstreamLimit, m.upstreamUsed, m.tokens, m.keyRequests,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	// Series of a closed list exist from the start: a rate over one that appears
@@ -142,7 +146,7 @@ func New(version string) *Metrics {
 		m.starts.WithLabelValues(outcome)
 		m.probes.WithLabelValues(outcome)
 	}
-	for _, outcome := range outcomes {
+	for _, outcome := range waitOutcomes {
 		m.acquireWait.WithLabelValues(outcome)
 	}
 	return m
@@ -152,6 +156,15 @@ func New(version string) *Metrics {
 func (m *Metrics) SetCLI(version string) {
 	m.info.Reset()
 	m.info.WithLabelValues(m.version, version).Set(1)
+}
+
+// SetKeys makes the series of the keys with these names exist.
+func (m *Metrics) SetKeys(names []string) {
+	for _, name := range names {
+		for _, outcome := range requestOutcomes {
+			m.keyRequests.WithLabelValues(name, outcome)
+		}
+	}
 }
 
 // Handler serves the metrics page.
@@ -165,7 +178,7 @@ func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
 // PoolHooks counts what happens in a pool.
 func (m *Metrics) PoolHooks() pool.Hooks {
 	return pool.Hooks{
-		Spawned: func(took time.Duration, err error) {
+		Spawned: func(_ context.Context, took time.Duration, err error) {
 			if err != nil {
 				m.starts.WithLabelValues("error").Inc()
 				return
@@ -173,10 +186,10 @@ func (m *Metrics) PoolHooks() pool.Hooks {
 			m.starts.WithLabelValues("ok").Inc()
 			m.startTime.Observe(took.Seconds())
 		},
-		Acquired: func(waited time.Duration, err error) {
-			m.acquireWait.WithLabelValues(outcome(err)).Observe(waited.Seconds())
+		Acquired: func(ctx context.Context, waited time.Duration, err error) {
+			m.acquireWait.WithLabelValues(waitOutcome(ctx, err)).Observe(waited.Seconds())
 		},
-		Probed: func(took time.Duration, err error) {
+		Probed: func(_ context.Context, took time.Duration, err error) {
 			if err != nil {
 				m.probes.WithLabelValues("error").Inc()
 				return
@@ -184,7 +197,7 @@ func (m *Metrics) PoolHooks() pool.Hooks {
 			m.probes.WithLabelValues("ok").Inc()
 			m.probeTime.Observe(took.Seconds())
 		},
-		Retired: func(why pool.Reason) { m.deaths.WithLabelValues(string(why)).Inc() },
+		Retired: func(_ context.Context, why pool.Reason) { m.deaths.WithLabelValues(string(why)).Inc() },
 	}
 }
 
@@ -215,10 +228,11 @@ func (m *Metrics) RelayHooks() upstream.Hooks {
 	}
 }
 
-// outcomes are the ends of standing in line.
-var outcomes = []string{"leased", "full", "timeout", "left", "unavailable", "closing"}
+// waitOutcomes are the ends of waiting for a child.
+var waitOutcomes = []string{"leased", "full", "timeout", "left", "unavailable", "closing"}
 
-func outcome(err error) string {
+// waitOutcome is how the waiting of a request ended, whose context is ctx.
+func waitOutcome(ctx context.Context, err error) string {
 	switch {
 	case err == nil:
 		return "leased"
@@ -228,18 +242,21 @@ func outcome(err error) string {
 		return "unavailable"
 	case errors.Is(err, pool.ErrDraining), errors.Is(err, pool.ErrClosed):
 		return "closing"
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, pool.ErrTimeout), errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return "timeout"
 	}
-	return "left" // the client did, or another choice of its request failed
+	return "left" // the client disconnected, or another choice of its request failed
 }
 
-// ObserveRequest counts one request.
-func (m *Metrics) ObserveRequest(r api.Result) {
+// ObserveRequest counts one request. ctx is the request's.
+func (m *Metrics) ObserveRequest(_ context.Context, r api.Result) {
 	m.requests.WithLabelValues(r.Route, strconv.Itoa(r.Status)).Inc()
 	m.duration.WithLabelValues(r.Route).Observe(r.Took.Seconds())
 	if r.Code != "" {
 		m.errors.WithLabelValues(r.Route, r.Code).Inc()
+	}
+	if r.Key != "" {
+		m.keyRequests.WithLabelValues(r.Key, requestOutcome(r)).Inc()
 	}
 	for kind, n := range map[string]int64{"input": r.Tokens.Input, "cached": r.Tokens.Cached, "output": r.Tokens.Output, "reasoning": r.Tokens.Reasoning} {
 		m.tokens.WithLabelValues(kind).Add(float64(n))
@@ -249,6 +266,26 @@ func (m *Metrics) ObserveRequest(r api.Result) {
 	}
 }
 
+// requestOutcomes are the ends of a request.
+var requestOutcomes = []string{"ok", "failed", "refused", "limited", "left"}
+
+// requestOutcome is how a request ended: by itself, by a fault of the daemon or
+// of the provider, by a mistake of the client, at a limit of ours for the client,
+// or because the client disconnected.
+func requestOutcome(r api.Result) string {
+	switch {
+	case r.Status == api.StatusClientGone:
+		return "left"
+	case r.Code == "":
+		return "ok"
+	case r.Code == "rate_limited", r.Code == "concurrency_exceeded":
+		return "limited"
+	case r.Status >= 400 && r.Status < 500 && r.Status != http.StatusTooManyRequests:
+		return "refused"
+	}
+	return "failed"
+}
+
 // WatchPool reads stat at each scrape.
 func (m *Metrics) WatchPool(stat func() pool.Stat) { m.registry.MustRegister(poolCollector{stat}) }
 
@@ -256,7 +293,7 @@ var (
 	childrenDesc = prometheus.NewDesc("codexpool_pool_children", "Children of the pool, by state.", []string{"state"}, nil)
 	sizeDesc     = prometheus.NewDesc("codexpool_pool_size", "Children at most.", nil, nil)
 	memoryDesc   = prometheus.NewDesc("codexpool_pool_memory_bytes", "Private memory of all children and their helpers.", nil, nil)
-	waitingDesc  = prometheus.NewDesc("codexpool_pool_waiting", "Requests in line for a child.", nil, nil)
+	waitingDesc  = prometheus.NewDesc("codexpool_pool_waiting", "Requests in the queue for a child.", nil, nil)
 )
 
 type poolCollector struct{ stat func() pool.Stat }
@@ -284,6 +321,6 @@ func (c poolCollector) Collect(metrics chan<- prometheus.Metric) {
 // WatchAPI reads stat at each scrape.
 func (m *Metrics) WatchAPI(stat func() api.Stat) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "codexpool_sse_streams", Help: "SSE streams, open or in line for a child.",
+		Name: "codexpool_sse_streams", Help: "SSE streams, open or waiting for a child.",
 	}, func() float64 { return float64(stat().Streams) }))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"net/http/httptest"
 	"os"
 	"strings"
@@ -32,15 +31,20 @@ func filled() *metrics.Metrics {
 		return pool.Stat{Size: 8, Starting: 1, Idle: 2, Leased: 3, Waiting: 4, Memory: 64 << 20}
 	})
 	m.WatchAPI(func() api.Stat { return api.Stat{Streams: 5} })
+	ctx := context.Background()
 	hooks := m.PoolHooks()
-	hooks.Spawned(200*time.Millisecond, nil)
-	hooks.Spawned(time.Second, errors.New("no"))
-	hooks.Retired(pool.Age)
-	hooks.Probed(time.Millisecond, nil)
-	hooks.Probed(4*time.Second, errors.New("no"))
-	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("another choice failed"), fmt.Errorf("in line: %w", context.DeadlineExceeded)} {
-		hooks.Acquired(3*time.Millisecond, err)
+	hooks.Spawned(ctx, 200*time.Millisecond, nil)
+	hooks.Spawned(ctx, time.Second, errors.New("no"))
+	hooks.Retired(ctx, pool.Age)
+	hooks.Probed(ctx, time.Millisecond, nil)
+	hooks.Probed(ctx, 4*time.Second, errors.New("no"))
+	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("another choice failed"), pool.ErrTimeout} {
+		hooks.Acquired(ctx, 3*time.Millisecond, err)
 	}
+	late, cancel := context.WithTimeoutCause(ctx, 0, errors.New("the whole request took too long"))
+	defer cancel()
+	hooks.Acquired(late, 3*time.Millisecond, context.Cause(late))
+	m.SetKeys([]string{"1", "2"})
 	relay := m.RelayHooks()
 	relay.Request(200, true, 40*time.Millisecond)
 	relay.Request(0, false, time.Second)
@@ -50,15 +54,19 @@ func filled() *metrics.Metrics {
 	relay.Overridden("temperature")
 	relay.Limit(upstream.Limit{Kind: "remaining", Unit: "tokens"}, 149000)
 	relay.Limit(upstream.Limit{Kind: "used", Unit: "primary"}, 0.125)
-	m.ObserveRequest(api.Result{Route: "chat", Status: 200, Took: 2 * time.Second, FirstToken: 30 * time.Millisecond, Tokens: codex.Usage{Input: 8, Cached: 4, Output: 2, Reasoning: 1}})
-	m.ObserveRequest(api.Result{Route: "chat", Status: 200, Code: "child_exited", Took: time.Second})
-	m.ObserveRequest(api.Result{Route: "unmatched", Status: 404, Code: "not_found", Took: time.Millisecond})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 200, Took: 2 * time.Second, FirstToken: 30 * time.Millisecond, Tokens: codex.Usage{Input: 8, Cached: 4, Output: 2, Reasoning: 1}})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 200, Code: "child_exited", Took: time.Second})
+	m.ObserveRequest(ctx, api.Result{Route: "unmatched", Status: 404, Code: "not_found", Took: time.Millisecond})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 400, Code: "invalid_json"})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 429, Code: "concurrency_exceeded"})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 429, Code: "usage_limit_reached"})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: api.StatusClientGone})
 	return m
 }
 
-// TestThePage holds our part of the page against a golden one: operators'
+// TestPage holds our part of the page against a golden one: operators'
 // dashboards and alerts depend on every name.
-func TestThePage(t *testing.T) {
+func TestPage(t *testing.T) {
 	w := httptest.NewRecorder()
 	filled().Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	var got strings.Builder
@@ -84,7 +92,7 @@ func TestThePage(t *testing.T) {
 	}
 }
 
-func TestTheNamesFollowPrometheusRules(t *testing.T) {
+func TestNamesFollowPrometheusRules(t *testing.T) {
 	problems, err := testutil.GatherAndLint(filled().Registry())
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +102,7 @@ func TestTheNamesFollowPrometheusRules(t *testing.T) {
 	}
 }
 
-func TestTwoDaemonsLiveInOneProcess(t *testing.T) {
+func TestRegistriesAreIndependent(t *testing.T) {
 	filled()
 	filled()
 }

@@ -2,33 +2,31 @@ package pool
 
 import (
 	"cmp"
-	"errors"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"codexpool/codex"
 )
 
-// child is one resource of the pool. But for the client's own promises, the state
-// and the atomics, only the holder of the resource touches it.
+// child is one resource of the pool. The goroutine that holds the resource owns
+// it: a lessee, upkeep, a probe, or the end of a lease.
 type child struct {
 	*codex.Client
 	born       time.Time
-	generation int64 // of the pool, when its start began
-	maxTurns   int
+	generation int64 // of the pool, when the child's start began
+	maxTurns   int   // 0 = no limit
 	maxAge     time.Duration
 
-	answered time.Time // when it last proved that it does
-	failures int       // turns in a row that failed by its own fault
-	odd      error     // what the pool found wrong with it, which its client does not know
-	why      Reason    // set before it is destroyed
+	answered time.Time // when it last proved that it answers; holder only
+	failures int       // turns in a row that failed by the child's own fault; holder only
+	odd      error     // what the pool found wrong with it and its client cannot know; holder only
+	why      Reason    // why it is retired; holder only
 
-	state  State        // set by the holder, but that a probe may become late; guarded by roster.mu
-	turns  atomic.Int64 // set by the holder
-	memory atomic.Int64 // private bytes of its process group, 0 where not measured; set by upkeep
-	probe  atomic.Pointer[Probe]
+	state  State  // guarded by state.mu, like all that follows
+	worn   Reason // the limit that it has reached, or ""
+	turns  int
+	memory int64  // private bytes of its process group, 0 where not measured
+	probe  *Probe // the last one, or nil
 }
 
 // State is what a child is doing.
@@ -37,13 +35,13 @@ type State string
 // The states of a child.
 const (
 	Idle    State = "idle"
-	Probing State = "probing" // it is asked how it is, which takes a moment
-	Late    State = "late"    // it has not answered that yet
+	Probing State = "probing" // it was sent a probe, which takes a moment
+	Late    State = "late"    // it has not answered the probe in time
 	Leased  State = "leased"  // or being made ready after a lease
 	Leaving State = "leaving" // it is being stopped
 )
 
-// err says what is wrong with the child, or nil.
+// err returns what is wrong with the child, or nil.
 func (c *child) err() error { return cmp.Or(c.Err(), c.odd) }
 
 // Probe is the outcome of one health probe.
@@ -62,7 +60,7 @@ type ChildStat struct {
 	Born    time.Time
 	Turns   int
 	Memory  int64  // private bytes of its process group, 0 where not measured
-	Worn    Reason // the limit that it has reached, "" = none: it will be replaced
+	Worn    Reason // the limit that it has reached, for which it will be replaced; "" = none
 	Probe   *Probe // the last one, nil where there was none
 }
 
@@ -73,119 +71,66 @@ type Death struct {
 	At    time.Time
 	Age   time.Duration
 	Turns int
-	Err   error // nil where nothing was wrong with it
+	Err   error // nil where nothing was wrong with the child
 }
 
 // deathsKept is how many deaths are remembered.
 const deathsKept = 20
 
-// roster lists the children that have a slot, and the last that went. A child
-// is on it before it is idle for the first time, and until its slot is free.
-type roster struct {
-	mu       sync.Mutex
-	children []*child // in the order of their births; guarded by mu
-	deaths   []Death  // newest first; guarded by mu
-}
-
-func (r *roster) add(c *child) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.children = append(r.children, c)
-}
-
-func (r *roster) remove(c *child) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.children = slices.DeleteFunc(r.children, func(other *child) bool { return other == c })
-}
-
-// set changes a child's state.
-func (r *roster) set(c *child, s State) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c.state = s
-}
-
-// late says that the child is still under a probe, and marks it so.
-func (r *roster) late(c *child) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if c.state != Probing {
-		return false
-	}
-	c.state = Late
-	return true
-}
-
-func (r *roster) all() []*child {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.children)
-}
-
-func (r *roster) died(d Death) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.deaths = slices.Insert(r.deaths, 0, d)
-	r.deaths = r.deaths[:min(len(r.deaths), deathsKept)]
-}
-
 // Children lists the children, oldest first.
 func (p *Pool) Children() []ChildStat {
-	p.roster.mu.Lock()
-	defer p.roster.mu.Unlock()
+	p.state.mu.Lock()
+	defer p.state.mu.Unlock()
 	var stats []ChildStat
-	for _, c := range p.roster.children {
+	for _, c := range p.state.listed {
 		stats = append(stats, ChildStat{
 			Pid:     c.Pid(),
 			Version: c.Version(),
 			State:   c.state,
 			Born:    c.born,
-			Turns:   int(c.turns.Load()),
-			Memory:  c.memory.Load(),
-			Worn:    p.worn(c),
-			Probe:   c.probe.Load(),
+			Turns:   c.turns,
+			Memory:  c.memory,
+			Worn:    c.worn,
+			Probe:   c.probe,
 		})
 	}
 	return stats
 }
 
-// Deaths lists the last children that went, newest first.
+// Deaths lists the last children that died, newest first.
 func (p *Pool) Deaths() []Death {
-	p.roster.mu.Lock()
-	defer p.roster.mu.Unlock()
-	return slices.Clone(p.roster.deaths)
+	p.state.mu.Lock()
+	defer p.state.mu.Unlock()
+	return slices.Clone(p.state.deaths)
 }
 
-// fault says why a child cannot serve, or "".
+// fault returns why a child cannot serve, or "".
 func fault(c *child) Reason {
 	if c.Reusable() {
 		return ""
 	}
-	err := c.Err()
-	switch exit := (*codex.ExitError)(nil); {
-	case errors.As(err, &exit):
+	switch codex.ChildFault(c.Err()) {
+	case codex.FaultExited:
 		return Exited
-	case errors.Is(err, codex.ErrUnresponsive):
+	case codex.FaultUnresponsive:
 		return Unresponsive
-	default:
-		return Protocol
 	}
+	return Protocol
 }
 
-// worn says which limit a child has reached, or "".
-func (p *Pool) worn(c *child) Reason {
+// limit returns the limit that a child has reached, or "". The caller holds mu.
+func (s *state) limit(c *child) Reason {
 	age := time.Since(c.born)
 	switch {
-	case c.generation < p.generation.Load():
+	case c.generation < s.generation:
 		return Recycled
-	case age < p.cfg.MinLife:
+	case age < s.cfg.MinLife:
 		return ""
-	case c.maxTurns > 0 && c.turns.Load() >= int64(c.maxTurns):
+	case c.maxTurns > 0 && c.turns >= c.maxTurns:
 		return Turns
 	case c.maxAge > 0 && age >= c.maxAge:
 		return Age
-	case p.cfg.MaxMemory > 0 && c.memory.Load() > p.cfg.MaxMemory:
+	case s.cfg.MaxMemory > 0 && c.memory > s.cfg.MaxMemory:
 		return Memory
 	}
 	return ""

@@ -14,10 +14,11 @@ import (
 )
 
 // maxFailures is how many turns in a row may fail by the child's own fault. One
-// can be bad luck, and what it costs is only a turn.
+// can be bad luck, and costs only a turn.
 const maxFailures = 3
 
-// Lease is the right to use one child. It belongs to one goroutine.
+// Lease is the right to use one child. It belongs to one goroutine, which
+// releases it.
 type Lease struct {
 	pool     *Pool
 	res      *puddle.Resource[*child]
@@ -30,28 +31,29 @@ func (l *Lease) Turn(ctx context.Context, p codex.TurnParams) iter.Seq2[codex.Ev
 	if l.released.Load() {
 		panic("BUG: a turn on a lease that was released")
 	}
-	l.res.Value().turns.Add(1)
-	return l.res.Value().Turn(ctx, p)
+	c := l.res.Value()
+	l.pool.state.update(c, func() { c.turns++ })
+	return c.Turn(ctx, p)
 }
 
 // Child is the process id of the child, for the log.
 func (l *Lease) Child() int { return l.res.Value().Pid() }
 
-// Blame says that the turn failed with err for the child's own reasons: neither
-// the provider nor the caller caused it. The pool cannot tell by itself.
+// Blame reports that the turn failed with err by the child's own fault: neither
+// the provider nor the caller caused it. The pool cannot find that out by itself.
 func (l *Lease) Blame(err error) { l.failure = err }
 
 // Release gives the child back. It returns at once: what the child needs before
-// the next lease happens in the background. It is idempotent.
+// the next lease is done in the background. It is idempotent.
 func (l *Lease) Release() {
 	if l.released.Swap(true) {
 		return
 	}
-	l.pool.admitted.Add(-1)
+	l.pool.state.dismissOne()
 	l.pool.tasks.Go(func() { l.pool.takeBack(l) }) // ends within the calls' deadlines
 }
 
-// takeBack looks at a child that was released, and keeps or retires it.
+// takeBack inspects a child that was released, and keeps or retires it.
 func (p *Pool) takeBack(l *Lease) {
 	c := l.res.Value()
 	if why := cmp.Or(fault(c), failing(c, l.failure)); why != "" {
@@ -72,11 +74,11 @@ func (p *Pool) takeBack(l *Lease) {
 		}
 		c.answered = time.Now()
 	}
-	p.giveBack(l.res)
+	p.state.giveBack(l.res)
 }
 
 // failing counts the turns in a row that failed by the child's own fault, and
-// says when they are too many.
+// returns Failing when they are too many.
 func failing(c *child, failure error) Reason {
 	if failure == nil {
 		c.failures = 0

@@ -6,19 +6,36 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// weigh measures the children, those that are leased too: it asks the system,
-// not them.
+// weigh measures the memory of all children, of those that are leased too: it
+// reads what the system knows of them. Ages are looked at on the way.
 func (p *Pool) weigh() {
 	groups := map[int]int64{}
-	children := p.roster.all()
-	for _, c := range children {
-		if pid := c.Pid(); pid != 0 {
-			groups[pid] = 0
-		}
+	for _, pid := range p.state.pids() {
+		groups[pid] = 0
 	}
 	addPrivate(groups)
-	for _, c := range children {
-		c.memory.Store(groups[c.Pid()])
+	p.state.weighed(groups)
+}
+
+// pids lists the process ids of the children.
+func (s *state) pids() (pids []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.listed {
+		if pid := c.Pid(); pid != 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// weighed notes what the children's process groups keep for themselves, in
+// bytes.
+func (s *state) weighed(groups map[int]int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.listed {
+		s.change(c, func() { c.memory = groups[c.Pid()] })
 	}
 }
 

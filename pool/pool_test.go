@@ -19,7 +19,7 @@ import (
 	"codexpool/pool"
 )
 
-// nursery spawns children in memory and counts what the pool reports.
+// nursery starts children in memory and counts what the pool reports.
 type nursery struct {
 	t *testing.T
 
@@ -63,8 +63,9 @@ func (n *nursery) spawn(ctx context.Context) (*codex.Client, error) {
 
 func (n *nursery) hooks(own pool.Hooks) pool.Hooks {
 	return pool.Hooks{
-		Probed: own.Probed,
-		Spawned: func(_ time.Duration, err error) {
+		Probed:   own.Probed,
+		Acquired: own.Acquired,
+		Spawned: func(_ context.Context, _ time.Duration, err error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			if err != nil {
@@ -73,12 +74,12 @@ func (n *nursery) hooks(own pool.Hooks) pool.Hooks {
 				n.spawned++
 			}
 		},
-		Retired: func(why pool.Reason) {
+		Retired: func(ctx context.Context, why pool.Reason) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			n.retired[why]++
 			if own.Retired != nil {
-				own.Retired(why)
+				own.Retired(ctx, why)
 			}
 		},
 	}
@@ -143,21 +144,38 @@ func complete(ctx context.Context, l *pool.Lease, text string) (string, error) {
 	return answer.String(), nil
 }
 
-// queue puts n callers in line, one after the other, each for a whole turn. It
-// tells their numbers as they are served.
+// queue has n callers wait, one after the other, each for a whole turn. It
+// returns their numbers as they are served.
 func queue(t *testing.T, p *pool.Pool, n int) (served <-chan int) {
 	t.Helper()
 	numbers := make(chan int, n)
 	for i := range n {
-		go func() {
-			l := acquire(t, p)
-			numbers <- i
-			complete(t.Context(), l, "x")
-			l.Release()
-		}()
-		synctest.Wait()
+		wait(t, p, "", func() { numbers <- i })
 	}
 	return numbers
+}
+
+// wait has one caller of a tenant wait for a whole turn. served is called when it
+// has its child.
+func wait(t *testing.T, p *pool.Pool, tenant string, served func()) {
+	t.Helper()
+	go func() {
+		a, err := p.Admit(t.Context(), tenant, 1)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer a.Close()
+		l, err := a.Acquire(t.Context())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		served()
+		complete(t.Context(), l, "x")
+		l.Release()
+	}()
+	synctest.Wait()
 }
 
 func expectInOrder(t *testing.T, served <-chan int, n int) {
@@ -187,7 +205,7 @@ func bubble(t *testing.T, f func(t *testing.T, n *nursery)) {
 	synctest.Test(t, func(t *testing.T) { f(t, newNursery(t)) })
 }
 
-func TestThePoolWarmsUpAFewChildrenAtATime(t *testing.T) {
+func TestStartsAreAFewAtATime(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.slow = time.Second
 		p := n.start(pool.Config{Size: 8, MinIdle: 8})
@@ -202,7 +220,7 @@ func TestThePoolWarmsUpAFewChildrenAtATime(t *testing.T) {
 	})
 }
 
-func TestAChildServesOneLeaseAfterAnother(t *testing.T) {
+func TestChildServesOneLeaseAfterAnother(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1})
 		for i := range 5 {
@@ -220,7 +238,7 @@ func TestAChildServesOneLeaseAfterAnother(t *testing.T) {
 	})
 }
 
-func TestReleaseReturnsAtOnceAndTheNextThreadIsWarmBeforeTheNextLease(t *testing.T) {
+func TestReleaseReturnsAtOnceAndWarmsTheNextThreadBeforeTheNextLease(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		child := &codextest.Child{}
 		n.script = func() codextest.Script { return codextest.Script{codextest.Handshake(), codextest.Serve(child)} }
@@ -238,7 +256,7 @@ func TestReleaseReturnsAtOnceAndTheNextThreadIsWarmBeforeTheNextLease(t *testing
 	})
 }
 
-func TestReleaseRetiresAChildThatDiedInItsTurn(t *testing.T) {
+func TestReleaseRetiresChildThatDiedInItsTurn(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 2})
 		time.Sleep(time.Minute) // one that dies at once counts as a failed start
@@ -255,7 +273,7 @@ func TestReleaseRetiresAChildThatDiedInItsTurn(t *testing.T) {
 	})
 }
 
-func TestReleaseRetiresAChildWhoseTurnDoesNotEnd(t *testing.T) {
+func TestReleaseRetiresChildWhoseTurnDoesNotEnd(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.script = func() codextest.Script {
 			return codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("a"), codextest.Hang()}
@@ -271,7 +289,7 @@ func TestReleaseRetiresAChildWhoseTurnDoesNotEnd(t *testing.T) {
 	})
 }
 
-func TestReleaseRetiresAChildThatBreaksTheProtocol(t *testing.T) {
+func TestReleaseRetiresChildThatBreaksTheProtocol(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.script = func() codextest.Script {
 			return codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Raw("oops")}
@@ -287,7 +305,7 @@ func TestReleaseRetiresAChildThatBreaksTheProtocol(t *testing.T) {
 	})
 }
 
-func TestADeadIdleChildIsReplacedAtOnce(t *testing.T) {
+func TestIdleChildThatDiesIsReplacedAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 2, UpkeepEvery: time.Hour})
 		time.Sleep(time.Minute) // one that dies at once counts as a failed start
@@ -298,7 +316,7 @@ func TestADeadIdleChildIsReplacedAtOnce(t *testing.T) {
 	})
 }
 
-func TestChildrenThatFailBeforeAnyTurnAreStartedEverLess(t *testing.T) {
+func TestStartsSlowDownWhileChildrenFailBeforeAnyTurn(t *testing.T) {
 	for name, last := range map[string]codextest.Step{"they die": codextest.Exit(1), "they write garbage": codextest.Raw("oops")} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, n *nursery) {
@@ -318,7 +336,7 @@ func TestChildrenThatFailBeforeAnyTurnAreStartedEverLess(t *testing.T) {
 	}
 }
 
-func TestThatAnOldChildServesSaysNothingOfThoseThatCannotBeStarted(t *testing.T) {
+func TestStartsSlowDownThoughAnOldChildServes(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 2, MaxWaiting: 5})
 		time.Sleep(time.Minute)
@@ -340,7 +358,7 @@ func TestThatAnOldChildServesSaysNothingOfThoseThatCannotBeStarted(t *testing.T)
 	})
 }
 
-func TestOneIncidentIsOnePauseHoweverManyChildrenItCosts(t *testing.T) {
+func TestStartsPauseOnceForOneIncident(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 16, MinIdle: 16, BackoffMin: time.Second, BackoffMax: time.Hour})
 		time.Sleep(time.Second)
@@ -353,7 +371,7 @@ func TestOneIncidentIsOnePauseHoweverManyChildrenItCosts(t *testing.T) {
 	})
 }
 
-func TestWithoutMinIdleThePoolComesBackAfterAnEarlyDeath(t *testing.T) {
+func TestStartsGoOnAfterAnEarlyDeathWithoutMinIdle(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 0, MaxWaiting: 1})
 		acquire(t, p).Release()
@@ -366,7 +384,7 @@ func TestWithoutMinIdleThePoolComesBackAfterAnEarlyDeath(t *testing.T) {
 	})
 }
 
-func TestACallerDoesNotSitOutAPauseWhileAChildIsIdle(t *testing.T) {
+func TestAcquireDoesNotWaitForAPauseWhileAChildIsIdle(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 8, MinIdle: 1, MaxWaiting: 20, BackoffMin: time.Minute, BackoffMax: time.Minute, UpkeepEvery: time.Hour})
 		synctest.Wait()
@@ -388,7 +406,7 @@ func TestACallerDoesNotSitOutAPauseWhileAChildIsIdle(t *testing.T) {
 	})
 }
 
-func TestAFailedStartDoesNotCostThePlaceInLine(t *testing.T) {
+func TestQueueKeepsItsOrderWhenAStartFails(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 1, MaxWaiting: 20, BackoffMin: time.Hour, BackoffMax: time.Hour, UpkeepEvery: time.Hour})
 		synctest.Wait()
@@ -401,7 +419,7 @@ func TestAFailedStartDoesNotCostThePlaceInLine(t *testing.T) {
 	})
 }
 
-func TestThoseInLineAreToldWhenTheLastChildDiesInAPause(t *testing.T) {
+func TestQueueIsDismissedWhenTheLastChildDiesInAPause(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 1, MaxWaiting: 5, BackoffMin: time.Hour, BackoffMax: time.Hour})
 		time.Sleep(time.Minute)
@@ -422,7 +440,7 @@ func TestThoseInLineAreToldWhenTheLastChildDiesInAPause(t *testing.T) {
 	})
 }
 
-func TestAnOldChildIsKeptWhileNoOtherCanBeStarted(t *testing.T) {
+func TestWornChildIsKeptWhileNoOtherCanBeStarted(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 2, MaxAge: time.Hour, MaxTurns: 2})
 		time.Sleep(time.Minute)
@@ -452,7 +470,7 @@ func TestCloseDuringAStartLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestALeaseCannotBeUsedAfterItsRelease(t *testing.T) {
+func TestLeaseCannotBeUsedAfterItsRelease(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1})
 		l := acquire(t, p)
@@ -466,18 +484,18 @@ func TestALeaseCannotBeUsedAfterItsRelease(t *testing.T) {
 	})
 }
 
-func TestTheLineIsFirstComeFirstServed(t *testing.T) {
+func TestQueueServesATenantInOrder(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 10})
 		l := acquire(t, p)
 		served := queue(t, p, 10)
-		expect(t, "in line", shape(p), "starting 0 idle 0 leased 1 waiting 10")
+		expect(t, "queued", shape(p), "starting 0 idle 0 leased 1 waiting 10")
 		l.Release()
 		expectInOrder(t, served, 10)
 	})
 }
 
-func TestAcquireFailsAtOnceWhenTheLineIsFull(t *testing.T) {
+func TestAcquireFailsAtOnceWhenTheQueueIsFull(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
 		l := acquire(t, p)
@@ -492,7 +510,7 @@ func TestAcquireFailsAtOnceWhenTheLineIsFull(t *testing.T) {
 	})
 }
 
-func TestACallerWhoLeavesTheLineGetsHisOwnReasonAndHisPlaceIsFree(t *testing.T) {
+func TestAcquireReturnsTheCauseOfItsContextAndFreesItsPlace(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
 		l := acquire(t, p)
@@ -507,7 +525,7 @@ func TestACallerWhoLeavesTheLineGetsHisOwnReasonAndHisPlaceIsFree(t *testing.T) 
 	})
 }
 
-func TestWhenNoChildCanBeStartedCallersAreToldAtOnce(t *testing.T) {
+func TestAcquireFailsAtOnceWhenNoChildCanBeStarted(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.broken = errors.New("no such binary")
 		p := n.start(pool.Config{Size: 2, MinIdle: 2, BackoffMin: time.Second, BackoffMax: time.Minute})
@@ -530,7 +548,7 @@ func TestWhenNoChildCanBeStartedCallersAreToldAtOnce(t *testing.T) {
 	})
 }
 
-func TestAfterManyFailuresCallersAreNotKeptForTheNextTry(t *testing.T) {
+func TestAcquireFailsAtOnceAfterManyFailedStarts(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.broken, n.slow = errors.New("it hangs"), 10*time.Second
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
@@ -553,7 +571,7 @@ func TestAfterManyFailuresCallersAreNotKeptForTheNextTry(t *testing.T) {
 	})
 }
 
-func TestThoseInLineAreToldWhenTheLastHopeFails(t *testing.T) {
+func TestQueueIsDismissedWhenTheOnlyStartFails(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.broken, n.slow = errors.New("no such binary"), time.Second
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 5})
@@ -572,7 +590,7 @@ func TestThoseInLineAreToldWhenTheLastHopeFails(t *testing.T) {
 	})
 }
 
-func TestWhileAChildLivesAFailingStartHurtsNobody(t *testing.T) {
+func TestFailedStartFailsNoCallerWhileAChildLives(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 1, MaxWaiting: 5, BackoffMin: time.Minute})
 		l := acquire(t, p)
@@ -587,7 +605,7 @@ func TestWhileAChildLivesAFailingStartHurtsNobody(t *testing.T) {
 	})
 }
 
-func TestAChildIsReplacedAfterItsTurns(t *testing.T) {
+func TestMaxTurnsReplacesAChild(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 3})
 		time.Sleep(time.Minute)
@@ -601,7 +619,7 @@ func TestAChildIsReplacedAfterItsTurns(t *testing.T) {
 	})
 }
 
-func TestOneTurnAChildMeansOneTurnAChildWhateverTheJitter(t *testing.T) {
+func TestMaxTurnsOfOneIsOneOrTwoTurnsWithJitter(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 1, Jitter: 0.5})
 		for range 50 {
@@ -620,7 +638,7 @@ func TestOneTurnAChildMeansOneTurnAChildWhateverTheJitter(t *testing.T) {
 	})
 }
 
-func TestTurnsDoNotReplaceAChildThatIsTooYoung(t *testing.T) {
+func TestMinLifeKeepsAYoungChild(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 1, MinLife: 10 * time.Second})
 		for range 9 { // a second each
@@ -633,7 +651,7 @@ func TestTurnsDoNotReplaceAChildThatIsTooYoung(t *testing.T) {
 	})
 }
 
-func TestAnOldIdleChildIsReplacedOneAtATime(t *testing.T) {
+func TestMaxAgeReplacesIdleChildrenOneAtATime(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 4, MinIdle: 4, MaxAge: time.Hour, Jitter: 0.2})
 		for range 3 * 60 * 60 {
@@ -650,7 +668,7 @@ func TestAnOldIdleChildIsReplacedOneAtATime(t *testing.T) {
 	})
 }
 
-func TestDrainRefusesThoseInLineAndLetsTheLeasesFinish(t *testing.T) {
+func TestDrainDismissesTheQueueAndLetsLeasesFinish(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
 		l := acquire(t, p)
@@ -662,7 +680,7 @@ func TestDrainRefusesThoseInLineAndLetsTheLeasesFinish(t *testing.T) {
 		synctest.Wait()
 		p.Drain()
 		if err := <-waited; !errors.Is(err, pool.ErrDraining) {
-			t.Errorf("in line: %v", err)
+			t.Errorf("in the queue: %v", err)
 		}
 		if _, err := p.Acquire(t.Context()); !errors.Is(err, pool.ErrDraining) {
 			t.Errorf("new: %v", err)
@@ -705,7 +723,7 @@ func TestCloseDoesNotWaitForAFailingStart(t *testing.T) {
 	})
 }
 
-func TestNewRefusesWhatCannotWork(t *testing.T) {
+func TestNewRejectsWhatCannotWork(t *testing.T) {
 	for _, cfg := range []pool.Config{{}, {Size: 1, MinIdle: 2}, {Size: 1, MinIdle: -1}, {Size: 1, Jitter: 1}} {
 		if _, err := pool.New(cfg); err == nil {
 			t.Errorf("%+v was accepted", cfg)
@@ -713,9 +731,9 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 	}
 }
 
-// TestStress does everything at once, in real time, from a printed seed, and
+// TestPoolUnderStressEndsClean does everything at once, in real time, from a printed seed, and
 // then wants the pool as it was: no lease, nobody in line, every death counted.
-func TestStress(t *testing.T) {
+func TestPoolUnderStressEndsClean(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	n := newNursery(t)
@@ -798,7 +816,7 @@ func visit(t *testing.T, n *nursery, p *pool.Pool, random *rand.Rand, canary str
 }
 
 // The child that was used last has the warmest caches, and the others may rest.
-func TestTheChildThatServedLastServesNext(t *testing.T) {
+func TestAcquireLendsTheChildThatServedLast(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 3, MinIdle: 3})
 		time.Sleep(100 * time.Millisecond) // upkeep looks on the second, a turn takes one: nothing happens at once

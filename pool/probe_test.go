@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -38,7 +39,7 @@ func (n *nursery) raise(scripts ...codextest.Script) {
 	}
 }
 
-func TestAnIdleChildIsProbedAndALeasedOneIsNot(t *testing.T) {
+func TestProbeIsForIdleChildrenOnly(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		child := &codextest.Child{}
 		n.script = func() codextest.Script { return codextest.Script{codextest.Handshake(), codextest.Serve(child)} }
@@ -55,7 +56,7 @@ func TestAnIdleChildIsProbedAndALeasedOneIsNot(t *testing.T) {
 	})
 }
 
-func TestATurnSparesAChildTheProbe(t *testing.T) {
+func TestProbeIsSparedToAChildThatServes(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		child := &codextest.Child{}
 		n.script = func() codextest.Script { return codextest.Script{codextest.Handshake(), codextest.Serve(child)} }
@@ -70,7 +71,7 @@ func TestATurnSparesAChildTheProbe(t *testing.T) {
 	})
 }
 
-func TestWithoutAnIntervalNothingIsProbed(t *testing.T) {
+func TestProbeIsOffWithoutAnInterval(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(codextest.Hang()))
 		n.start(pool.Config{Size: 1, MinIdle: 1})
@@ -79,7 +80,7 @@ func TestWithoutAnIntervalNothingIsProbed(t *testing.T) {
 	})
 }
 
-func TestAChildThatAnswersLateLives(t *testing.T) {
+func TestProbeThatIsAnsweredLateCostsNoChild(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(append(asked(3900*time.Millisecond), codextest.Serve(&codextest.Child{}))...))
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, ProbeEvery: 10 * time.Second, ProbeTimeout: 2 * time.Second})
@@ -96,12 +97,12 @@ func TestAChildThatAnswersLateLives(t *testing.T) {
 	})
 }
 
-func TestAChildThatDoesNotAnswerIsReplacedAfterTheSecondLook(t *testing.T) {
+func TestProbeThatIsNotAnsweredReplacesTheChild(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(codextest.Hang()))
 		outcomes := make(chan error, 100)
 		p := n.startWith(pool.Config{Size: 1, MinIdle: 1, ProbeEvery: 10 * time.Second, ProbeTimeout: 2 * time.Second}, pool.Hooks{
-			Probed: func(_ time.Duration, err error) { outcomes <- err },
+			Probed: func(_ context.Context, _ time.Duration, err error) { outcomes <- err },
 		})
 		time.Sleep(13900 * time.Millisecond)
 		expect(t, "before", n.counts(), "spawned 1 failed 0 retired map[]")
@@ -115,7 +116,7 @@ func TestAChildThatDoesNotAnswerIsReplacedAfterTheSecondLook(t *testing.T) {
 	})
 }
 
-func TestAWedgedChildDelaysNeitherTheOtherProbesNorTheCallers(t *testing.T) {
+func TestProbeOfAWedgedChildDelaysNobody(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(codextest.Hang()), born(codextest.Hang()))
 		p := n.start(pool.Config{Size: 4, MinIdle: 4, ProbeEvery: 10 * time.Second, ProbeTimeout: 2 * time.Second})
@@ -143,7 +144,7 @@ func TestAWedgedChildDelaysNeitherTheOtherProbesNorTheCallers(t *testing.T) {
 	})
 }
 
-func TestWhereThereIsRoomACallerDoesNotWaitForAWedgedChild(t *testing.T) {
+func TestAcquireDoesNotWaitForAWedgedChildWhereThereIsRoom(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(codextest.Hang()))
 		p := n.start(pool.Config{Size: 2, MinIdle: 1, MaxWaiting: 1, ProbeEvery: 10 * time.Second, ProbeTimeout: 2 * time.Second})
@@ -160,7 +161,7 @@ func TestWhereThereIsRoomACallerDoesNotWaitForAWedgedChild(t *testing.T) {
 	})
 }
 
-func TestAProbeCostsACallerMilliseconds(t *testing.T) {
+func TestProbeCostsACallerMilliseconds(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(append(asked(time.Millisecond), codextest.Serve(&codextest.Child{}))...))
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1, ProbeEvery: time.Second})
@@ -177,7 +178,7 @@ func TestAProbeCostsACallerMilliseconds(t *testing.T) {
 	})
 }
 
-func TestHealthyChildrenAreProbedOneByOne(t *testing.T) {
+func TestProbesAreOneByOne(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		var scripts []codextest.Script
 		for range 4 {
@@ -208,7 +209,7 @@ func TestHealthyChildrenAreProbedOneByOne(t *testing.T) {
 	})
 }
 
-func TestAProbeThatIsNotLateStartsNoOtherChild(t *testing.T) {
+func TestProbeThatIsNotLateStartsNoOtherChild(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(append(asked(150*time.Millisecond), codextest.Serve(&codextest.Child{}))...))
 		n.start(pool.Config{Size: 2, MinIdle: 1, ProbeEvery: time.Second, ProbeTimeout: 2 * time.Second, UpkeepEvery: 10 * time.Millisecond})
@@ -217,7 +218,7 @@ func TestAProbeThatIsNotLateStartsNoOtherChild(t *testing.T) {
 	})
 }
 
-func TestAChildThatRunsATurnNobodyKnowsIsRetired(t *testing.T) {
+func TestProbeRetiresAnIdleChildThatRunsATurn(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(asked(0, map[string]any{"name": "core.turns.active", "value": 1})...))
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, ProbeEvery: 10 * time.Second})
@@ -228,7 +229,7 @@ func TestAChildThatRunsATurnNobodyKnowsIsRetired(t *testing.T) {
 	})
 }
 
-func TestARefusalIsAnAnswer(t *testing.T) {
+func TestProbeThatIsAnsweredWithAnErrorIsAnswered(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(codextest.Expect("server/diagnostics"), codextest.Refuse(-32601, "unknown method"), codextest.Serve(&codextest.Child{})))
 		n.start(pool.Config{Size: 1, MinIdle: 1, ProbeEvery: 10 * time.Second})
@@ -237,7 +238,7 @@ func TestARefusalIsAnAnswer(t *testing.T) {
 	})
 }
 
-func TestCloseDoesNotWaitLongForAWedgedProbe(t *testing.T) {
+func TestCloseDoesNotWaitForAWedgedProbe(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.raise(born(codextest.Hang()))
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, ProbeEvery: 10 * time.Second, ProbeTimeout: 5 * time.Second})
@@ -259,7 +260,7 @@ func turnBy(t *testing.T, p *pool.Pool, failure error) {
 	l.Release()
 }
 
-func TestThreeTurnsInARowThatAChildIsToBlameForAreItsEnd(t *testing.T) {
+func TestBlameForThreeTurnsInARowRetiresTheChild(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1})
 		failed := errors.New("turn failed")

@@ -97,7 +97,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestAChildThatHoardsMemoryIsReplacedBetweenItsTurns(t *testing.T) {
+func TestMaxMemoryReplacesAChildBetweenItsTurns(t *testing.T) {
 	for _, name := range []string{"hoards", "has-a-helper-that-hoards"} {
 		t.Run(name, func(t *testing.T) {
 			p := begin(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: 300 * time.Millisecond}, name)
@@ -121,7 +121,7 @@ func TestAChildThatHoardsMemoryIsReplacedBetweenItsTurns(t *testing.T) {
 	}
 }
 
-func TestWithoutALimitMemoryIsOnlyMeasured(t *testing.T) {
+func TestMemoryIsMeasuredWithoutALimit(t *testing.T) {
 	p := keep(t, pool.Config{Size: 1, MinIdle: 1}, "hoards")
 	eventually(t, "measured hoard", func() bool { return p.Stat().Memory > hoard })
 	if s := p.Stat(); s.Worn != 0 {
@@ -129,7 +129,7 @@ func TestWithoutALimitMemoryIsOnlyMeasured(t *testing.T) {
 	}
 }
 
-func TestChildrenThatOthersKillAreReplacedSoonHoweverOften(t *testing.T) {
+func TestKilledChildrenAreReplacedSoonHoweverOften(t *testing.T) {
 	for name, signal := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "asked to leave": syscall.SIGTERM} {
 		t.Run(name, func(t *testing.T) {
 			p := keep(t, pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1, BackoffMax: time.Hour}, "serve")

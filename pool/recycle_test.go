@@ -1,6 +1,7 @@
 package pool_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -22,7 +23,7 @@ type guard struct {
 func (g *guard) start(n *nursery, cfg pool.Config) *pool.Pool {
 	n.t.Helper()
 	g.least = cfg.Size
-	g.pool = n.startWith(cfg, pool.Hooks{Retired: func(why pool.Reason) {
+	g.pool = n.startWith(cfg, pool.Hooks{Retired: func(_ context.Context, why pool.Reason) {
 		if why == pool.Shutdown {
 			return
 		}
@@ -39,7 +40,7 @@ func (g *guard) start(n *nursery, cfg pool.Config) *pool.Pool {
 	return g.pool
 }
 
-func TestJitterSpreadsTheAgesAtWhichChildrenGo(t *testing.T) {
+func TestJitterSpreadsTheAgesOfRetirement(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 8, MinIdle: 8, MaxAge: time.Hour, Jitter: 0.2})
 		time.Sleep(73 * time.Minute)
@@ -55,7 +56,7 @@ func TestJitterSpreadsTheAgesAtWhichChildrenGo(t *testing.T) {
 	})
 }
 
-func TestJitterSpreadsTheTurnsAfterWhichChildrenGo(t *testing.T) {
+func TestJitterSpreadsTheTurnsBeforeRetirement(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.script = func() codextest.Script {
 			return codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})}
@@ -90,7 +91,7 @@ func wornTogether(t *testing.T, n *nursery, g *guard, cfg pool.Config) *pool.Poo
 	return p
 }
 
-func TestChildrenThatAreWornTogetherGoOneAtATime(t *testing.T) {
+func TestWornChildrenAreRetiredOneAtATime(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		g := &guard{}
 		p := wornTogether(t, n, g, pool.Config{Size: 4, MinIdle: 4})
@@ -105,7 +106,7 @@ func TestChildrenThatAreWornTogetherGoOneAtATime(t *testing.T) {
 	})
 }
 
-func TestWhereThereIsRoomTheReplacementIsWarmFirst(t *testing.T) {
+func TestWornChildIsRetiredAfterItsReplacementIsWarmWhereThereIsRoom(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		g := &guard{}
 		p := wornTogether(t, n, g, pool.Config{Size: 5, MinIdle: 4})
@@ -126,7 +127,7 @@ func TestWhereThereIsRoomTheReplacementIsWarmFirst(t *testing.T) {
 	})
 }
 
-func TestNoOtherWornChildGoesWhileTheReplacementCannotBeStarted(t *testing.T) {
+func TestWornChildrenStayWhileNoReplacementCanBeStarted(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		g := &guard{}
 		p := g.start(n, pool.Config{Size: 4, MinIdle: 4, MaxAge: time.Hour})
@@ -140,7 +141,7 @@ func TestNoOtherWornChildGoesWhileTheReplacementCannotBeStarted(t *testing.T) {
 	})
 }
 
-func TestRecycleReplacesEveryChildUnderLoadAndNobodyNotices(t *testing.T) {
+func TestRecycleUnderLoadFailsNobody(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.slow = 3 * time.Second
 		g := &guard{}
@@ -201,7 +202,7 @@ func TestRecycleDoesNotCutATurn(t *testing.T) {
 	})
 }
 
-func TestRecycleReplacesAlsoAChildThatWasBeingStarted(t *testing.T) {
+func TestRecycleReplacesAChildThatWasBeingStarted(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.slow = 10 * time.Second // what it was given at its start may be what the recycling is for
 		p := n.start(pool.Config{Size: 1, MinIdle: 1})
@@ -212,22 +213,22 @@ func TestRecycleReplacesAlsoAChildThatWasBeingStarted(t *testing.T) {
 	})
 }
 
-func TestResumeEndsADrainButNotTheEnd(t *testing.T) {
+func TestResumeEndsADrainButNotAClose(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1})
 		p.Drain()
-		expect(t, "refuses", fmt.Sprint(p.Refuses()), pool.ErrDraining.Error())
+		expect(t, "refuses", fmt.Sprint(p.Err()), pool.ErrDraining.Error())
 		p.Resume()
 		acquire(t, p).Release()
 		p.Close()
 		p.Resume()
-		expect(t, "resumed after the end", fmt.Sprint(p.Refuses()), pool.ErrClosed.Error())
+		expect(t, "resumed after the end", fmt.Sprint(p.Err()), pool.ErrClosed.Error())
 		p.Drain()
-		expect(t, "drained after the end", fmt.Sprint(p.Refuses()), pool.ErrClosed.Error())
+		expect(t, "drained after the end", fmt.Sprint(p.Err()), pool.ErrClosed.Error())
 	})
 }
 
-func TestTheLastTwentyDeathsAreRemembered(t *testing.T) {
+func TestDeathsAreTheLastTwenty(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxTurns: 1})
 		for range 24 {

@@ -23,7 +23,7 @@ const startsAtOnce = 2
 // callers while no child lives. It needs no window of time: the pause spreads
 // failures, and a success ends the count.
 type starts struct {
-	places chan struct{} // a token for each start under way
+	permits chan struct{} // one is taken by each start under way
 
 	mu        sync.Mutex
 	curve     *backoff.ExponentialBackOff // guarded by mu
@@ -38,27 +38,28 @@ func newStarts(least, most time.Duration) *starts {
 	curve := backoff.NewExponentialBackOff()
 	curve.InitialInterval, curve.MaxInterval, curve.Multiplier = least, most, 2
 	curve.Reset()
-	return &starts{places: make(chan struct{}, startsAtOnce), curve: curve}
+	return &starts{permits: make(chan struct{}, startsAtOnce), curve: curve}
 }
 
-// enter waits for the caller's time to start a child. leave takes the outcome.
-func (s *starts) enter(ctx context.Context) (leave func(error), err error) {
+// enter waits until the caller may start a child. done is called with the
+// outcome of the start.
+func (s *starts) enter(ctx context.Context) (done func(error), err error) {
 	select {
-	case s.places <- struct{}{}:
+	case s.permits <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 	for ctx.Err() == nil {
 		wait := s.pause()
 		if wait <= 0 {
-			return s.leave, nil
+			return s.done, nil
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 		}
 	}
-	<-s.places
+	<-s.permits
 	return nil, context.Cause(ctx)
 }
 
@@ -73,7 +74,7 @@ func (s *starts) pause() time.Duration {
 	return wait
 }
 
-func (s *starts) leave(err error) {
+func (s *starts) done(err error) {
 	s.mu.Lock()
 	s.underway--
 	if err == nil {
@@ -83,7 +84,7 @@ func (s *starts) leave(err error) {
 	if err != nil {
 		s.failed(err)
 	}
-	<-s.places
+	<-s.permits
 }
 
 // failed postpones the next start. What fails in the same pause is the same

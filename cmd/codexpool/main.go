@@ -278,6 +278,7 @@ func serve(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 
 	server := api.New(apiConfig(cfg, found.known, provider), children, provider.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
+	m.SetKeys(server.Keys())
 
 	// Requests end with turns, the end of the connection, or this. They are not
 	// ended by ctx: a signal lets them finish.
@@ -348,7 +349,7 @@ func blame(err error) int {
 
 func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, error), hooks pool.Hooks, log *slog.Logger) pool.Config {
 	return pool.Config{
-		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting,
+		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting, AcquireTimeout: cfg.AcquireTimeout,
 		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MaxMemory: cfg.MaxChildBytes, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
 		ProbeEvery: cfg.ProbeEvery, ProbeTimeout: cfg.ProbeTimeout,
 		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
@@ -371,7 +372,7 @@ func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
 		Sandbox:  cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: min(cfg.MaxChoices, cfg.PoolSize+cfg.MaxWaiting),
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
-		WriteTimeout: cfg.WriteTimeout, AcquireTimeout: cfg.AcquireTimeout,
+		WriteTimeout: cfg.WriteTimeout,
 	}
 }
 

@@ -164,7 +164,7 @@ func TestEverySettingOfThePoolIsPassedOn(t *testing.T) {
 	cfg, err := configs.Load([]string{
 		"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/w", "POOL_SIZE=2", "POOL_MIN_IDLE=1", "POOL_MAX_WAITING=3",
 		"POOL_MAX_TURNS=4", "POOL_MAX_AGE_MS=5", "POOL_MAX_CHILD_BYTES=6", "POOL_MIN_LIFE_MS=7", "POOL_JITTER=0.8",
-		"POOL_PROBE_MS=9", "POOL_PROBE_TIMEOUT_MS=10", "POOL_BACKOFF_MIN_MS=11", "POOL_BACKOFF_MAX_MS=12",
+		"POOL_PROBE_MS=9", "POOL_PROBE_TIMEOUT_MS=10", "POOL_BACKOFF_MIN_MS=11", "POOL_BACKOFF_MAX_MS=12", "POOL_ACQUIRE_TIMEOUT_MS=13",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +172,7 @@ func TestEverySettingOfThePoolIsPassedOn(t *testing.T) {
 	got := poolConfig(cfg, nil, pool.Hooks{}, nil)
 	want := pool.Config{
 		Size: 2, MinIdle: 1, MaxWaiting: 3, MaxTurns: 4, MaxAge: 5 * time.Millisecond, MaxMemory: 6, MinLife: 7 * time.Millisecond, Jitter: 0.8,
-		ProbeEvery: 9 * time.Millisecond, ProbeTimeout: 10 * time.Millisecond, BackoffMin: 11 * time.Millisecond, BackoffMax: 12 * time.Millisecond,
+		ProbeEvery: 9 * time.Millisecond, ProbeTimeout: 10 * time.Millisecond, BackoffMin: 11 * time.Millisecond, BackoffMax: 12 * time.Millisecond, AcquireTimeout: 13 * time.Millisecond,
 	}
 	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -192,7 +192,7 @@ func TestEverySettingOfTheAPIIsPassedOn(t *testing.T) {
 		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*",
 		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2", "PROXY_MAX_CHAT_CHOICES=3",
 		"PROXY_SSE_KEEPALIVE_MS=3", "PROXY_SSE_COMMIT_MS=4", "PROXY_TIMEOUT_MS=5", "PROXY_IDLE_TIMEOUT_MS=6",
-		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "POOL_ACQUIRE_TIMEOUT_MS=9", "PROXY_CODEX_WORKDIR=/w",
+		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "PROXY_CODEX_WORKDIR=/w",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +206,7 @@ func TestEverySettingOfTheAPIIsPassedOn(t *testing.T) {
 		Keys: []string{"codexpool-dev"}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
 		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxChoices: 3,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
-		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond, AcquireTimeout: 9 * time.Millisecond,
+		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond,
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models")); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

@@ -1,0 +1,169 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+)
+
+// fieldReader checks one field and takes what it says.
+type fieldReader func(req *chatRequest, name string, value json.RawMessage) error
+
+// taker does something with a field that was checked.
+type taker func(req *chatRequest, name string, value json.RawMessage)
+
+// tuned keeps a field for the provider.
+func tuned(req *chatRequest, name string, value json.RawMessage) { req.Tuned[name] = value }
+
+// ignored names a field in the response.
+func ignored(req *chatRequest, name string, _ json.RawMessage) {
+	req.Ignored = append(req.Ignored, name)
+}
+
+func readN(req *chatRequest, name string, value json.RawMessage) error {
+	if err := into(&req.N, name, value, "an integer"); err != nil {
+		return err
+	}
+	if req.N < 1 {
+		return badRequest(name, "'%s' must be at least 1.", name)
+	}
+	return nil
+}
+
+// readStop reads a sequence, or up to four.
+func readStop(req *chatRequest, name string, value json.RawMessage) error {
+	var one string
+	if json.Unmarshal(value, &one) == nil {
+		req.Stop = []string{one}
+	} else if err := into(&req.Stop, name, value, "a string or an array of strings"); err != nil {
+		return err
+	}
+	if len(req.Stop) > 4 || slices.Contains(req.Stop, "") {
+		return badRequest(name, "'%s' must be at most 4 sequences, none of them empty.", name)
+	}
+	return nil
+}
+
+func readSummary(req *chatRequest, name string, value json.RawMessage) error {
+	if err := into(&req.Summary, name, value, "a string"); err != nil {
+		return err
+	}
+	if summaries := []string{"auto", "concise", "detailed", "none"}; !slices.Contains(summaries, req.Summary) {
+		return badRequest(name, "'%s' must be one of %s.", name, strings.Join(summaries, ", "))
+	}
+	return nil
+}
+
+func readMetadata(req *chatRequest, name string, value json.RawMessage) error {
+	var entries map[string]*string
+	if err := into(&entries, name, value, "an object of strings"); err != nil {
+		return err
+	}
+	for key, v := range entries {
+		if v == nil {
+			return badRequest(name, "'%s.%.100s' must be a string.", name, key)
+		}
+	}
+	tuned(req, name, value)
+	return nil
+}
+
+func readLogitBias(req *chatRequest, name string, value json.RawMessage) error {
+	var biases map[string]float64
+	if err := into(&biases, name, value, "an object of numbers"); err != nil {
+		return err
+	}
+	for token, bias := range biases {
+		if bias < -100 || bias > 100 {
+			return badRequest(name, "'%s.%.100s' must be between -100 and 100.", name, token)
+		}
+	}
+	ignored(req, name, value)
+	return nil
+}
+
+func readIncludeReasoning(req *chatRequest, name string, value json.RawMessage) error {
+	var include bool
+	err := into(&include, name, value, "a boolean")
+	if include {
+		req.Summary = "auto"
+	}
+	return err
+}
+
+func tokens(req *chatRequest, name string, value json.RawMessage) error {
+	var n int64
+	if err := into(&n, name, value, "an integer"); err != nil {
+		return err
+	}
+	if n < 1 {
+		return badRequest(name, "'%s' must be at least 1.", name)
+	}
+	tuned(req, name, value)
+	return nil
+}
+
+// into decodes a field, or says what it must be. Where null is as if the field
+// were not there, the caller has looked.
+func into[T any](to *T, name string, value json.RawMessage, what string) error {
+	if err := json.Unmarshal(value, to); err != nil || isNull(value) {
+		return badRequest(name, "'%s' must be %s.", name, what)
+	}
+	return nil
+}
+
+func refuse(_ *chatRequest, name string, _ json.RawMessage) error { return unsupported(name) }
+
+// only takes the values that ask for nothing special.
+func only(values ...string) fieldReader {
+	return func(_ *chatRequest, name string, value json.RawMessage) error {
+		var compact bytes.Buffer
+		if json.Compact(&compact, value) == nil && slices.Contains(values, compact.String()) {
+			return nil
+		}
+		return unsupported(name)
+	}
+}
+
+func typed[T any](what string, take taker) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		take(req, name, value)
+		return into(new(T), name, value, what)
+	}
+}
+
+func number(least, most float64, take taker) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		var f float64
+		if err := into(&f, name, value, "a number"); err != nil {
+			return err
+		}
+		if f < least || f > most {
+			return badRequest(name, "'%s' must be between %v and %v.", name, least, most)
+		}
+		take(req, name, value)
+		return nil
+	}
+}
+
+// field takes a field as it is.
+func field[T any](to func(*chatRequest) *T, what string) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		return into(to(req), name, value, what)
+	}
+}
+
+// object takes the keys of an object; those that are not known are ignored and
+// named.
+func object(keys map[string]fieldReader) fieldReader {
+	return func(req *chatRequest, name string, value json.RawMessage) error {
+		var fields map[string]json.RawMessage
+		if err := into(&fields, name, value, "an object"); err != nil {
+			return err
+		}
+		return req.readFields(name+".", fields, keys)
+	}
+}
+
+func isNull(v json.RawMessage) bool { return len(v) == 0 || string(v) == "null" }

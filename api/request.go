@@ -1,0 +1,249 @@
+package api
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"codexpool/upstream"
+)
+
+// bodyTimeout is how long a body may take to arrive; handle sets it.
+const bodyTimeout = time.Minute
+
+// chatRequest is a checked request for completions. It holds what a caller
+// wrote: never log it.
+type chatRequest struct {
+	Name          string // the model as the caller wrote it
+	Model         string // its catalog id
+	Effort        string // "" = the model's default
+	Summary       string // of the reasoning, "" = not asked for
+	Conversations [][]chatMessage
+	N             int // answers to each conversation
+	Stream        bool
+	IncludeUsage  bool
+	Stop          []string
+	Tools         []tool
+	ToolChoice    toolChoice
+	LegacyCalls   bool                       // tools were given as functions
+	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
+	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
+	Ignored       []string                   // fields that were accepted and have no effect
+}
+
+// choices is how many answers are wanted.
+func (req *chatRequest) choices() int { return len(req.Conversations) * req.N }
+
+// conversation is the one that a choice answers.
+func (req *chatRequest) conversation(choice int) []chatMessage {
+	return req.Conversations[choice/req.N]
+}
+
+// decode reads a request, and names in the response what it ignores.
+func (s *Server) decode(res *response, r *http.Request, f form) (*chatRequest, error) {
+	body, err := s.readBody(res, r)
+	if err != nil {
+		return nil, err
+	}
+	req, err := s.parse(body, f)
+	if err == nil && len(req.Ignored) > 0 {
+		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
+	}
+	return req, err
+}
+
+// parse reads and checks the body of a request.
+func (s *Server) parse(body []byte, f form) (*chatRequest, error) {
+	req := &chatRequest{Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}}
+	if err := req.decode(body, f.fields); err != nil {
+		return nil, err
+	}
+	if req.Conversations == nil {
+		return nil, badRequest(f.input, "'%s' is missing.", f.input)
+	}
+	if err := req.check(s.cfg); err != nil {
+		return nil, err
+	}
+	return req, req.fit(s.relay)
+}
+
+// readBody reads a JSON body within its limits of type, size and time.
+func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
+	if given := r.Header.Get("Content-Type"); given != "" {
+		kind, _, err := mime.ParseMediaType(given)
+		if err != nil || (kind != "application/json" && !strings.HasSuffix(kind, "+json")) {
+			return nil, errMediaType
+		}
+	}
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return nil, errEncoding
+	}
+	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
+		return nil, errTooLarge // it asked before it sends
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
+	if err == nil && int64(len(body)) > s.cfg.MaxBody {
+		// Read on a little: a client that is still writing would not see the answer.
+		_, _ = io.CopyN(io.Discard, r.Body, s.cfg.MaxBody)
+		return nil, errTooLarge
+	}
+	_ = res.control.SetReadDeadline(time.Time{})
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, errSlowBody
+	case malformed(err):
+		return nil, errBadBody
+	case err != nil:
+		return nil, &goneError{err}
+	}
+	return body, nil
+}
+
+// malformed says that what came is no body, such as chunks that are none: net/http
+// has no type for that error. A client that has left makes a network error, or a
+// body that is too short.
+func malformed(err error) bool {
+	var network net.Error
+	return err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.As(err, &network)
+}
+
+// decode reads the fields one by one, so that each error names its own.
+func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil || fields == nil || !utf8.Valid(body) {
+		e := badRequest("", "The body is not a JSON object.")
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			e.Message = fmt.Sprintf("The body is not valid JSON: %v (at byte %d).", syntax, syntax.Offset)
+		}
+		if !utf8.Valid(body) {
+			e.Message = "The body is not valid UTF-8."
+		}
+		e.Code = "invalid_json"
+		return e
+	}
+	return req.readFields("", fields, known)
+}
+
+// readFields reads the fields of an object, in the order of their names. Null is
+// as if a field were not there.
+func (req *chatRequest) readFields(prefix string, fields map[string]json.RawMessage, known map[string]fieldReader) error {
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		read, found := known[name]
+		if isNull(fields[name]) {
+			continue
+		}
+		if !found {
+			req.Ignored = append(req.Ignored, prefix+name)
+		} else if err := read(req, prefix+name, fields[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ignoreRest names the fields that are not known.
+func (req *chatRequest) ignoreRest(prefix string, fields map[string]json.RawMessage, known ...string) {
+	for key, value := range fields {
+		if !slices.Contains(known, key) && !isNull(value) {
+			req.Ignored = append(req.Ignored, prefix+key)
+		}
+	}
+}
+
+// check looks at what the fields say together.
+func (req *chatRequest) check(cfg Config) error {
+	if req.N > cfg.MaxChoices || req.choices() > cfg.MaxChoices { // the first bounds the product
+		return badRequest("n", "'n' times the number of prompts must be at most %d.", cfg.MaxChoices)
+	}
+	if req.IncludeUsage && !req.Stream {
+		req.Ignored = append(req.Ignored, "stream_options")
+	}
+	if err := req.checkTools(); err != nil {
+		return err
+	}
+	models := cfg.Models()
+	if req.Name == "" {
+		req.Name = models.Default
+	}
+	id, effort, ok := models.resolve(req.Name)
+	if !ok {
+		return modelNotFound(req.Name)
+	}
+	req.Model = id
+	if req.Effort == "" {
+		req.Effort = effort
+	}
+	if !models.effort(req.Effort) && req.Effort != "" {
+		return badRequest("reasoning_effort", "'reasoning_effort' is not one of %s.", strings.Join(efforts, ", "))
+	}
+	return nil
+}
+
+// providerNames are the fields of the Responses API that hold what a chat
+// completion calls otherwise.
+var providerNames = map[string]string{
+	"max_completion_tokens": "max_output_tokens",
+	"max_tokens":            "max_output_tokens",
+	"verbosity":             "text",
+}
+
+// fit leaves to the provider what it takes. What only tunes the answer is
+// otherwise ignored, and named; what makes it another is refused. Without a relay
+// nothing but Codex's own words reaches the provider.
+func (req *chatRequest) fit(relay *upstream.Relay) error {
+	takes := func(field string) bool { return relay != nil && relay.Takes(field) }
+	for name := range req.Tuned {
+		if !takes(cmp.Or(providerNames[name], name)) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {
+			delete(req.Tuned, name)
+			req.Ignored = append(req.Ignored, name)
+		}
+	}
+	if req.ToolChoice.Mode == "none" && !takes("tool_choice") {
+		req.Tools = nil
+	}
+	switch {
+	case req.Format != nil && !takes("text"):
+		return unsupported("response_format")
+	case req.ToolChoice.forced() && !takes("tool_choice"):
+		return unsupported(req.ToolChoice.Field)
+	case len(req.Tools) > 0 && relay != nil && !takes("tools"):
+		req.Ignored = append(req.Ignored, "tools")
+		req.Tools = nil
+	case relay == nil && slices.ContainsFunc(req.Tools, func(t tool) bool { return t.Strict }):
+		req.Ignored = append(req.Ignored, "tools.function.strict")
+	}
+	return nil
+}
+
+var notHeaderSafe = regexp.MustCompile(`[^A-Za-z0-9_.\-\[\]]`)
+
+// headerList joins names, each once, for a header of at most 1 KB. Names come
+// from the client, so only plain characters survive.
+func headerList(names []string) string {
+	slices.Sort(names)
+	list := ""
+	for _, n := range slices.Compact(names) {
+		n = notHeaderSafe.ReplaceAllString(n[:min(len(n), 100)], "?")
+		if len(list)+len(n)+2 > 1000 {
+			return list + ", ..."
+		}
+		if list != "" {
+			list += ", "
+		}
+		list += n
+	}
+	return list
+}

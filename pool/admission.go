@@ -1,0 +1,171 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/puddle/v2"
+)
+
+// Admission is a caller's right to wait for one or several children, and to be
+// counted while it does. Acquire may be called by several goroutines.
+type Admission struct {
+	pool   *Pool
+	tenant string
+
+	// The time in the queue is limited for the first child only: the callers of
+	// the others may be waiting for the first one's turn to end.
+	timer   *time.Timer   // nil = no limit
+	expired chan struct{} // closed by timer
+
+	places int // calls of Acquire that remain; guarded by pool.state.mu
+}
+
+// Admit admits a caller that needs n children at once, or returns [ErrFull]: a
+// caller must not hold some of its children while the queue has no room to wait for
+// the others. The caller waits in the queue of its tenant, any string: tenants
+// are served in turn, whatever each of them wants. ctx is the request's, for
+// Hooks.Acquired. The caller owns the Admission and closes it.
+func (p *Pool) Admit(ctx context.Context, tenant string, n int) (*Admission, error) {
+	if n < 1 {
+		panic(fmt.Sprintf("BUG: %d children", n))
+	}
+	if err := p.state.admit(n); err != nil {
+		p.acquired(ctx, time.Now(), err)
+		return nil, err
+	}
+	a := &Admission{pool: p, tenant: tenant, places: n}
+	if p.cfg.AcquireTimeout > 0 {
+		a.expired = make(chan struct{})
+		a.timer = time.AfterFunc(p.cfg.AcquireTimeout, func() { close(a.expired) })
+	}
+	return a, nil
+}
+
+// Close gives up what was not acquired. It is idempotent. Leases stay.
+func (a *Admission) Close() {
+	a.stopTimer()
+	s := &a.pool.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.admitted -= a.places
+	a.places = 0
+}
+
+func (a *Admission) stopTimer() {
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+}
+
+// use takes one place.
+func (a *Admission) use() {
+	s := &a.pool.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.places == 0 {
+		panic("BUG: more children than were admitted, or a closed admission")
+	}
+	a.places--
+}
+
+// Acquire lends a child, and waits for one in the queue. The caller releases the
+// lease. The error is [ErrTimeout], [ErrDraining], [ErrClosed], one that wraps
+// [ErrUnavailable], or the cause of ctx's end. Each call uses up one of the
+// admitted children, also if it fails.
+func (a *Admission) Acquire(ctx context.Context) (*Lease, error) {
+	a.use()
+	p := a.pool
+	began := time.Now()
+	lease, err := p.acquire(ctx, a)
+	if err != nil {
+		p.state.dismissOne()
+	} else {
+		a.stopTimer()
+	}
+	p.acquired(ctx, began, err)
+	return lease, err
+}
+
+// Acquire is Admit and Acquire for one child and no tenant in particular.
+func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
+	a, err := p.Admit(ctx, "", 1)
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	return a.Acquire(ctx)
+}
+
+// acquired reports that a caller's waiting has ended.
+func (p *Pool) acquired(ctx context.Context, began time.Time, err error) {
+	if p.cfg.Hooks.Acquired != nil {
+		p.cfg.Hooks.Acquired(ctx, time.Since(began), err)
+	}
+}
+
+// acquire waits until it gets a child that is well.
+func (p *Pool) acquire(ctx context.Context, a *Admission) (*Lease, error) {
+	defer p.look() // MinIdle may need another in the place of the one that was lent
+	for {
+		res, err := p.wait(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		if why := fault(res.Value()); why != "" {
+			p.retire(res, why)
+			continue
+		}
+		return &Lease{pool: p, res: res}, nil
+	}
+}
+
+// wait waits in the queue for a child.
+func (p *Pool) wait(ctx context.Context, a *Admission) (*puddle.Resource[*child], error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	w := &waiter{tenant: a.tenant, done: make(chan struct{})}
+	if err := p.state.enter(w); err != nil {
+		return nil, err
+	}
+	p.dismissIfUnavailable() // w too
+	p.look()                 // the queue may need another child
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		if p.state.leave(w) {
+			return nil, context.Cause(ctx)
+		}
+	case <-a.expired:
+		if p.state.leave(w) {
+			return nil, ErrTimeout
+		}
+	}
+	<-w.done // where leave came too late
+	if w.err != nil {
+		return nil, w.err
+	}
+	if ctx.Err() != nil {
+		p.state.giveBack(w.child) // nobody would use it
+		return nil, context.Cause(ctx)
+	}
+	return w.child, nil
+}
+
+// unavailable returns why waiting is pointless: no child is alive, the last
+// start failed, and the next has to wait for its time.
+func (p *Pool) unavailable() error {
+	if err := p.starts.hopeless(); err != nil && p.state.living() == 0 {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// dismissIfUnavailable ends the waiting of all callers where it is pointless.
+func (p *Pool) dismissIfUnavailable() {
+	if err := p.unavailable(); err != nil {
+		p.state.dismiss(err)
+	}
+}

@@ -1,0 +1,189 @@
+package pool_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/pool"
+)
+
+// admit admits n children of a tenant.
+func admit(t *testing.T, p *pool.Pool, tenant string, n int) *pool.Admission {
+	t.Helper()
+	a, err := p.Admit(t.Context(), tenant, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	return a
+}
+
+func TestTenantsAreServedInTurn(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 100})
+		l := acquire(t, p)
+		order := make(chan string, 100)
+		for range 40 {
+			wait(t, p, "a", func() { order <- "a" })
+		}
+		wait(t, p, "b", func() { order <- "b" })
+		wait(t, p, "c", func() { order <- "c" })
+		wait(t, p, "b", func() { order <- "b" })
+		l.Release()
+		time.Sleep(time.Minute) // a second each
+		close(order)
+		var served strings.Builder
+		for tenant := range order {
+			served.WriteString(tenant)
+		}
+		expect(t, "order", served.String(), "abcab"+strings.Repeat("a", 38))
+	})
+}
+
+func TestTenantWithOneRequestIsServedAmongTheNextTwo(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 100})
+		l := acquire(t, p)
+		time.AfterFunc(time.Second, l.Release)
+		before := 0
+		for range 40 {
+			wait(t, p, "a", func() { before++ })
+		}
+		at := -1
+		time.Sleep(10500 * time.Millisecond) // the queue has moved on for a while
+		began := before
+		wait(t, p, "b", func() { at = before - began })
+		time.Sleep(time.Minute)
+		if at < 0 || at > 1 {
+			t.Errorf("%d of the other tenant were served before", at)
+		}
+	})
+}
+
+func TestAdmissionThatPanicsBeforeAcquireLeavesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 2})
+		for range 10 {
+			func() {
+				defer func() { recover() }()
+				a, err := p.Admit(t.Context(), "", 3)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer a.Close()
+				panic("between Admit and Acquire")
+			}()
+		}
+		synctest.Wait()
+		if s := p.Stat(); s.Admitted != 0 || s.Leased != 0 || s.Waiting != 0 {
+			t.Errorf("%+v", s)
+		}
+		acquire(t, p).Release()
+	})
+}
+
+func TestAdmissionCloseIsIdempotentAndKeepsLeases(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 2, MaxWaiting: 1})
+		a := admit(t, p, "", 3)
+		l, err := a.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Close()
+		a.Close()
+		expect(t, "the lease", fmt.Sprint(p.Stat().Admitted), "1")
+		if got, err := complete(t.Context(), l, "x"); err != nil || got != "x" {
+			t.Errorf("%q, %v", got, err)
+		}
+		l.Release()
+		l.Release()
+		expect(t, "nothing", fmt.Sprint(p.Stat().Admitted), "0")
+	})
+}
+
+func TestAdmitAdmitsAllOrNone(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 2, MinIdle: 2, MaxWaiting: 1})
+		if _, err := p.Admit(t.Context(), "", 4); !errors.Is(err, pool.ErrFull) {
+			t.Errorf("got %v", err)
+		}
+		admit(t, p, "", 3)
+		if _, err := p.Admit(t.Context(), "", 1); !errors.Is(err, pool.ErrFull) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestAcquireTimeoutEndsTheWait(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1, AcquireTimeout: 3 * time.Second})
+		l := acquire(t, p)
+		began := time.Now()
+		if _, err := p.Acquire(t.Context()); !errors.Is(err, pool.ErrTimeout) || time.Since(began) != 3*time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		if s := p.Stat(); s.Waiting != 0 || s.Admitted != 1 {
+			t.Errorf("%+v", s)
+		}
+		l.Release()
+		acquire(t, p).Release()
+	})
+}
+
+func TestAcquireTimeoutIsForTheFirstChildOfAnAdmission(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1, AcquireTimeout: 3 * time.Second})
+		a := admit(t, p, "", 2)
+		l, err := a.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Minute, l.Release)
+		second, err := a.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		second.Release()
+	})
+}
+
+func TestAcquireWithAnEndedContextTakesNoChild(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
+		synctest.Wait()
+		cause := errors.New("the client disconnected")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(cause)
+		if _, err := p.Acquire(ctx); !errors.Is(err, cause) {
+			t.Errorf("got %v", err)
+		}
+		expect(t, "afterwards", shape(p), "starting 0 idle 1 leased 0 waiting 0")
+	})
+}
+
+func TestHooksGetTheContextOfTheCaller(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		type key struct{}
+		seen := make(chan string, 2)
+		p := n.startWith(pool.Config{Size: 1, MinIdle: 1}, pool.Hooks{
+			Acquired: func(ctx context.Context, _ time.Duration, err error) { seen <- fmt.Sprint(ctx.Value(key{}), " ", err) },
+		})
+		ctx := context.WithValue(t.Context(), key{}, "mine")
+		l, err := p.Acquire(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, "served", <-seen, "mine <nil>")
+		if _, err := p.Admit(ctx, "", 1); err == nil {
+			t.Error("admitted")
+		}
+		expect(t, "full", <-seen, "mine "+pool.ErrFull.Error())
+		l.Release()
+	})
+}
