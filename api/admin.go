@@ -32,17 +32,17 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 
 	// A web page can make a browser post here, from wherever it is.
 	foreign := http.NewCrossOriginProtection()
-	refused := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocalAdmin })
+	forbidden := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocalAdmin })
 	return requestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if (!s.cfg.AdminPublic && !fromHere(r)) || foreign.Check(r) != nil {
-			refused.ServeHTTP(w, r)
+			forbidden.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	}))
 }
 
-// allowOnly refuses a method, and names the one that is taken.
+// allowOnly rejects a request of a wrong method, and names the right one.
 func allowOnly(method string) handler {
 	if method == http.MethodGet {
 		method = "GET, HEAD"
@@ -57,8 +57,8 @@ func (s *Server) showPool(res *response, _ *http.Request) error {
 	return res.json(http.StatusOK, s.poolBody())
 }
 
-// recycle answers at once: a turn that runs may take minutes, and its child
-// waits for it. "worn" says how many are left.
+// recycle answers at once: a running turn may last minutes, and its child is
+// replaced after it. "worn" counts the children that are still to be replaced.
 func (s *Server) recycle(res *response, _ *http.Request) error {
 	s.pool.Recycle()
 	return res.json(http.StatusAccepted, s.poolBody())
@@ -74,7 +74,7 @@ func (s *Server) resume(res *response, _ *http.Request) error {
 	return res.json(http.StatusOK, s.poolBody())
 }
 
-// poolBody is what the pool routes answer.
+// poolBody is the answer of the pool routes.
 type poolBody struct {
 	Size        int          `json:"size"`
 	Starting    int          `json:"starting"`
@@ -111,7 +111,7 @@ type probeBody struct {
 	At            time.Time `json:"at"`
 	TookSeconds   float64   `json:"took_seconds"`
 	Error         string    `json:"error,omitempty"`
-	ResidentBytes int64     `json:"resident_bytes"` // as the child tells; what it shares with others included
+	ResidentBytes int64     `json:"resident_bytes"` // as the child reports it, including what it shares with others
 	Threads       int64     `json:"threads"`
 	Turns         int64     `json:"turns"`
 }
@@ -146,8 +146,8 @@ func (s *Server) poolBody() poolBody {
 	return b
 }
 
-// startFailure shows the last words of a child that could not be started: no
-// prompt has reached it yet.
+// startFailure shows the last lines on stderr of a child that could not be
+// started. No prompt has reached such a child.
 func startFailure(err error) *failureBody {
 	if err == nil {
 		return nil

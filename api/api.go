@@ -21,32 +21,32 @@ import (
 	"github.com/julienschmidt/httprouter"
 )
 
-// Config says how the API behaves. It is complete: there are no defaults here.
+// Config configures the API. All fields count: there are no defaults here.
 type Config struct {
-	Keys          []string      // bearer keys; none = no key is asked for
-	LoopbackOnly  bool          // refuse what a web page of another host can have sent: for keys that are public, or none
-	AdminPublic   bool          // let any Host reach the admin routes, not just loopback
-	ProtectModels bool          // whether the model routes want a key
-	CORS          bool          // answer cross-origin requests of Origins
-	Origins       []string      // exact, or "*"
-	Models        func() Models // what there is now
+	Keys          []string      // bearer keys; none = no key is required
+	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
+	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
+	ProtectModels bool          // require a key on the model routes
+	CORS          bool          // answer cross-origin requests from Origins
+	Origins       []string      // exact origins, or "*" for all
+	Models        func() Models // the models of now; called for each request
 	Sandbox       string        // for /healthz
 	Upstream      Upstream      // for /pool
 
-	DefaultStream bool  // for requests without stream
-	MaxStreams    int   // open streams at most; 0 = no limit
-	MaxBody       int64 // bytes
-	MaxChoices    int   // of a request
+	DefaultStream bool  // for requests without the field stream
+	MaxStreams    int   // most open streams; 0 = no limit
+	MaxBody       int64 // most bytes of a request body
+	MaxChoices    int   // most answers that one request may ask for
 
-	Keepalive         time.Duration // a comment into a stream after that much silence; 0 = none
-	Commit            time.Duration // a stream's 200 at the latest, counted from the turn's start
-	Timeout           time.Duration // a whole request
-	IdleTimeout       time.Duration // silence of the model, for answers in one piece
-	StreamIdleTimeout time.Duration // the same, for streams
-	WriteTimeout      time.Duration // one write to the client
+	Keepalive         time.Duration // silence after which a stream gets a comment; 0 = none
+	Commit            time.Duration // longest wait, from the turn's start, until a stream's 200 is sent
+	Timeout           time.Duration // longest duration of a request
+	IdleTimeout       time.Duration // longest silence of the model, for answers in one piece
+	StreamIdleTimeout time.Duration // longest silence of the model, for streams
+	WriteTimeout      time.Duration // longest duration of one write to the client
 }
 
-// Upstream is where children find their model, in words that hold no secret.
+// Upstream is the provider, in words that hold no secret.
 type Upstream struct {
 	Choice     string `json:"choice"`     // as in CODEX_UPSTREAM
 	Credential string `json:"credential"` // its kind
@@ -56,11 +56,11 @@ type Upstream struct {
 type Result struct {
 	Route      string        // a name of the route table, or "unmatched"
 	Key        string        // name of the caller's key, "" where none was required or none is valid
-	Status     int           // as sent; 499 where the client left first, which is no error
-	Code       string        // error code, "" where there was none; set too when a stream broke after its 200
-	Took       time.Duration // the whole request
-	FirstToken time.Duration // until the first text; 0 where there was none
-	Tokens     codex.Usage   // as the upstream counted them; zero where it did not
+	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
+	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
+	Took       time.Duration // duration of the whole request
+	FirstToken time.Duration // from the request to the first text; 0 where there was none
+	Tokens     codex.Usage   // as the provider counted them; zero where it did not
 }
 
 // Stat is a snapshot.
@@ -78,12 +78,12 @@ type Server struct {
 	began   time.Time
 
 	streams atomic.Int64
-	unready atomic.Bool // /readyz says no
+	unready atomic.Bool // /readyz answers 503
 }
 
-// New builds the routes. Without a relay, where children call the provider
-// themselves, what the caller wants of it is named as ignored. observe is called once a
-// request; it must not block.
+// New builds the routes. relay is nil where children call the provider themselves;
+// then fields that only a relay can pass on are named as ignored. observe is called
+// once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
 	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
 
@@ -124,16 +124,16 @@ func (s *Server) Keys() []string { return s.auth.names() }
 // Stat reads the server's figures.
 func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
 
-// Unready makes /readyz say that the server is draining, so that load balancers
-// look elsewhere, while it still serves.
+// Unready makes /readyz answer that the server is draining, so that load balancers
+// choose another, while the server still serves.
 func (s *Server) Unready() { s.unready.Store(true) }
 
-// route is what the adapter needs to know of a route.
+// route is what handle needs to know about a route.
 type route struct {
 	name       string
-	key        bool // wants a bearer key
+	key        bool // requires a bearer key
 	local      bool // is subject to LoopbackOnly
-	completion bool // is refused while the pool drains
+	completion bool // is turned away while the pool drains
 	quiet      bool // is logged at debug only
 }
 
@@ -146,8 +146,8 @@ func (s *Server) handle(rt route, h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		res := newResponse(w, s.cfg.WriteTimeout)
 		if r.ContentLength != 0 {
-			// net/http reads what is left of a body before it answers, however
-			// slowly that comes. Without a body this would end the request.
+			// net/http reads the rest of a body before it answers, however slowly
+			// it comes. Without a body this deadline would end the request.
 			_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a recorder in a test has none
 		}
 		err := s.guarded(rt, h, res, r)
@@ -171,7 +171,7 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 		}
 	}()
 	if err := s.pool.Err(); rt.completion && err != nil {
-		return err // before anything else is asked of the client
+		return err // before any other check
 	}
 	if rt.local && s.cfg.LoopbackOnly && !fromHere(r) {
 		return errNotLocal
@@ -184,11 +184,11 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 	return h(res, r)
 }
 
-// report writes the one line of a request and hands its figures on.
+// report logs the one line of a request and passes its figures to observe.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens}
 	if e != nil && e.Status == StatusClientGone {
-		result.Status = StatusClientGone // also where the client left in mid-stream
+		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	}
 	level := slog.LevelInfo
 	attrs := []slog.Attr{

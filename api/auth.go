@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Caller is who sent a request, as far as its key shows. It holds no secret.
+// Caller identifies the sender of a request by its key. It holds no secret.
 type Caller struct {
 	Key string // the key's name; "" where no key is required
 }
@@ -38,7 +38,7 @@ func (a auth) names() (names []string) {
 }
 
 // authenticate returns the caller of a request, or rejects one without a valid
-// key, where there are keys. It takes the same time for every wrong key.
+// key, where there are keys. Every wrong key costs the same time.
 func (a auth) authenticate(r *http.Request) (Caller, error) {
 	if len(a.digests) == 0 {
 		return Caller{}, nil

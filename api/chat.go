@@ -32,7 +32,7 @@ var chatFields = map[string]fieldReader{
 	}),
 	"reasoning_effort": field(func(req *chatRequest) *string { return &req.Effort }, "a string"), // read after reasoning: it wins
 	"functions":        readFunctions,
-	"tools":            readTools, // read after functions: beside them it is refused
+	"tools":            readTools, // read after functions: both together are rejected
 	"tool_choice":      readToolChoice,
 	"function_call":    readToolChoice,
 	"response_format":  readResponseFormat,
@@ -40,9 +40,9 @@ var chatFields = map[string]fieldReader{
 	"modalities":         only(`["text"]`),
 	"logprobs":           only("false"),
 	"top_logprobs":       only("0"),
-	"audio":              refuse,
-	"prediction":         refuse,
-	"web_search_options": refuse,
+	"audio":              rejectField,
+	"prediction":         rejectField,
+	"web_search_options": rejectField,
 
 	"max_tokens":            tokens,
 	"max_completion_tokens": tokens,

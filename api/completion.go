@@ -37,17 +37,17 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 		return err
 	}
 	defer admission.Close()
-	reply := s.newReplier(res, r, req, f)
+	out := s.newReplier(res, r, req, f)
 	c := completion{s: s, res: res, req: req, idle: idle, admission: admission}
 	for e, err := range c.run(ctx) {
 		if err != nil {
 			return err
 		}
-		if err := reply.write(e.choice, e.Event); err != nil {
+		if err := out.write(e.choice, e.Event); err != nil {
 			return err
 		}
 	}
-	return reply.finish() // without a lease: a client that reads slowly keeps its answer, not a child
+	return out.finish() // without a lease: a client that reads slowly keeps its answer, not a child
 }
 
 // openStream admits a stream: add, then compare, then undo.

@@ -19,7 +19,7 @@ var completionFields = map[string]fieldReader{
 
 	"best_of":  only("1"),
 	"echo":     only("false"),
-	"logprobs": refuse,
+	"logprobs": rejectField,
 	"suffix":   only(`""`),
 
 	"temperature":       chatFields["temperature"],
@@ -49,7 +49,7 @@ func readPrompt(req *chatRequest, name string, value json.RawMessage) error {
 	var one string
 	if json.Unmarshal(value, &one) == nil {
 		prompts = []*string{&one}
-	} else if err := into(&prompts, name, value, "a string or an array of strings; tokens are not taken"); err != nil {
+	} else if err := into(&prompts, name, value, "a string or an array of strings; token arrays are not supported"); err != nil {
 		return err
 	}
 	if len(prompts) == 0 {

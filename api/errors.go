@@ -23,8 +23,8 @@ import (
 // is nginx's. It is never sent.
 const StatusClientGone = 499
 
-// Error is what a client is told, in OpenAI's envelope. Its message never
-// carries a path, a stack, a prompt or a key; the cause is for the log.
+// Error is the error that a client receives, in OpenAI's envelope. Its message
+// never carries a path, a stack, a prompt or a key; the cause is for the log.
 type Error struct {
 	Status  int
 	Type    string
@@ -32,16 +32,17 @@ type Error struct {
 	Param   string // "" = null
 	Message string
 	Retry   bool   // send Retry-After
-	Wait    string // its value, where the provider gave one
-	Close   bool   // ask the client to connect anew
-	Final   bool   // ask SDKs, which retry any 5xx, not to: it would take as long again
-	counted string // what metrics call it where Code is not of our own closed list
+	Wait    string // the value of Retry-After, in seconds, where the provider gave one
+	Close   bool   // close the connection after the answer
+	Final   bool   // keep SDKs, which retry any 5xx, from a retry that would take as long again
+	counted string // the metrics' name for it, where Code is not of our own closed list
 	cause   error
 }
 
 func (e *Error) Error() string { return e.Message }
 
-// logCode is Code, or a word that says as much, of a closed list: it is a label.
+// logCode is the error's name in logs and metrics. It is a label, so it is always
+// of a closed list.
 func (e *Error) logCode() string {
 	if e.counted != "" {
 		return e.counted
@@ -113,12 +114,12 @@ const (
 	timeoutError   = "timeout_error"
 )
 
-// badRequest says which parameter is wrong and how.
+// badRequest is a 400 that names the parameter and what is wrong with it.
 func badRequest(param, format string, args ...any) *Error {
 	return &Error{Status: http.StatusBadRequest, Type: invalidRequest, Param: param, Message: fmt.Sprintf(format, args...)}
 }
 
-// unsupported names a parameter that this version does not honour.
+// unsupported is a 400 that names a parameter which this version does not support.
 func unsupported(param string) *Error {
 	e := badRequest(param, "'%s' is not supported by this server.", param)
 	e.Code = "unsupported_parameter"
@@ -136,10 +137,10 @@ var (
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The content type must be application/json."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
-	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "Without a secret key of its own this server answers this machine only, by a loopback Host and Origin. PROXY_API_KEY sets one."}
-	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer this machine only, by a loopback Host and Origin."}
+	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no secret key, so it answers only requests from this machine, with a loopback Host and Origin. Set PROXY_API_KEY to a key of your own."}
+	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer only requests from this machine, with a loopback Host and Origin."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
-	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not take this method."}
+	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not support this method."}
 )
 
 func modelNotFound(name string) *Error {
@@ -149,7 +150,8 @@ func modelNotFound(name string) *Error {
 func notFound(*response, *http.Request) error         { return errNotFound }
 func methodNotAllowed(*response, *http.Request) error { return errMethod }
 
-// goneError is a write that failed: the client left, or stopped reading.
+// goneError is a read or write that failed: the client disconnected, or stopped
+// reading.
 type goneError struct{ err error }
 
 func (e *goneError) Error() string { return "client: " + e.err.Error() }
@@ -165,8 +167,8 @@ func (e *panicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.valu
 
 func panicked(value any) error { return &panicError{value, debug.Stack()} }
 
-// describe is the table: every error becomes what the client is told. ctx is
-// the request's.
+// describe is the table: it turns every error into what the client receives. ctx
+// is the request's.
 func describe(ctx context.Context, err error) *Error {
 	var told *Error
 	var turn *codex.TurnError
@@ -188,9 +190,9 @@ func describe(ctx context.Context, err error) *Error {
 	case errors.As(err, &tools):
 		return badRequest("tools", "The tools cannot be used: %s.", tools.Problem)
 	case errors.As(err, &gone), ctx.Err() != nil:
-		e := &Error{Status: StatusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client left."}
+		e := &Error{Status: StatusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client disconnected."}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			e.Code, e.cause = "client_too_slow", err // it is there, but has stopped reading
+			e.Code, e.cause = "client_too_slow", err // it is connected, but has stopped reading
 		}
 		return e
 	case codex.ChildFault(err).Fatal():
@@ -199,8 +201,8 @@ func describe(ctx context.Context, err error) *Error {
 	return &Error{Status: 500, Type: serverError, Code: "internal_error", Message: "internal error", cause: err}
 }
 
-// What the upstream can do to a request, however we come to know. wait is its
-// Retry-After, "" where it gave none.
+// Failures of the provider. wait is its Retry-After in seconds, "" where it gave
+// none.
 
 func upstreamOverloaded(wait string) *Error {
 	return &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: "The upstream is overloaded.", Retry: true, Wait: wait}
@@ -215,20 +217,20 @@ func upstreamExhausted(wait string) *Error {
 }
 
 func upstreamAuth(cause error) *Error {
-	return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream refused this server's credentials.", cause: cause}
+	return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream rejected this server's credentials.", cause: cause}
 }
 
 func upstreamFailed(cause error) *Error {
 	return &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: cause}
 }
 
-// tooLong is a conversation that is too long; said is the upstream's sentence.
+// tooLong is a conversation that is too long; said is the provider's message.
 func tooLong(said string) *Error {
 	return &Error{Status: 400, Type: invalidRequest, Code: "context_length_exceeded", Param: "messages", Message: cmp.Or(said, "The messages are longer than the model's context window.")}
 }
 
-// providerFailed maps what the provider said. Its words reach the caller where
-// they are about the caller's request.
+// providerFailed maps the provider's error. Its message reaches the caller where it
+// is about the caller's request.
 func providerFailed(f *upstream.Failure) *Error {
 	switch cmp.Or(f.Code, f.Type) { // the backend of a ChatGPT login names its errors under type
 	case "context_length_exceeded":
@@ -242,8 +244,8 @@ func providerFailed(f *upstream.Failure) *Error {
 	}
 	switch {
 	case f.Status == http.StatusOK && f.Message != "" && (f.Code == "invalid_prompt" || strings.Contains(f.Code, "image")):
-		// A response.failed that is about the request: all other codes of its closed list
-		// are the provider's own trouble.
+		// A response.failed that is about the request. All other codes of its closed
+		// list are about the provider.
 		return &Error{Status: 400, Type: invalidRequest, Code: f.Code, Message: f.Message, counted: "upstream_refused"}
 	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden && f.Message == "":
 		return upstreamAuth(f)
@@ -252,14 +254,14 @@ func providerFailed(f *upstream.Failure) *Error {
 	case f.Status == http.StatusServiceUnavailable, f.Status == 529: // not in any RFC, but in use for this
 		return upstreamOverloaded(f.RetryAfter)
 	case f.Status >= 400 && f.Status < 500 && f.Message != "", aboutRequest(f.Status):
-		message := cmp.Or(f.Message, "The upstream refused the request.")
-		return &Error{Status: f.Status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: message, counted: "upstream_refused"}
+		said := cmp.Or(f.Message, "The upstream rejected the request.")
+		return &Error{Status: f.Status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: said, counted: "upstream_refused"}
 	}
 	return upstreamFailed(f)
 }
 
-// aboutRequest says that a status is about the caller's request even without a
-// word.
+// aboutRequest reports whether a status is about the caller's request even
+// without a message.
 func aboutRequest(status int) bool {
 	switch status {
 	case http.StatusBadRequest, http.StatusNotFound, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
@@ -268,8 +270,8 @@ func aboutRequest(status int) bool {
 	return false
 }
 
-// turnFailed maps what the upstream did, as far as Codex tells it. Its messages
-// are not passed on, but for the upstream's own words in a refusal.
+// turnFailed maps a failed turn, as far as Codex reports the cause. Codex's own
+// messages are not passed on; the provider's message about a bad request is.
 func turnFailed(turn *codex.TurnError) *Error {
 	switch {
 	case turn.Info == codex.InfoContextWindow:

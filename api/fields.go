@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// fieldReader checks one field and takes what it says.
+// fieldReader checks one field and keeps its value in the request.
 type fieldReader func(req *chatRequest, name string, value json.RawMessage) error
 
-// taker does something with a field that was checked.
+// taker keeps a field that was checked, or names it as ignored.
 type taker func(req *chatRequest, name string, value json.RawMessage)
 
 // tuned keeps a field for the provider.
@@ -104,8 +104,8 @@ func tokens(req *chatRequest, name string, value json.RawMessage) error {
 	return nil
 }
 
-// into decodes a field, or says what it must be. Where null is as if the field
-// were not there, the caller has looked.
+// into decodes a field, or returns a 400 with what it must be. A caller that
+// accepts null as an absent field has looked for null before.
 func into[T any](to *T, name string, value json.RawMessage, what string) error {
 	if err := json.Unmarshal(value, to); err != nil || isNull(value) {
 		return badRequest(name, "'%s' must be %s.", name, what)
@@ -113,9 +113,10 @@ func into[T any](to *T, name string, value json.RawMessage, what string) error {
 	return nil
 }
 
-func refuse(_ *chatRequest, name string, _ json.RawMessage) error { return unsupported(name) }
+// rejectField rejects a field that would change the answer and cannot be honoured.
+func rejectField(_ *chatRequest, name string, _ json.RawMessage) error { return unsupported(name) }
 
-// only takes the values that ask for nothing special.
+// only accepts the values that change nothing, and rejects the others.
 func only(values ...string) fieldReader {
 	return func(_ *chatRequest, name string, value json.RawMessage) error {
 		var compact bytes.Buffer
@@ -147,15 +148,14 @@ func number(least, most float64, take taker) fieldReader {
 	}
 }
 
-// field takes a field as it is.
+// field keeps a field as it is.
 func field[T any](to func(*chatRequest) *T, what string) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
 		return into(to(req), name, value, what)
 	}
 }
 
-// object takes the keys of an object; those that are not known are ignored and
-// named.
+// object reads the keys of an object; unknown ones are ignored and named.
 func object(keys map[string]fieldReader) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
 		var fields map[string]json.RawMessage

@@ -7,12 +7,12 @@ func (s *Server) healthz(res *response, _ *http.Request) error {
 	return res.json(http.StatusOK, map[string]any{"ok": true, "sandbox_mode": s.cfg.Sandbox})
 }
 
-// livez never asks a child: restarting the daemon cures no child.
+// livez does not depend on a child: restarting the daemon cures no child.
 func (s *Server) livez(res *response, _ *http.Request) error {
 	return res.json(http.StatusOK, map[string]any{"ok": true})
 }
 
-// readyz says whether a completion sent now has a child to go to.
+// readyz reports whether a completion that is sent now would find a child.
 func (s *Server) readyz(res *response, _ *http.Request) error {
 	stat := s.pool.Stat()
 	reason := ""

@@ -53,14 +53,13 @@ func readMessages(req *chatRequest, name string, value json.RawMessage) error {
 	return nil
 }
 
-// messageReader reads one message. Fields that it does not know are ignored and
-// named.
+// messageReader reads one message. Unknown fields are ignored and named.
 type messageReader struct {
 	req    *chatRequest
 	index  int
 	at     string // where the message stands, for errors
 	fields map[string]json.RawMessage
-	legacy map[string]string // function_call has no ids: the last one that we gave to a call of each name
+	legacy map[string]string // the id that we gave to the last function_call of each name: it has none of its own
 }
 
 func (r *messageReader) read() (m chatMessage, err error) {
@@ -70,7 +69,7 @@ func (r *messageReader) read() (m chatMessage, err error) {
 	known := []string{"role", "content"}
 	switch m.Role {
 	case "system":
-		m.Role = "developer" // what newer models call it; Codex drops a message of role system
+		m.Role = "developer" // the newer name; Codex drops a message of role system
 		fallthrough
 	case "developer", "user":
 		m.Parts, err = r.content()
@@ -79,13 +78,13 @@ func (r *messageReader) read() (m chatMessage, err error) {
 		err = r.assistant(&m)
 	case "tool":
 		known = append(known, "tool_call_id")
-		if err = named(&m.CallID, r.at+".tool_call_id", r.fields["tool_call_id"]); err == nil {
+		if err = nonEmpty(&m.CallID, r.at+".tool_call_id", r.fields["tool_call_id"]); err == nil {
 			m.Parts, err = r.content()
 		}
 	case "function":
 		known = append(known, "name")
 		m.Role = "tool"
-		if err = named(&m.CallID, r.at+".name", r.fields["name"]); err == nil {
+		if err = nonEmpty(&m.CallID, r.at+".name", r.fields["name"]); err == nil {
 			m.CallID = cmp.Or(r.legacy[m.CallID], m.CallID)
 			m.Parts, err = r.content()
 		}
@@ -96,8 +95,8 @@ func (r *messageReader) read() (m chatMessage, err error) {
 	return m, err
 }
 
-// named reads what something is called by.
-func named(to *string, name string, value json.RawMessage) error {
+// nonEmpty reads a string that must not be empty, such as a name or an id.
+func nonEmpty(to *string, name string, value json.RawMessage) error {
 	if err := into(to, name, value, "a string"); err != nil {
 		return err
 	}
@@ -107,12 +106,12 @@ func named(to *string, name string, value json.RawMessage) error {
 	return nil
 }
 
-// assistant reads what an assistant said, refused and called.
+// assistant reads the content, the refusal and the calls of an assistant.
 func (r *messageReader) assistant(m *chatMessage) (err error) {
 	if err := r.calls(m); err != nil {
 		return err
 	}
-	refusal := !isNull(r.fields["refusal"]) && string(r.fields["refusal"]) != `""` // what it once said instead, or too
+	refusal := !isNull(r.fields["refusal"]) && string(r.fields["refusal"]) != `""` // instead of the content, or beside it
 	absent := isNull(r.fields["content"]) || (len(m.Calls) > 0 && string(r.fields["content"]) == "[]")
 	if !absent || (!refusal && len(m.Calls) == 0) {
 		if m.Parts, err = r.content(); err != nil {
@@ -124,7 +123,7 @@ func (r *messageReader) assistant(m *chatMessage) (err error) {
 		err = into(&p.Text, r.at+".refusal", r.fields["refusal"], "a string")
 		m.Parts = append(m.Parts, p)
 	}
-	if len(m.Calls) > 0 { // clients like to send an empty content beside calls
+	if len(m.Calls) > 0 { // some clients send an empty content beside calls
 		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p == part{} })
 	}
 	return err
@@ -162,7 +161,7 @@ func (r *messageReader) calls(m *chatMessage) error {
 		}
 		call, err := r.call(at+".function", fields["function"])
 		if err == nil {
-			err = named(&call.ID, at+".id", fields["id"])
+			err = nonEmpty(&call.ID, at+".id", fields["id"])
 		}
 		if err != nil {
 			return err
@@ -170,19 +169,19 @@ func (r *messageReader) calls(m *chatMessage) error {
 		if slices.ContainsFunc(m.Calls, func(other toolCall) bool { return other.ID == call.ID }) {
 			return badRequest(at+".id", "'%s.id' is the id of another call.", at)
 		}
-		r.req.ignoreRest("messages.tool_calls.", fields, "type", "function", "id", "index") // some send a stream's index back
+		r.req.ignoreRest("messages.tool_calls.", fields, "type", "function", "id", "index") // some clients send the index of a stream back
 		m.Calls = append(m.Calls, call)
 	}
 	return nil
 }
 
-// call reads what is called and with what.
+// call reads the name and the arguments of a call.
 func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err error) {
 	var fields map[string]json.RawMessage
 	if err := into(&fields, at, value, "an object"); err != nil {
 		return c, err
 	}
-	if err := named(&c.Name, at+".name", fields["name"]); err != nil {
+	if err := nonEmpty(&c.Name, at+".name", fields["name"]); err != nil {
 		return c, err
 	}
 	r.req.ignoreRest("messages.tool_calls.function.", fields, "name", "arguments")
@@ -190,7 +189,8 @@ func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err 
 }
 
 // matchCalls makes sure that every call is answered before the conversation goes
-// on, and nothing else is: providers refuse it, and Codex would invent answers.
+// on, and that every answer has a call: providers reject anything else, and Codex
+// would invent answers.
 func matchCalls(conversation []chatMessage) error {
 	var open []string // ids of calls without an answer
 	for i, m := range conversation {
@@ -210,7 +210,7 @@ func matchCalls(conversation []chatMessage) error {
 		}
 	}
 	if len(open) > 0 {
-		return badRequest("messages", "The calls of an assistant must be answered by the messages that follow it. Without an answer: %.200q.", open)
+		return badRequest("messages", "Each tool call of an assistant message must be answered by a tool message right after it. These call ids have no answer: %.200q.", open)
 	}
 	return nil
 }
@@ -267,8 +267,8 @@ func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p pa
 	return p, err
 }
 
-// image checks that an image is there, whole, and an image: nothing is fetched,
-// neither by us nor by Codex.
+// image checks that an image is a data URL and of a type that Codex can read:
+// nothing is fetched, neither by us nor by Codex.
 func (r *messageReader) image(at string, value json.RawMessage) (url, detail string, err error) {
 	var fields map[string]json.RawMessage
 	if err := into(&fields, at, value, "an object"); err != nil {
@@ -296,7 +296,7 @@ func (r *messageReader) image(at string, value json.RawMessage) (url, detail str
 	if err != nil {
 		return "", "", badRequest(at+".url", "'%s.url' is not valid base64.", at)
 	}
-	// By what it is, not by what it is called: image/jpg is no type, but in wide use.
+	// The content counts, not the declared type: image/jpg is no type, but in wide use.
 	if !slices.Contains([]string{"image/png", "image/jpeg", "image/webp", "image/gif"}, http.DetectContentType(image)) {
 		return "", "", badRequest(at+".url", "'%s.url' must hold a PNG, JPEG, WebP or GIF image.", at)
 	}

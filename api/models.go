@@ -10,19 +10,19 @@ import (
 	"github.com/julienschmidt/httprouter"
 )
 
-// Models says which model names are taken and what they mean.
+// Models is the list of model names that are accepted, and what they mean.
 type Models struct {
 	Prefix  string        // the alias that is advertised: "codex-5", in dev "codev-5"
 	Default string        // catalog id that the aliases mean
-	Catalog []codex.Model // what the CLI lists
+	Catalog []codex.Model // the models that the CLI lists
 	Open    bool          // the upstream has models of its own: any name passes
 }
 
 // aliases are accepted everywhere, whichever is advertised.
 var aliases = []string{"codex-5", "codev-5"}
 
-// efforts are taken as a suffix or a parameter, with whatever the catalog lists;
-// one that a model does not support is the upstream's to refuse.
+// efforts are accepted as a suffix or a parameter, beside those that the catalog
+// lists. The provider rejects one that a model does not support.
 var efforts = []string{"none", "minimal", "low", "medium", "high", "xhigh"}
 
 // resolve finds the id and effort that name means.
@@ -57,8 +57,8 @@ func (m Models) known(name string) (id string, ok bool) {
 	return "", false
 }
 
-// listed is the id if the CLI lists it, "" otherwise: of a model that it does not
-// know Codex has wrong ideas, such as how much it can take.
+// listed is the id if the CLI lists it, "" otherwise: for a model that it does not
+// list, Codex assumes wrong properties, such as too small a context window.
 func (m Models) listed(id string) string {
 	if slices.ContainsFunc(m.Catalog, func(model codex.Model) bool { return model.ID == id }) {
 		return id
@@ -66,14 +66,14 @@ func (m Models) listed(id string) string {
 	return ""
 }
 
-// effort says whether the word is a reasoning effort.
+// effort reports whether the word is a reasoning effort.
 func (m Models) effort(word string) bool {
 	return slices.Contains(efforts, word) || slices.ContainsFunc(m.Catalog, func(model codex.Model) bool {
 		return slices.Contains(model.Efforts, word)
 	})
 }
 
-// names lists what is advertised, aliases first.
+// names lists the advertised names, aliases first.
 func (m Models) names() []string {
 	names := []string{m.Prefix}
 	for _, model := range m.Catalog {
@@ -124,7 +124,8 @@ func (s *Server) getModel(res *response, r *http.Request) error {
 	return res.json(http.StatusOK, s.model(name))
 }
 
-// cacheModels lets the list be cached, but what wants a key not by others.
+// cacheModels lets clients cache the list; shared caches only where no key is
+// required.
 func (s *Server) cacheModels(res *response) {
 	scope := "public"
 	if s.cfg.ProtectModels {

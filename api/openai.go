@@ -103,7 +103,7 @@ func (f finishedReason) MarshalJSON() ([]byte, error) {
 	return json.Marshal(string(f))
 }
 
-// usageField is the usage of a chunk: left out, null, or there.
+// usageField is the usage of a chunk: absent, null, or present.
 type usageField struct {
 	present bool
 	usage   *usageBody

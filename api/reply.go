@@ -37,20 +37,21 @@ func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f 
 		return &whole{reply: base, choices: make([]message, req.choices())}
 	}
 	st := &stream{reply: base, commitAfter: s.cfg.Commit, keepalive: s.cfg.Keepalive}
-	if refusesComments(r) {
+	if rejectsComments(r) {
 		st.keepalive = 0
 	}
 	return st
 }
 
-// refusesComments says that the client chokes on SSE comments, or says so.
-func refusesComments(r *http.Request) bool {
+// rejectsComments reports whether the client cannot parse SSE comments: it is
+// known for that, or it sent the header or parameter for it.
+func rejectsComments(r *http.Request) bool {
 	agent := r.UserAgent()
 	return r.Header.Get("X-No-Keepalive") == "1" || r.URL.Query().Get("no_keepalive") == "1" ||
 		strings.Contains(agent, "Obsidian") || strings.Contains(agent, "Electron")
 }
 
-// reply is what both kinds of response share.
+// reply is the common part of both kinds of response.
 type reply struct {
 	form
 	res     *response
@@ -60,7 +61,7 @@ type reply struct {
 	usage   []*codex.Usage // of each choice; nil where none has arrived
 }
 
-// note takes the events that both treat alike.
+// note handles the events that both treat alike.
 func (b *reply) note(choice int, e codex.Event) {
 	switch e := e.(type) {
 	case codex.TextDelta, codex.ToolCalls, codex.Refusal:
@@ -71,7 +72,7 @@ func (b *reply) note(choice int, e codex.Event) {
 	}
 }
 
-// total is what all choices have used so far.
+// total is the usage of all choices so far.
 func (b *reply) total() (sum codex.Usage) {
 	for _, u := range b.usage {
 		if u != nil {
@@ -83,8 +84,8 @@ func (b *reply) total() (sum codex.Usage) {
 	return sum
 }
 
-// used is the usage for the caller. It is never invented: where a choice's is
-// missing there is none.
+// used is the usage for the caller. It is never invented: nil where the usage of a
+// choice is missing.
 func (b *reply) used() *usageBody {
 	if slices.Contains(b.usage, nil) {
 		return nil
@@ -92,7 +93,7 @@ func (b *reply) used() *usageBody {
 	return usage(b.total())
 }
 
-// reasons says whether the caller asked for the reasoning.
+// reasons reports whether the caller requested the reasoning.
 func (b *reply) reasons() bool {
 	return b.req.Summary != "" && b.req.Summary != "none" && !b.text
 }
@@ -164,8 +165,8 @@ func (w *whole) message(m *message) messageBody {
 }
 
 // stream is a response as server-sent events. Its 200 is sent with the first
-// text, or commitAfter after the turn began: until then a failure is a real
-// HTTP status, which SDKs retry or raise.
+// text, or commitAfter after the turn began. A failure before that is a real HTTP
+// status, which SDKs retry or raise.
 type stream struct {
 	reply
 	commitAfter time.Duration
@@ -203,7 +204,7 @@ func (s *stream) write(choice int, e codex.Event) error {
 	case codex.Completed:
 		s.commit()
 		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
-		return nil // it goes out with what follows: a slow reader is no reason to keep the child
+		return nil // sent with what follows: a slow reader must not hold the child
 	default:
 		return nil
 	}
@@ -224,7 +225,7 @@ func (s *stream) calls(choice int, calls []codex.ToolCall) {
 	}
 }
 
-// tick does what time asks for.
+// tick commits the stream, or keeps it alive, when it is time.
 func (s *stream) tick() error {
 	now := time.Now()
 	if s.turn.IsZero() {
@@ -269,7 +270,7 @@ func (s *stream) finish() error {
 	return s.flush()
 }
 
-// body is what every chunk of the stream repeats.
+// body has the fields that every chunk of the stream repeats.
 func (s *stream) body() chunkBody {
 	return chunkBody{
 		ID: s.id, Object: s.form.chunk, Created: s.created, Model: s.req.Name,
@@ -305,7 +306,7 @@ func (s *stream) frame(b chunkBody) {
 	s.buf = frame(s.buf, line)
 }
 
-// flush sends what is buffered in one write.
+// flush sends the buffer in one write.
 func (s *stream) flush() error {
 	err := s.res.send(s.buf)
 	s.buf, s.wrote = s.buf[:0], time.Now()

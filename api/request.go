@@ -20,16 +20,16 @@ import (
 	"codexpool/upstream"
 )
 
-// bodyTimeout is how long a body may take to arrive; handle sets it.
+// bodyTimeout is the longest time that a body may take to arrive; handle sets it.
 const bodyTimeout = time.Minute
 
-// chatRequest is a checked request for completions. It holds what a caller
-// wrote: never log it.
+// chatRequest is a checked request for completions. It holds the caller's prompt:
+// never log it.
 type chatRequest struct {
 	Name          string // the model as the caller wrote it
 	Model         string // its catalog id
 	Effort        string // "" = the model's default
-	Summary       string // of the reasoning, "" = not asked for
+	Summary       string // of the reasoning: auto, concise, detailed or none; "" = not requested
 	Conversations [][]chatMessage
 	N             int // answers to each conversation
 	Stream        bool
@@ -43,7 +43,7 @@ type chatRequest struct {
 	Ignored       []string                   // fields that were accepted and have no effect
 }
 
-// choices is how many answers are wanted.
+// choices is the number of answers that are requested.
 func (req *chatRequest) choices() int { return len(req.Conversations) * req.N }
 
 // conversation is the one that a choice answers.
@@ -91,7 +91,7 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 		return nil, errEncoding
 	}
 	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
-		return nil, errTooLarge // it asked before it sends
+		return nil, errTooLarge // the client waits for our answer before it sends the body
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
 	if err == nil && int64(len(body)) > s.cfg.MaxBody {
@@ -111,9 +111,9 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 	return body, nil
 }
 
-// malformed says that what came is no body, such as chunks that are none: net/http
-// has no type for that error. A client that has left makes a network error, or a
-// body that is too short.
+// malformed reports whether a body has no valid transfer encoding, such as broken
+// chunks: net/http has no type for that error. A client that disconnected causes a
+// network error, or a body that is too short.
 func malformed(err error) bool {
 	var network net.Error
 	return err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.As(err, &network)
@@ -163,7 +163,7 @@ func (req *chatRequest) ignoreRest(prefix string, fields map[string]json.RawMess
 	}
 }
 
-// check looks at what the fields say together.
+// check checks the fields against each other and resolves the model.
 func (req *chatRequest) check(cfg Config) error {
 	if req.N > cfg.MaxChoices || req.choices() > cfg.MaxChoices { // the first bounds the product
 		return badRequest("n", "'n' times the number of prompts must be at most %d.", cfg.MaxChoices)
@@ -200,11 +200,11 @@ var providerNames = map[string]string{
 	"verbosity":             "text",
 }
 
-// fit leaves to the provider what it takes. What only tunes the answer is
-// otherwise ignored, and named; what makes it another is refused. Without a relay
-// nothing but Codex's own words reaches the provider.
+// fit keeps the fields that the provider supports. Of the others, those that only
+// tune the answer are ignored and named, and those that would change it are rejected.
+// Without a relay, the provider gets only what Codex itself can pass on.
 func (req *chatRequest) fit(relay *upstream.Relay) error {
-	takes := func(field string) bool { return relay != nil && relay.Takes(field) }
+	takes := func(name string) bool { return relay != nil && relay.Takes(name) }
 	for name := range req.Tuned {
 		if !takes(cmp.Or(providerNames[name], name)) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {
 			delete(req.Tuned, name)
@@ -231,7 +231,7 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 var notHeaderSafe = regexp.MustCompile(`[^A-Za-z0-9_.\-\[\]]`)
 
 // headerList joins names, each once, for a header of at most 1 KB. Names come
-// from the client, so only plain characters survive.
+// from the client, so all but plain characters become "?".
 func headerList(names []string) string {
 	slices.Sort(names)
 	list := ""

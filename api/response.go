@@ -11,7 +11,7 @@ import (
 	"codexpool/codex"
 )
 
-// response is the ResponseWriter of one request, with what is to be said of it
+// response is the ResponseWriter of one request, with what is reported about it
 // afterwards. Only the handler's goroutine uses it.
 type response struct {
 	http.ResponseWriter
@@ -20,7 +20,7 @@ type response struct {
 
 	began      time.Time
 	status     int  // 0 until the header was sent
-	stream     bool // the header said text/event-stream
+	stream     bool // the header with text/event-stream was sent
 	firstToken time.Duration
 	child      int // pid of the child that served it; 0 where there was none, or several choices
 	caller     Caller
@@ -42,7 +42,7 @@ func (res *response) WriteHeader(status int) {
 }
 
 // send writes and flushes within the write timeout: a client that stops reading
-// loses its answer, it does not keep a child.
+// loses its answer, and does not hold a child.
 func (res *response) send(b []byte) error {
 	// A recorder in a test has no deadlines and may have no Flush.
 	if err := res.control.SetWriteDeadline(time.Now().Add(res.writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
@@ -90,7 +90,7 @@ func (res *response) token() {
 }
 
 // finish writes the error of a request, if it has one, in the way that is still
-// possible, and says whether the connection must be cut.
+// possible. It returns true if the connection must be cut.
 func (res *response) finish(e *Error) (abort bool) {
 	switch {
 	case e == nil:
@@ -102,7 +102,7 @@ func (res *response) finish(e *Error) (abort bool) {
 		return true
 	case res.status == 0:
 		e.header(res.Header())
-		res.json(e.Status, e.body()) // a client that cannot read its error has gone
+		res.json(e.Status, e.body()) // a client that cannot read its error has disconnected
 		return false
 	case res.stream:
 		if body, err := encode(e.body()); err == nil {

@@ -12,18 +12,18 @@ type tool struct {
 	Name        string          `json:"name"`
 	Description string          `json:"description,omitempty"`
 	Parameters  json.RawMessage `json:"parameters"`
-	Strict      bool            `json:"strict"` // said in any case: the Responses API would take its absence for true
+	Strict      bool            `json:"strict"` // always sent: the Responses API treats its absence as true
 }
 
-// toolChoice is which of them it may or must call.
+// toolChoice is which of the tools the model may or must call.
 type toolChoice struct {
-	Mode string // auto, none or required; "" = as the provider likes
+	Mode string // auto, none or required; "" = the provider's default
 	Name string // of the one function that must be called; "" = none in particular
 
 	Field string // where it was given, for errors
 }
 
-// forced says that there must be a call.
+// forced reports whether the model must call a function.
 func (c toolChoice) forced() bool { return c.Mode == "required" || c.Name != "" }
 
 var toolName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
@@ -55,20 +55,21 @@ func readTools(req *chatRequest, name string, value json.RawMessage) error {
 
 // readFunctions reads the legacy form of tools.
 func readFunctions(req *chatRequest, name string, value json.RawMessage) error {
-	var functions []json.RawMessage
-	if err := into(&functions, name, value, "an array of objects"); err != nil {
+	var declared []json.RawMessage
+	if err := into(&declared, name, value, "an array of objects"); err != nil {
 		return err
 	}
-	for i, f := range functions {
+	for i, f := range declared {
 		if err := req.addTool(fmt.Sprintf("%s[%d]", name, i), f); err != nil {
 			return err
 		}
 	}
-	req.LegacyCalls = len(functions) > 0
+	req.LegacyCalls = len(declared) > 0
 	return nil
 }
 
-// addTool checks a function's declaration; what is wrong is said with its name.
+// addTool checks a function's declaration and keeps it. at is where it stands, for
+// errors.
 func (req *chatRequest) addTool(at string, value json.RawMessage) error {
 	var fields map[string]json.RawMessage
 	if err := into(&fields, at, value, "an object"); err != nil {
@@ -149,20 +150,19 @@ func readToolChoice(req *chatRequest, name string, value json.RawMessage) error 
 	return into(&req.ToolChoice.Name, at+".name", fields["name"], "a string")
 }
 
-// checkTools looks at what the fields for tools say together.
+// checkTools checks the fields for tools against each other.
 func (req *chatRequest) checkTools() error {
 	choice := req.ToolChoice
-	named := func(t tool) bool { return t.Name == choice.Name }
 	switch {
 	case choice.forced() && len(req.Tools) == 0:
 		return badRequest(choice.Field, "'%s' needs tools to choose from.", choice.Field)
-	case choice.Name != "" && !slices.ContainsFunc(req.Tools, named):
+	case choice.Name != "" && !slices.ContainsFunc(req.Tools, func(t tool) bool { return t.Name == choice.Name }):
 		return badRequest(choice.Field, "'%s' names %.100q, which is not one of the tools.", choice.Field, choice.Name)
 	}
 	return nil
 }
 
-// readResponseFormat keeps the format as the Responses API wants it.
+// readResponseFormat keeps the format in the form of the Responses API.
 func readResponseFormat(req *chatRequest, name string, value json.RawMessage) error {
 	var format map[string]json.RawMessage
 	if err := into(&format, name, value, "an object"); err != nil {

@@ -12,7 +12,7 @@ import (
 	"codexpool/upstream"
 )
 
-// turnParams is a conversation in Codex's words: every message in its own place
+// turnParams is a conversation as a turn of Codex: every message in its own place
 // and role. It is pure.
 func turnParams(req *chatRequest, conversation []chatMessage) codex.TurnParams {
 	p := codex.TurnParams{Model: req.Model, Effort: req.Effort, Summary: req.Summary}
@@ -89,7 +89,7 @@ func itemParts(m chatMessage) (parts []itemPart) {
 	return parts
 }
 
-// marshal is encode for what we have built from JSON.
+// marshal is encode for values that were built from JSON.
 func marshal(v any) json.RawMessage {
 	data, err := encode(v)
 	if err != nil {
@@ -148,7 +148,7 @@ func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upst
 	return o
 }
 
-// details are what the caller said of the images, in their order.
+// details lists the caller's detail of each image, in their order.
 func details(conversation []chatMessage) (list []string) {
 	for _, m := range conversation {
 		for _, p := range m.Parts {

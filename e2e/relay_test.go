@@ -149,7 +149,7 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 		{"500", codextest.Status(500, "secret internals"), "502 upstream_error  [] The upstream failed."},
 		{"503", retryAfter(503, "17", "busy"), "503 upstream_overloaded  [17] The upstream is overloaded."},
 		{"422 of another shape", codextest.Status(422, `{"detail":"The provider's words."}`), "422   [] The provider's words."},
-		{"404 without a word", codextest.Status(404, "<html>"), "404   [] The upstream refused the request."},
+		{"404 without a word", codextest.Status(404, "<html>"), "404   [] The upstream rejected the request."},
 		{"409 without a word", codextest.Status(409, "<html>"), "502 upstream_error  [] The upstream failed."},
 		{"JSON instead of a stream", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -170,8 +170,8 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}, "502 upstream_error  [] The upstream failed."},
 		{"403", codextest.Status(403, envelope("denied")), "403 denied input[0] [] The provider's words."},
-		{"403 without a word", codextest.Status(403, ""), "502 upstream_auth  [] The upstream refused this server's credentials."},
-		{"401", codextest.Status(401, envelope("invalid_api_key")), "502 upstream_auth  [] The upstream refused this server's credentials."},
+		{"403 without a word", codextest.Status(403, ""), "502 upstream_auth  [] The upstream rejected this server's credentials."},
+		{"401", codextest.Status(401, envelope("invalid_api_key")), "502 upstream_auth  [] The upstream rejected this server's credentials."},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			up.Script(tt.reply)

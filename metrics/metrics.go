@@ -1,8 +1,8 @@
 // Package metrics counts what pool and api report, for Prometheus.
 //
 // It owns its registry: nothing is global, so two daemons can live in one test.
-// What has a state (the pool's children, the open streams) is read when it is
-// scraped, what happens is counted as it happens.
+// The state of the pool and of the open streams is read at each scrape; events are
+// counted as they happen.
 package metrics
 
 import (
@@ -74,7 +74,7 @@ func New(version string) *Metrics {
 			Help: "Time from the start of a child until it was warm.",
 		}),
 		deaths: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_child_deaths_total", Help: "Children that are gone, by reason.",
+			Name: "codexpool_child_deaths_total", Help: "Children that were stopped or died, by reason.",
 		}, []string{"reason"}),
 		probes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "codexpool_child_probes_total", Help: "Health probes of idle children, by how they ended.",
@@ -84,10 +84,10 @@ func New(version string) *Metrics {
 			Help: "Time that children took to answer a health probe.",
 		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_http_requests_total", Help: "Requests, by route and status; 499 where the client left first.",
+			Name: "codexpool_http_requests_total", Help: "Requests, by route and status; 499 where the client disconnected first.",
 		}, []string{"route", "code"}),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_http_errors_total", Help: "Requests that failed, by route and error code; also those that failed after their 200, not those whose client left.",
+			Name: "codexpool_http_errors_total", Help: "Requests that failed, by route and error code; also those that failed after their 200, not those whose client disconnected.",
 		}, []string{"route", "error"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "codexpool_http_request_duration_seconds", Buckets: requestBuckets,
@@ -105,13 +105,13 @@ func New(version string) *Metrics {
 		Name: "codexpool_key_requests_total", Help: "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.",
 	}, []string{"key", "outcome"})
 	m.upstreamLimit = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "codexpool_upstream_limit", Help: "The provider's rate limits as it last told them, and what remains of them.",
+		Name: "codexpool_upstream_limit", Help: "The provider's rate limits as it last reported them, and what remains of them.",
 	}, []string{"kind", "unit"})
 	m.upstreamUsed = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "codexpool_upstream_used_ratio", Help: "The part of the provider's usage windows that is used, as it last told.",
+		Name: "codexpool_upstream_used_ratio", Help: "The used part of the provider's usage windows, as it last reported it.",
 	}, []string{"window"})
 	m.upstreamRequests = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "codexpool_upstream_requests_total", Help: "Tries at the provider, by its status (0 = no answer) and whether the connection was warm.",
+		Name: "codexpool_upstream_requests_total", Help: "Requests to the provider, each try counted, by its status (0 = no answer) and whether the connection was warm.",
 	}, []string{"code", "connection"})
 	m.upstreamFirstByte = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "codexpool_upstream_first_byte_seconds", Buckets: tokenBuckets, Help: "Time until the provider's headers came.",
@@ -126,7 +126,7 @@ func New(version string) *Metrics {
 		Name: "codexpool_upstream_received_bytes_total", Help: "Response bodies that came from the provider.",
 	})
 	m.upstreamOverrides = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "codexpool_upstream_overrides_total", Help: "Fields of the caller's that were written into requests to the provider, by their name there.",
+		Name: "codexpool_upstream_overrides_total", Help: "Fields of callers that were written into requests to the provider, by their name there.",
 	}, []string{"field"})
 	m.info = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "codexpool_build_info", Help: "Always 1; the versions are in the labels.",
@@ -152,7 +152,7 @@ func New(version string) *Metrics {
 	return m
 }
 
-// SetCLI says which version of the Codex CLI children are started from.
+// SetCLI sets the version of the Codex CLI that children are started from.
 func (m *Metrics) SetCLI(version string) {
 	m.info.Reset()
 	m.info.WithLabelValues(m.version, version).Set(1)

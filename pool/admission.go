@@ -25,8 +25,8 @@ type Admission struct {
 // Admit admits a caller that needs n children at once, or returns [ErrFull]: a
 // caller must not hold some of its children while the queue has no room to wait for
 // the others. The caller waits in the queue of its tenant, any string: tenants
-// are served in turn, whatever each of them wants. ctx is the request's, for
-// Hooks.Acquired. The caller owns the Admission and closes it.
+// are served in turn, however many children each of them waits for. ctx is the
+// request's, for Hooks.Acquired. The caller owns the Admission and closes it.
 func (p *Pool) Admit(ctx context.Context, tenant string, n int) (*Admission, error) {
 	if n < 1 {
 		panic(fmt.Sprintf("BUG: %d children", n))
@@ -80,7 +80,7 @@ func (a *Admission) Acquire(ctx context.Context) (*Lease, error) {
 	began := time.Now()
 	lease, err := p.acquire(ctx, a)
 	if err != nil {
-		p.state.dismissOne()
+		p.state.release()
 	} else {
 		a.stopTimer()
 	}
@@ -135,15 +135,15 @@ func (p *Pool) wait(ctx context.Context, a *Admission) (*puddle.Resource[*child]
 	select {
 	case <-w.done:
 	case <-ctx.Done():
-		if p.state.leave(w) {
+		if p.state.withdraw(w) {
 			return nil, context.Cause(ctx)
 		}
 	case <-a.expired:
-		if p.state.leave(w) {
+		if p.state.withdraw(w) {
 			return nil, ErrTimeout
 		}
 	}
-	<-w.done // where leave came too late
+	<-w.done // where withdraw came too late
 	if w.err != nil {
 		return nil, w.err
 	}

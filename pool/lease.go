@@ -49,7 +49,7 @@ func (l *Lease) Release() {
 	if l.released.Swap(true) {
 		return
 	}
-	l.pool.state.dismissOne()
+	l.pool.state.release()
 	l.pool.tasks.Go(func() { l.pool.takeBack(l) }) // ends within the calls' deadlines
 }
 

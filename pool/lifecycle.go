@@ -137,8 +137,8 @@ func (p *Pool) stop(c *child) {
 	}
 }
 
-// diedYoung takes note of a child that started only to fail: the next must not
-// be started in a loop. A child that was killed from outside proves nothing.
+// diedYoung notes a child that died before it did anything: the next must not be
+// started in a loop. A child that was killed from outside proves nothing.
 func (p *Pool) diedYoung(err error) {
 	if exit := (*codex.ExitError)(nil); errors.As(err, &exit) && exit.Killed() {
 		p.starts.pauseOnce()

@@ -8,20 +8,20 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// manyFailures are so many that callers are no longer kept waiting for the
-// outcome of the next start, which may take its whole timeout.
+// manyFailures is the number of failed starts in a row after which callers no
+// longer wait for the outcome of the next start, which may take its whole timeout.
 const manyFailures = 5
 
 // startsAtOnce bounds the children that start at the same time. Alone a start
 // takes 0.1 to 0.3 s; sixteen at once on two cores took up to 1.8 s each.
 const startsAtOnce = 2
 
-// starts paces the starting of children: a few at a time, and after a failure
-// not before a pause that grows until a child has proven itself.
+// starts paces the starting of children: a few at a time, and after a failure only
+// after a pause. The pause grows until a child has proven itself.
 //
-// The pause limits the intensity of restarts, and hopeless is the breaker for
-// callers while no child lives. It needs no window of time: the pause spreads
-// failures, and a success ends the count.
+// The pause limits the rate of restarts. hopeless is the circuit breaker for
+// callers while no child lives. It needs no window of time: the pause spreads the
+// failures, and a success resets their count.
 type starts struct {
 	permits chan struct{} // one is taken by each start under way
 
@@ -63,7 +63,7 @@ func (s *starts) enter(ctx context.Context) (done func(error), err error) {
 	return nil, context.Cause(ctx)
 }
 
-// pause is what is left of it. With none left, the caller's start is under way.
+// pause is the rest of the pause. Where none remains, the caller's start begins.
 func (s *starts) pause() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,8 +87,8 @@ func (s *starts) done(err error) {
 	<-s.permits
 }
 
-// failed postpones the next start. What fails in the same pause is the same
-// incident, and does not make it longer.
+// failed postpones the next start. Another failure within the same pause belongs
+// to the same incident, and does not make the pause longer.
 func (s *starts) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,8 +99,8 @@ func (s *starts) failed(err error) {
 	}
 }
 
-// pauseOnce postpones the next start, and no more: what ended a child from
-// outside, such as a system without memory, may be at work again at once.
+// pauseOnce postpones the next start, and counts no failure: a child was ended
+// from outside, as by a system without memory, which may happen again at once.
 func (s *starts) pauseOnce() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,9 +109,9 @@ func (s *starts) pauseOnce() {
 	}
 }
 
-// proven says that a child works: it came back well from a lease, or grew older
-// than crashAge. One that was born before the last failure says nothing of those that
-// would be started now.
+// proven notes that a child works: it came back well from a lease, or grew older
+// than crashAge. A child that was born before the last failure proves nothing about
+// those that would be started now.
 func (s *starts) proven(born time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,7 +129,7 @@ func (s *starts) failure() error {
 	return s.err
 }
 
-// hopeless is failure, but nil while another start is under way that may well
+// hopeless is failure, but nil while another start is under way that may
 // succeed.
 func (s *starts) hopeless() error {
 	s.mu.Lock()

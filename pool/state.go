@@ -173,7 +173,7 @@ func (s *state) died(c *child, d Death) Death {
 	return d
 }
 
-// admit counts n callers, or returns ErrFull and counts none.
+// admit admits n children for a caller, or returns ErrFull and admits none.
 func (s *state) admit(n int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,8 +184,8 @@ func (s *state) admit(n int) error {
 	return nil
 }
 
-// dismissOne ends what admit began, for one caller.
-func (s *state) dismissOne() {
+// release ends what admit began, for one child.
+func (s *state) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.admitted--
@@ -209,9 +209,9 @@ func (s *state) enter(w *waiter) error {
 	return err
 }
 
-// leave removes w from the queue. It returns false if w has its child, or its
+// withdraw removes w from the queue. It returns false if w has its child, or its
 // error, already.
-func (s *state) leave(w *waiter) bool {
+func (s *state) withdraw(w *waiter) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.queue.remove(w)
@@ -325,7 +325,7 @@ func (s *state) grown() {
 // count: where there is room, its replacement is warm before it is retired.
 // Where callers are turned away because no child can be started (unavailable),
 // one is started all the same: recovery must not wait for them.
-func (s *state) plan(unavailable bool) (starts int) {
+func (s *state) plan(unavailable bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.count()
@@ -333,9 +333,9 @@ func (s *state) plan(unavailable bool) (starts int) {
 	if unavailable {
 		need = max(need, 1)
 	}
-	starts = max(0, min(need-n.idle-n.starting, n.room(s.cfg.Size)))
-	s.starting += starts
-	return starts
+	more := max(0, min(need-n.idle-n.starting, n.room(s.cfg.Size)))
+	s.starting += more
+	return more
 }
 
 // startGivenUp counts a start that plan decided on and that made no child.
