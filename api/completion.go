@@ -186,7 +186,7 @@ func (c *completion) retry(ctx context.Context, params codex.TurnParams, call *u
 	return func(yield func(codex.Event, error) bool) {
 		var died error
 		for e, err := range c.turn(ctx, c.admission, params, call) {
-			if codex.ChildFault(err).Fatal() && call != nil && !call.Asked() && ctx.Err() == nil {
+			if codex.ChildFault(err).Fatal() && call != nil && !call.Arrived() && ctx.Err() == nil {
 				died = err
 				break
 			}
@@ -250,7 +250,7 @@ func explained(err error, call *upstream.Call) error {
 // correct call with an error. Whatever came later may be the provider's doing.
 func childToBlame(err error, call *upstream.Call) bool {
 	if turn := (*codex.TurnError)(nil); errors.As(err, &turn) {
-		return call != nil && !call.Asked() && turn.Info != codex.InfoContextWindow
+		return call != nil && !call.Arrived() && turn.Info != codex.InfoContextWindow
 	}
 	return codex.ChildFault(err) == codex.FaultCall
 }

@@ -204,7 +204,7 @@ var providerNames = map[string]string{
 // tune the answer are ignored and named, and those that would change it are rejected.
 // Without a relay, the provider gets only what Codex itself can pass on.
 func (req *chatRequest) fit(relay *upstream.Relay) error {
-	takes := func(name string) bool { return relay != nil && relay.Takes(name) }
+	takes := func(name string) bool { return relay != nil && relay.Supports(name) }
 	for name := range req.Tuned {
 		if !takes(cmp.Or(providerNames[name], name)) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {
 			delete(req.Tuned, name)

@@ -9,10 +9,10 @@ import (
 	"unicode"
 )
 
-// Echo is a model that needs no network: it streams back the last user message
-// word by word, with delay before each, and counts words as tokens. It serves
-// POST /v1/responses as the OpenAI API does with "stream": true, and what
-// [EchoModel] names.
+// Echo is a model that needs no network. It streams the last user message back,
+// word by word, with delay before each word, and counts words as tokens. It serves
+// POST /v1/responses as the OpenAI API does with "stream": true, and supports the
+// fields of [EchoModel].
 func Echo(delay time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/responses", func(w http.ResponseWriter, r *http.Request) {
@@ -54,7 +54,7 @@ func (req responsesRequest) lastUser() (text string, count int) {
 	return text, count
 }
 
-// echo writes one answer. It stops when the child hangs up.
+// echo writes one answer. It stops when its client disconnects.
 func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay time.Duration) {
 	text, input := req.lastUser()
 	w.Header().Set("Content-Type", "text/event-stream")

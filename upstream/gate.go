@@ -1,11 +1,14 @@
 // Package upstream is the Responses API that children post to on loopback: the
-// relay to the provider, and a provider for those who have none, the echo.
+// relay to the provider, and the echo, a provider that needs no network.
 //
-// cmd serves it on a listener of its own. A child knows only its own path
-// through the [Gate], so that no other process of the machine can use it. The
-// relay knows the provider, the credential, and for each running turn what its
-// caller asked for, by a key that travels through the child. The echo stands
-// behind the relay like any provider.
+// cmd serves it on a loopback listener of its own. Each child has a secret path
+// through the [Gate], so that no other process of the machine can use the relay.
+// The relay has the provider's address and credential. For each running turn it
+// also has the caller's exact parameters, under a key that travels through the
+// child. The echo is behind the relay like any other provider.
+//
+// The files in reading order: gate.go, provider.go, relay.go, call.go, rewrite.go,
+// flow.go, failure.go, retry.go, recheck.go, hooks.go, echo.go.
 package upstream
 
 import (
@@ -15,7 +18,8 @@ import (
 	"sync"
 )
 
-// Gate lets through to a handler only requests under a path that it gave out.
+// Gate passes to a handler only requests under a path that it gave out. All
+// methods may be called from any goroutine.
 type Gate struct {
 	next http.Handler
 
@@ -23,13 +27,14 @@ type Gate struct {
 	paths map[string]struct{} // guarded by mu
 }
 
-// NewGate stands before next, which sees paths without the part given out.
+// NewGate makes a gate in front of next, which sees paths without the part that
+// was given out.
 func NewGate(next http.Handler) *Gate {
 	return &Gate{next: next, paths: map[string]struct{}{}}
 }
 
-// Admit gives out a path of 128 random bits, such as "/4T…", for one child.
-// revoke takes it back once the child is gone.
+// Admit gives out a path of at least 128 random bits, such as "/4T…", for one
+// child. The caller must call revoke when the child is gone; then the path is a 404.
 func (g *Gate) Admit() (path string, revoke func()) {
 	key := rand.Text()
 	g.mu.Lock()
@@ -42,7 +47,7 @@ func (g *Gate) Admit() (path string, revoke func()) {
 	}
 }
 
-// ServeHTTP answers 404 to whoever does not know a path.
+// ServeHTTP answers 404 to a request under no valid path.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	key, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	g.mu.RLock()

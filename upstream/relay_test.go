@@ -483,7 +483,7 @@ func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
 	r := upstream.NewRelay(upstream.Provider{Base: base, Kind: upstream.ChatGPT}, flight{p.Client().Transport, p}, upstream.Hooks{})
 	server := httptest.NewServer(r)
 	defer server.Close()
-	if r.Takes("max_output_tokens") || r.Takes("temperature") || !r.Takes("tools") {
+	if r.Supports("max_output_tokens") || r.Supports("temperature") || !r.Supports("tools") {
 		t.Error("it takes other fields")
 	}
 	for _, tt := range []struct{ input, instructions, rest string }{

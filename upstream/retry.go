@@ -11,9 +11,16 @@ import (
 	"time"
 )
 
-// retrier tries a request a second time where the first cannot have told the
-// caller anything, nor set a model to work: no connection, 502, 503 or 504 that
-// came at once, or 429 with a short Retry-After. Requests carry their body in GetBody.
+const (
+	retryPause    = 200 * time.Millisecond // before the second try, jittered; a longer Retry-After counts instead
+	maxRetryAfter = 2 * time.Second        // a longer Retry-After is passed on to the caller
+	promptAnswer  = time.Second            // an error that comes later may have cost a model's work
+)
+
+// retrier sends a request a second time where the first try cannot have given
+// the caller anything, nor started a model: there was no connection; 502, 503 or
+// 504 came within promptAnswer; or 429 came with a short Retry-After. Requests must
+// have GetBody.
 type retrier struct {
 	next  http.RoundTripper
 	hooks Hooks
@@ -30,7 +37,7 @@ func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		return res, err
 	}
 	if res != nil {
-		take(io.Discard, res.Body, maxFailure) // so that the connection can serve again
+		copyRest(io.Discard, res.Body, maxFailure) // so that the connection can be used again
 		res.Body.Close()
 	}
 	select {
@@ -51,7 +58,8 @@ func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, err
 }
 
-// try does one try and reports it. connected is when a connection was there.
+// try does one try and reports it. connected is when it got a connection; zero if
+// it got none.
 func (t *retrier) try(req *http.Request) (res *http.Response, connected time.Time, err error) {
 	reused := false
 	began := time.Now()
@@ -72,31 +80,32 @@ func (t *retrier) try(req *http.Request) (res *http.Response, connected time.Tim
 	return res, connected, err
 }
 
-// retryWait is the pause before a second try, and whether the response, nil
-// where there is none, calls for one. It came that long after the connection.
+// retryWait returns the pause before a second try, and whether the response calls
+// for one. res is nil where there was none; took is the time from the connection to
+// the response.
 func retryWait(res *http.Response, took time.Duration) (time.Duration, bool) {
-	wait := time.Duration(float64(retryAfter) * (0.5 + rand.Float64()))
+	wait := time.Duration(float64(retryPause) * (0.5 + rand.Float64()))
 	if res == nil {
 		return wait, false
 	}
-	given, told := askedWait(res.Header)
+	given, ok := parseRetryAfter(res.Header)
 	switch res.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return max(wait, given), given <= retryAtMost && took <= atOnce
+		return max(wait, given), given <= maxRetryAfter && took <= promptAnswer
 	case http.StatusTooManyRequests:
-		return max(wait, given), told && given <= retryAtMost
+		return max(wait, given), ok && given <= maxRetryAfter
 	}
 	return 0, false
 }
 
-// askedWait is how long a response asks to wait, in seconds or until a date.
-func askedWait(h http.Header) (wait time.Duration, told bool) {
+// parseRetryAfter reads Retry-After, which is a number of seconds or a date.
+func parseRetryAfter(h http.Header) (wait time.Duration, ok bool) {
 	header := h.Get("Retry-After")
 	if date, err := http.ParseTime(header); err == nil {
 		return max(0, time.Until(date)), true
 	}
 	n, err := strconv.ParseFloat(header, 64)
-	if err != nil || !(n >= 0 && n <= 1e6) { // nor no number at all
+	if err != nil || !(n >= 0 && n <= 1e6) { // written so that NaN fails too
 		return 0, false
 	}
 	return time.Duration(n * float64(time.Second)), true

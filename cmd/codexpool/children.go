@@ -77,7 +77,7 @@ func (p *provider) target(cfg configs.Config, c *installation) (target upstream.
 			return target, err
 		}
 		base, key, target.Kind = "https://chatgpt.com/backend-api/codex", "", upstream.ChatGPT
-		target.Credential, target.Refused = p.bearer, p.refused
+		target.Credential, target.Rejected = p.bearer, p.rejected
 	}
 	if target.Base, err = url.Parse(base); err != nil {
 		return target, err
@@ -125,8 +125,8 @@ func (p *provider) bearer(h http.Header) error {
 	return nil
 }
 
-// refused tells the login which of its tokens the provider refused.
-func (p *provider) refused(h http.Header) {
+// rejected reports to the login which of its tokens the provider rejected.
+func (p *provider) rejected(h http.Header) {
 	p.login.Refused(strings.TrimPrefix(h.Get("Authorization"), "Bearer "))
 }
 

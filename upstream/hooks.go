@@ -1,0 +1,68 @@
+package upstream
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// Hooks report what happens between the relay and the provider. Any may be nil;
+// none may block, for they run within the request.
+type Hooks struct {
+	// Request reports one try at the provider: its HTTP status (0 = no answer),
+	// whether the connection was used before, and the time until the headers came.
+	// A try that was cancelled is not reported.
+	Request func(status int, reused bool, firstByte time.Duration)
+
+	// Retried reports that a second try begins.
+	Retried func()
+
+	// Sent and Received report the bytes of bodies, to the provider and from it.
+	Sent     func(bytes int64)
+	Received func(bytes int64)
+
+	// Overridden reports that a field of Overrides was written into a request.
+	Overridden func(field string)
+
+	// Limit reports a limit that an answer of the provider contains.
+	Limit func(limit Limit, value float64)
+}
+
+// Limit names one of the provider's limits. The list of them is closed.
+type Limit struct {
+	Kind string // limit or remaining (a number of units), or used (a fraction from 0 to 1)
+	Unit string // requests or tokens; primary or secondary for the windows of a ChatGPT login
+}
+
+// limitHeaders are the headers in which providers report their limits.
+var limitHeaders = map[string]Limit{
+	"X-Ratelimit-Limit-Requests":     {"limit", "requests"},
+	"X-Ratelimit-Limit-Tokens":       {"limit", "tokens"},
+	"X-Ratelimit-Remaining-Requests": {"remaining", "requests"},
+	"X-Ratelimit-Remaining-Tokens":   {"remaining", "tokens"},
+	"X-Codex-Primary-Used-Percent":   {"used", "primary"},
+	"X-Codex-Secondary-Used-Percent": {"used", "secondary"},
+}
+
+// limits reports the limits that an answer's headers contain.
+func (h Hooks) limits(header http.Header) {
+	if h.Limit == nil {
+		return
+	}
+	for name, limit := range limitHeaders {
+		value, err := strconv.ParseFloat(header.Get(name), 64)
+		if err != nil {
+			continue // absent, or not a number
+		}
+		if limit.Kind == "used" {
+			value /= 100
+		}
+		h.Limit(limit, value)
+	}
+}
+
+func (h Hooks) received(bytes int) {
+	if h.Received != nil {
+		h.Received(int64(bytes))
+	}
+}

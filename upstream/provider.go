@@ -1,0 +1,67 @@
+package upstream
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+)
+
+// Provider is the Responses API that the relay forwards to.
+type Provider struct {
+	// Base is the URL of the API, such as https://api.openai.com/v1.
+	Base *url.URL
+
+	// Kind is what the provider supports.
+	Kind Kind
+
+	// Credential adds the credential to a request's headers, here and nowhere else.
+	// nil means that the provider needs none. An error means that there is no usable
+	// credential; then no request is sent.
+	Credential func(http.Header) error
+
+	// Rejected is called with the headers of a request whose credential the provider
+	// rejected (401). It may be nil, and must not block.
+	Rejected func(http.Header)
+}
+
+// Bearer returns a [Provider.Credential] that adds an API key. It never fails.
+func Bearer(key string) func(http.Header) error {
+	return func(h http.Header) error {
+		h.Set("Authorization", "Bearer "+key)
+		return nil
+	}
+}
+
+// Kind is what a provider supports beside model and input. The zero value
+// supports all fields.
+type Kind struct {
+	fields       []string // of the Responses API; nil = all
+	instructions bool     // rejects a request without instructions
+	leastOutput  int64    // rejects a smaller max_output_tokens; 0 = no bound
+}
+
+// The kinds of provider.
+var (
+	// Responses is a server of the whole Responses API.
+	Responses = Kind{}
+
+	// OpenAI is OpenAI's own API. It rejects a max_output_tokens below 16. Chat
+	// completions allow 1, which clients use to see whether a model answers at all.
+	OpenAI = Kind{leastOutput: 16}
+
+	// ChatGPT is the backend of a ChatGPT login. It is known to reject
+	// max_output_tokens, and a request without instructions. So it gets the fields
+	// that Codex itself sends there, and no others. This was not tried against the
+	// real backend.
+	ChatGPT = Kind{
+		fields: []string{
+			"include", "parallel_tool_calls", "prompt_cache_key", "reasoning", "service_tier", "text", "tool_choice", "tools",
+		},
+		instructions: true,
+	}
+
+	// EchoModel is what [Echo] supports.
+	EchoModel = Kind{fields: []string{"max_output_tokens", "prompt_cache_key", "reasoning"}}
+)
+
+func (k Kind) supports(field string) bool { return k.fields == nil || slices.Contains(k.fields, field) }
