@@ -204,7 +204,7 @@ func (m *Metrics) PoolHooks() pool.Hooks {
 // RelayHooks counts what happens between the relay and the provider.
 func (m *Metrics) RelayHooks() upstream.Hooks {
 	return upstream.Hooks{
-		Request: func(status int, reused bool, firstByte time.Duration) {
+		Request: func(_ context.Context, status int, reused bool, firstByte time.Duration) {
 			connection := "new"
 			if reused {
 				connection = "warm"
@@ -214,11 +214,11 @@ func (m *Metrics) RelayHooks() upstream.Hooks {
 				m.upstreamFirstByte.Observe(firstByte.Seconds())
 			}
 		},
-		Retried:    m.upstreamRetries.Inc,
-		Sent:       func(bytes int64) { m.upstreamSent.Add(float64(bytes)) },
-		Received:   func(bytes int64) { m.upstreamReceived.Add(float64(bytes)) },
-		Overridden: func(field string) { m.upstreamOverrides.WithLabelValues(field).Inc() },
-		Limit: func(l upstream.Limit, value float64) {
+		Retried:    func(context.Context) { m.upstreamRetries.Inc() },
+		Sent:       func(_ context.Context, bytes int64) { m.upstreamSent.Add(float64(bytes)) },
+		Received:   func(_ context.Context, bytes int64) { m.upstreamReceived.Add(float64(bytes)) },
+		Overridden: func(_ context.Context, field string) { m.upstreamOverrides.WithLabelValues(field).Inc() },
+		Limit: func(_ context.Context, l upstream.Limit, value float64) {
 			if l.Kind == "used" {
 				m.upstreamUsed.WithLabelValues(l.Unit).Set(value)
 				return

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -8,24 +9,28 @@ import (
 
 // Hooks report what happens between the relay and the provider. Any may be nil;
 // none may block, for they run within the request.
+//
+// ctx has the values of the context of the child's HTTP request to the relay, as
+// the server that serves the relay made it. It is not the context of the API's
+// caller. It may be cancelled already.
 type Hooks struct {
 	// Request reports one try at the provider: its HTTP status (0 = no answer),
 	// whether the connection was used before, and the time until the headers came.
 	// A try that was cancelled is not reported.
-	Request func(status int, reused bool, firstByte time.Duration)
+	Request func(ctx context.Context, status int, reused bool, firstByte time.Duration)
 
 	// Retried reports that a second try begins.
-	Retried func()
+	Retried func(ctx context.Context)
 
 	// Sent and Received report the bytes of bodies, to the provider and from it.
-	Sent     func(bytes int64)
-	Received func(bytes int64)
+	Sent     func(ctx context.Context, bytes int64)
+	Received func(ctx context.Context, bytes int64)
 
 	// Overridden reports that a field of Overrides was written into a request.
-	Overridden func(field string)
+	Overridden func(ctx context.Context, field string)
 
 	// Limit reports a limit that an answer of the provider contains.
-	Limit func(limit Limit, value float64)
+	Limit func(ctx context.Context, limit Limit, value float64)
 }
 
 // Limit names one of the provider's limits. The list of them is closed.
@@ -45,7 +50,7 @@ var limitHeaders = map[string]Limit{
 }
 
 // limits reports the limits that an answer's headers contain.
-func (h Hooks) limits(header http.Header) {
+func (h Hooks) limits(ctx context.Context, header http.Header) {
 	if h.Limit == nil {
 		return
 	}
@@ -57,12 +62,12 @@ func (h Hooks) limits(header http.Header) {
 		if limit.Kind == "used" {
 			value /= 100
 		}
-		h.Limit(limit, value)
+		h.Limit(ctx, limit, value)
 	}
 }
 
-func (h Hooks) received(bytes int) {
+func (h Hooks) received(ctx context.Context, bytes int) {
 	if h.Received != nil {
-		h.Received(int64(bytes))
+		h.Received(ctx, int64(bytes))
 	}
 }

@@ -82,7 +82,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		reject(w, http.StatusConflict, "the result of a function comes from the caller, not from the child")
 		return
 	}
-	if body, err = r.rewrite(posted, call); err != nil {
+	if body, err = r.rewrite(req.Context(), posted, call); err != nil {
 		reject(w, http.StatusBadRequest, "the body is not a Responses request")
 		return
 	}
@@ -153,8 +153,9 @@ func fitsHeader(s string) bool {
 
 // receive looks at the provider's answer before the child gets it.
 func (r *Relay) receive(res *http.Response) error {
-	f := res.Request.Context().Value(flowKey{}).(*flow)
-	r.hooks.limits(res.Header)
+	ctx := res.Request.Context()
+	f := ctx.Value(flowKey{}).(*flow)
+	r.hooks.limits(ctx, res.Header)
 	r.noteCredential(res)
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return errors.New("it switched protocols") // such an answer would never end
@@ -163,7 +164,7 @@ func (r *Relay) receive(res *http.Response) error {
 		r.receiveFailure(res, f.call)
 		return nil
 	}
-	f.body, f.received = res.Body, r.hooks.received
+	f.body, f.received = res.Body, func(bytes int) { r.hooks.received(ctx, bytes) }
 	res.Body = f
 	return nil
 }
@@ -189,7 +190,7 @@ func (r *Relay) receiveFailure(res *http.Response, call *Call) {
 	var head bytes.Buffer
 	copyRest(&head, res.Body, maxFailure)
 	res.Body.Close()
-	r.hooks.received(head.Len())
+	r.hooks.received(res.Request.Context(), head.Len())
 	failure := ParseFailure(head.Bytes())
 	failure.Status = res.StatusCode
 	if wait, ok := parseRetryAfter(res.Header); ok {

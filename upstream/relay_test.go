@@ -125,7 +125,7 @@ func sse(data ...string) http.HandlerFunc {
 			fmt.Fprintf(w, "data: %s\n\n", d)
 			http.NewResponseController(w).Flush()
 		}
-		time.Sleep(2 * time.Millisecond) // as providers do: the child has hung up by now
+		time.Sleep(2 * time.Millisecond) // as providers do: the child has disconnected by now
 	}
 }
 
@@ -162,7 +162,7 @@ const posted = `{"model":"m","stream":true,"instructions":"","input":[
 	"tools":[],"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{"effort":"low"},"store":false,
 	"include":["reasoning.encrypted_content"],"prompt_cache_key":"thread","text":{"verbosity":"low"},"client_metadata":{"x":"y"}}`
 
-// child posts as a child does, reads until it has seen completed, and hangs up.
+// child posts as a child does, reads until it has seen completed, and disconnects.
 func child(ctx context.Context, base, key string) (int, string, error) {
 	return childPosts(ctx, base, key, posted)
 }
@@ -227,8 +227,8 @@ func (answer imaginary) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// ask has a child ask r directly.
-func ask(ctx context.Context, r *upstream.Relay) (*upstream.Call, *httptest.ResponseRecorder) {
+// serveOne has r serve one request of a child, without a server.
+func serveOne(ctx context.Context, r *upstream.Relay) (*upstream.Call, *httptest.ResponseRecorder) {
 	call := r.Prepare(nil)
 	defer call.Done()
 	w := httptest.NewRecorder()
@@ -260,10 +260,10 @@ func (e *endless) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestABodyThatNeverEndsIsLeft has the bodies that the relay itself reads to their
-// end: of an error, of a first try, and behind the last event.
-func TestABodyThatNeverEndsIsLeft(t *testing.T) {
-	const told = `{"error":{"message":"m"}}`
+// TestRelayStopsReadingABodyThatNeverEnds covers the bodies that the relay itself
+// reads to their end: of an error, of a first try, and behind the last event.
+func TestRelayStopsReadingABodyThatNeverEnds(t *testing.T) {
+	const envelope = `{"error":{"message":"m"}}`
 	for name, tt := range map[string]struct {
 		status int
 		text   string
@@ -271,10 +271,10 @@ func TestABodyThatNeverEndsIsLeft(t *testing.T) {
 		takes  time.Duration // 0 = no time
 		reads  int           // about, at most
 	}{
-		"a silent error":        {400, told, "", 5 * time.Second, 1 << 10},
-		"a long error":          {400, told, " ", 0, 128 << 10},
-		"a silent first try":    {502, told, "", 5 * time.Second, 1 << 10},
-		"a long first try":      {502, told, " ", 0, 128 << 10},
+		"a silent error":        {400, envelope, "", 5 * time.Second, 1 << 10},
+		"a long error":          {400, envelope, " ", 0, 128 << 10},
+		"a silent first try":    {502, envelope, "", 5 * time.Second, 1 << 10},
+		"a long first try":      {502, envelope, " ", 0, 128 << 10},
 		"silent after the last": {200, "data: " + completed + "\n\n", "", 5 * time.Second, 1 << 10},
 		"long after the last":   {200, "data: " + completed + "\n\n", "\n", 0, 2 << 20},
 	} {
@@ -285,17 +285,17 @@ func TestABodyThatNeverEndsIsLeft(t *testing.T) {
 					tries := 0
 					return func(*http.Request) *http.Response {
 						if tries++; tries > 1 {
-							return &http.Response{StatusCode: 400, Body: io.NopCloser(strings.NewReader(told))}
+							return &http.Response{StatusCode: 400, Body: io.NopCloser(strings.NewReader(envelope))}
 						}
 						return &http.Response{StatusCode: tt.status, Body: first, Header: http.Header{"Content-Type": {"text/event-stream"}}}
 					}
 				}())
 				began := time.Now()
-				ctx, hangUp := context.WithCancel(t.Context())
-				defer hangUp()
+				ctx, disconnect := context.WithCancel(t.Context())
+				defer disconnect()
 				call := r.Prepare(nil)
 				defer call.Done()
-				w := &childThatLeaves{ResponseRecorder: httptest.NewRecorder(), leave: hangUp}
+				w := &childThatDisconnects{ResponseRecorder: httptest.NewRecorder(), disconnect: disconnect}
 				func() {
 					defer func() { _ = recover() }() // http.ErrAbortHandler, of a write that failed
 					r.ServeHTTP(w, fromChild(ctx, "", call.Key, posted))
@@ -317,31 +317,31 @@ func TestABodyThatNeverEndsIsLeft(t *testing.T) {
 	}
 }
 
-// childThatLeaves hangs up as soon as it has read the last event.
-type childThatLeaves struct {
+// childThatDisconnects disconnects as soon as it has read the last event.
+type childThatDisconnects struct {
 	*httptest.ResponseRecorder
-	leave func()
+	disconnect func()
 }
 
 var lastEvent = regexp.MustCompile(`"(response\.(completed|incomplete|failed)|error)"`)
 
-func (c *childThatLeaves) Write(b []byte) (int, error) {
+func (c *childThatDisconnects) Write(b []byte) (int, error) {
 	if lastEvent.Match(c.Body.Bytes()) {
-		return 0, errors.New("the child has left")
+		return 0, errors.New("the child has disconnected")
 	}
 	n, err := c.ResponseRecorder.Write(b)
 	if lastEvent.Match(c.Body.Bytes()) {
-		c.leave()
+		c.disconnect()
 	}
 	return n, err
 }
 
-// TestTheBodyIsReadToItsEndAfterEachLastEvent ends it a second after the child has
-// hung up: a body that is cut off costs the connection.
-func TestTheBodyIsReadToItsEndAfterEachLastEvent(t *testing.T) {
+// TestRelayReadsTheBodyToItsEndAfterEachLastEvent has a body end a second after the
+// child has disconnected: a body that is cut off costs the connection.
+func TestRelayReadsTheBodyToItsEndAfterEachLastEvent(t *testing.T) {
 	for kind, whole := range map[string]bool{
 		"response.completed": true, "response.incomplete": true, "response.failed": true, "error": true,
-		"response.output_text.delta": false, // and a hang-up
+		"response.output_text.delta": false, // the disconnect is a cancel
 	} {
 		t.Run(kind, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -356,13 +356,13 @@ func TestTheBodyIsReadToItsEndAfterEachLastEvent(t *testing.T) {
 				r := imagined(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: body} })
 				call := r.Prepare(nil)
 				defer call.Done()
-				ctx, hangUp := context.WithCancel(t.Context())
+				ctx, disconnect := context.WithCancel(t.Context())
 				if !whole {
-					time.AfterFunc(500*time.Millisecond, hangUp)
+					time.AfterFunc(500*time.Millisecond, disconnect)
 				}
 				func() {
 					defer func() { _ = recover() }() // http.ErrAbortHandler, of what was cut
-					r.ServeHTTP(&childThatLeaves{httptest.NewRecorder(), hangUp}, fromChild(ctx, "", call.Key, posted))
+					r.ServeHTTP(&childThatDisconnects{httptest.NewRecorder(), disconnect}, fromChild(ctx, "", call.Key, posted))
 				}()
 				time.Sleep(2 * time.Second)
 				synctest.Wait()
@@ -374,27 +374,27 @@ func TestTheBodyIsReadToItsEndAfterEachLastEvent(t *testing.T) {
 	}
 }
 
-func TestASwitchOfProtocolsIsAFailureAtOnce(t *testing.T) {
+func TestSwitchOfProtocolsIsAFailureAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := imagined(func(*http.Request) *http.Response {
 			return &http.Response{StatusCode: http.StatusSwitchingProtocols, Body: newEndless("", "")}
 		})
 		began := time.Now()
-		call, w := ask(t.Context(), r)
+		call, w := serveOne(t.Context(), r)
 		if w.Code != 502 || call.Failure() == nil || time.Since(began) != 0 {
 			t.Errorf("the child got %d, failure %+v after %v", w.Code, call.Failure(), time.Since(began))
 		}
 	})
 }
 
-func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
+func TestProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	var sent, received int64
 	var overridden []string
 	r, base := relay(t, p, upstream.Hooks{
-		Sent:       func(n int64) { sent += n },
-		Received:   func(n int64) { received += n },
-		Overridden: func(field string) { overridden = append(overridden, field) },
+		Sent:       func(_ context.Context, n int64) { sent += n },
+		Received:   func(_ context.Context, n int64) { received += n },
+		Overridden: func(_ context.Context, field string) { overridden = append(overridden, field) },
 	})
 	call := r.Prepare(upstream.Overrides{"temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)})
 	defer call.Done()
@@ -427,7 +427,7 @@ func TestTheProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 	}
 }
 
-func TestImagesAreLookedAtAsTheCallerSaid(t *testing.T) {
+func TestImagesKeepTheCallersDetail(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	call := r.Prepare(nil, "low", "")
@@ -445,7 +445,7 @@ func TestImagesAreLookedAtAsTheCallerSaid(t *testing.T) {
 	}
 }
 
-func TestOpenAIIsAskedForSoManyTokensAsItTakes(t *testing.T) {
+func TestMaxOutputTokensIsRaisedToWhatOpenAIAccepts(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	base, err := url.Parse(p.URL)
 	if err != nil {
@@ -453,7 +453,7 @@ func TestOpenAIIsAskedForSoManyTokensAsItTakes(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		kind        upstream.Kind
-		asked, want string
+		value, want string
 	}{
 		{upstream.OpenAI, "1", `"max_output_tokens":16`},
 		{upstream.OpenAI, "17", `"max_output_tokens":17`},
@@ -462,19 +462,19 @@ func TestOpenAIIsAskedForSoManyTokensAsItTakes(t *testing.T) {
 		r := upstream.NewRelay(upstream.Provider{Base: base, Kind: tt.kind}, p.Client().Transport, upstream.Hooks{})
 		server := httptest.NewServer(r)
 		defer server.Close()
-		call := r.Prepare(upstream.Overrides{"max_output_tokens": json.RawMessage(tt.asked)})
+		call := r.Prepare(upstream.Overrides{"max_output_tokens": json.RawMessage(tt.value)})
 		defer call.Done()
 		if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 			t.Fatal(code, err)
 		}
 		_, bodies, _ := p.seen()
 		if got := bodies[len(bodies)-1]; !strings.Contains(got, tt.want+",") {
-			t.Errorf("asked for %s: %s", tt.asked, got)
+			t.Errorf("max_output_tokens %s: %s", tt.value, got)
 		}
 	}
 }
 
-func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
+func TestChatGPTGetsInstructionsAndOnlyTheFieldsItSupports(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	base, err := url.Parse(p.URL)
 	if err != nil {
@@ -484,7 +484,7 @@ func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
 	server := httptest.NewServer(r)
 	defer server.Close()
 	if r.Supports("max_output_tokens") || r.Supports("temperature") || !r.Supports("tools") {
-		t.Error("it takes other fields")
+		t.Error("it supports other fields")
 	}
 	for _, tt := range []struct{ input, instructions, rest string }{
 		{
@@ -514,7 +514,7 @@ func TestAChatGPTBackendGetsInstructionsAndTheFieldsThatItTakes(t *testing.T) {
 	}
 }
 
-func TestWithoutACredentialTheProviderIsNotAsked(t *testing.T) {
+func TestProviderGetsNoRequestWithoutACredential(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	base, err := url.Parse(p.URL)
 	if err != nil {
@@ -541,7 +541,7 @@ func TestWithoutACredentialTheProviderIsNotAsked(t *testing.T) {
 	}
 }
 
-func TestARequestThatBelongsToNoCallIsRefused(t *testing.T) {
+func TestRequestOfNoCallIsRejected(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	call := r.Prepare(nil)
@@ -556,7 +556,7 @@ func TestARequestThatBelongsToNoCallIsRefused(t *testing.T) {
 	}
 }
 
-func TestAChildThatAnswersACallByItselfIsRefused(t *testing.T) {
+func TestChildThatAnswersACallByItselfIsRejected(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	call := r.Prepare(nil)
@@ -571,7 +571,7 @@ func TestAChildThatAnswersACallByItselfIsRefused(t *testing.T) {
 	}{
 		{result, http.StatusOK}, // the caller's own history
 		{result, http.StatusConflict},
-		{message, http.StatusOK}, // a model that has more to say
+		{message, http.StatusOK}, // a model that goes on
 		{result, http.StatusConflict},
 	} {
 		if code, _, _ := childPosts(t.Context(), base, call.Key, step.body); code != step.want {
@@ -583,7 +583,7 @@ func TestAChildThatAnswersACallByItselfIsRefused(t *testing.T) {
 	}
 }
 
-func TestAHangUpAfterTheLastEventDoesNotCostTheConnection(t *testing.T) {
+func TestDisconnectAfterTheLastEventKeepsTheConnection(t *testing.T) {
 	for _, http2 := range []bool{true, false} {
 		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
 			p := newProvider(t, sse(`{"type":"response.output_text.delta","delta":"x"}`, completed))
@@ -607,7 +607,7 @@ func TestAHangUpAfterTheLastEventDoesNotCostTheConnection(t *testing.T) {
 	}
 }
 
-func TestAHangUpBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
+func TestDisconnectBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
 	ended := make(chan struct{})
 	p := newProvider(t, func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).Flush()
@@ -626,7 +626,7 @@ func TestAHangUpBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
 	}
 }
 
-func TestWhatTheProviderReallySaidIsKept(t *testing.T) {
+func TestFailureKeepsTheProvidersOwnError(t *testing.T) {
 	envelope := `{"error":{"message":"m","type":"t","param":"p","code":"c"}}`
 	for name, tt := range map[string]struct {
 		answer http.HandlerFunc
@@ -671,7 +671,7 @@ func TestWhatTheProviderReallySaidIsKept(t *testing.T) {
 	}
 }
 
-func TestACacheKeyIsAHeaderOnlyWhereItFits(t *testing.T) {
+func TestCacheKeyIsAHeaderOnlyWhereItFits(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	for i, tt := range []struct{ key, header string }{
@@ -697,7 +697,7 @@ func TestACacheKeyIsAHeaderOnlyWhereItFits(t *testing.T) {
 	}
 }
 
-func TestAProviderThatIsNotThereIsAFailureWithoutStatus(t *testing.T) {
+func TestUnreachableProviderIsAFailureWithoutStatus(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	p.Close()
@@ -711,7 +711,7 @@ func TestAProviderThatIsNotThereIsAFailureWithoutStatus(t *testing.T) {
 	}
 }
 
-func TestOneRetryWhereNothingCanHaveBeenSaid(t *testing.T) {
+func TestRetryHappensOnceWhereTheCallerCanHaveGotNothing(t *testing.T) {
 	for name, tt := range map[string]struct {
 		first http.HandlerFunc
 		tries int
@@ -731,7 +731,7 @@ func TestOneRetryWhereNothingCanHaveBeenSaid(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			retries := 0
 			p := newProvider(t, tt.first, sse(completed))
-			r, base := relay(t, p, upstream.Hooks{Retried: func() { retries++ }})
+			r, base := relay(t, p, upstream.Hooks{Retried: func(context.Context) { retries++ }})
 			call := r.Prepare(nil)
 			defer call.Done()
 			code, _, _ := child(t.Context(), base, call.Key)
@@ -746,14 +746,14 @@ func TestOneRetryWhereNothingCanHaveBeenSaid(t *testing.T) {
 	}
 }
 
-// TestTheRetryWaitsAsAsked takes the time between the two tries.
-func TestTheRetryWaitsAsAsked(t *testing.T) {
+// TestRetryWaitsAsLongAsRetryAfter measures the time between the two tries.
+func TestRetryWaitsAsLongAsRetryAfter(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status      int
 		after       time.Duration // until the first answer
 		wait        func() string // its Retry-After
 		least, most time.Duration // until the second try; 0 = there is none
-		told        string        // to the caller, where there is none
+		passed      string        // the Retry-After that the caller gets, where there is none
 	}{
 		"a 504 at once":          {status: 504, least: 100 * time.Millisecond, most: 300 * time.Millisecond},
 		"a 504 after a while":    {status: 504, after: 3 * time.Second},
@@ -763,8 +763,8 @@ func TestTheRetryWaitsAsAsked(t *testing.T) {
 		"a 429 with parts":       {status: 429, wait: func() string { return "1.5" }, least: 1500 * time.Millisecond, most: 1500 * time.Millisecond},
 		"a 429 with a near date": {status: 429, wait: func() string { return date(2 * time.Second) }, least: time.Second, most: 2 * time.Second},
 		"a 429 with a past date": {status: 429, wait: func() string { return date(-time.Hour) }, least: 100 * time.Millisecond, most: 300 * time.Millisecond},
-		"a 503 with a far date":  {status: 503, wait: func() string { return date(time.Hour) }, told: "3600"},
-		"a 429 with a far time":  {status: 429, wait: func() string { return "17.2" }, told: "18"},
+		"a 503 with a far date":  {status: 503, wait: func() string { return date(time.Hour) }, passed: "3600"},
+		"a 429 with a far time":  {status: 429, wait: func() string { return "17.2" }, passed: "18"},
 		"a 429 with nonsense":    {status: 429, wait: func() string { return "NaN" }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -783,15 +783,15 @@ func TestTheRetryWaitsAsAsked(t *testing.T) {
 					}
 					return res
 				})
-				call, _ := ask(t.Context(), r)
+				call, _ := serveOne(t.Context(), r)
 				if second.IsZero() != (tt.least == 0) {
 					t.Fatalf("a second try: %v", !second.IsZero())
 				}
 				if pause := second.Sub(first); !second.IsZero() && (pause < tt.least || pause > tt.most) {
 					t.Errorf("it came after %v", pause)
 				}
-				if got := call.Failure().RetryAfter; got != tt.told {
-					t.Errorf("the caller is told %q, want %q", got, tt.told)
+				if got := call.Failure().RetryAfter; got != tt.passed {
+					t.Errorf("the caller gets %q, want %q", got, tt.passed)
 				}
 			})
 		})
@@ -803,7 +803,7 @@ func date(from time.Duration) string {
 	return time.Now().Add(from).UTC().Format(http.TimeFormat)
 }
 
-func TestACancelInThePauseEndsTheRequest(t *testing.T) {
+func TestCancelInThePauseBeforeARetryEndsTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
 		r := imagined(func(*http.Request) *http.Response {
@@ -813,7 +813,7 @@ func TestACancelInThePauseEndsTheRequest(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		began := time.Now()
-		call, _ := ask(ctx, r)
+		call, _ := serveOne(ctx, r)
 		if took := time.Since(began); took != time.Second || tries != 1 || call.Failure() != nil {
 			t.Errorf("after %v and %d tries: failure %+v", took, tries, call.Failure())
 		}
@@ -823,18 +823,18 @@ func TestACancelInThePauseEndsTheRequest(t *testing.T) {
 // failing fails the first requests before they have a connection.
 type failing struct {
 	http.RoundTripper
-	left int
+	failures int // still to come
 }
 
 func (f *failing) RoundTrip(req *http.Request) (*http.Response, error) {
-	if f.left > 0 {
-		f.left--
+	if f.failures > 0 {
+		f.failures--
 		return nil, errors.New("connection refused")
 	}
 	return f.RoundTripper.RoundTrip(req)
 }
 
-func TestAFailedConnectIsTriedOnceMore(t *testing.T) {
+func TestFailedConnectIsTriedOnceMore(t *testing.T) {
 	for failures, want := range map[int]int{1: 200, 2: 502} {
 		p := newProvider(t, sse(completed))
 		base, _ := url.Parse(p.URL)
@@ -849,7 +849,7 @@ func TestAFailedConnectIsTriedOnceMore(t *testing.T) {
 	}
 }
 
-func TestAnEventThatIsTooLongEndsTheStream(t *testing.T) {
+func TestEventThatIsTooLongEndsTheStream(t *testing.T) {
 	p := newProvider(t, sse(`{"type":"x","delta":"`+strings.Repeat("x", 9<<20)+`"}`, completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	call := r.Prepare(nil)
@@ -859,7 +859,7 @@ func TestAnEventThatIsTooLongEndsTheStream(t *testing.T) {
 	}
 }
 
-func TestARefusedCredentialIsKnownUntilOneIsAccepted(t *testing.T) {
+func TestRejectedLastsUntilTheCredentialIsAccepted(t *testing.T) {
 	p := newProvider(t, status(401, "", ""), status(500, "", ""), sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	for i, want := range []bool{true, true, false} {
@@ -872,7 +872,7 @@ func TestARefusedCredentialIsKnownUntilOneIsAccepted(t *testing.T) {
 	}
 }
 
-func TestOnlyA401SaysThatTheCredentialIsBad(t *testing.T) {
+func TestRejectedIsSetByA401Only(t *testing.T) {
 	p := newProvider(t, status(403, "", ""), status(401, "", ""), status(429, "", ""), status(403, "", ""))
 	r, base := relay(t, p, upstream.Hooks{})
 	for i, want := range []bool{false, true, true, false} {
@@ -885,19 +885,43 @@ func TestOnlyA401SaysThatTheCredentialIsBad(t *testing.T) {
 	}
 }
 
-// TestARefusedCredentialIsTriedAgainForFree counts how often the models are asked
-// for, once every 30 s, until the relay counts on the credential again.
-func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
+func TestProviderRejectedGetsTheCredentialThatWasRejected(t *testing.T) {
+	p := newProvider(t, status(401, "", ""), status(403, "", ""), status(401, "", ""))
+	base, err := url.Parse(p.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	used := 0
+	r := upstream.NewRelay(upstream.Provider{
+		Base: base,
+		Credential: func(h http.Header) error {
+			used++
+			return upstream.Bearer(fmt.Sprint("token-", used))(h)
+		},
+		Rejected: func(h http.Header) { got = append(got, h.Get("Authorization")) },
+	}, p.Client().Transport, upstream.Hooks{})
+	for range 3 {
+		serveOne(t.Context(), r)
+	}
+	if !slices.Equal(got, []string{"Bearer token-1", "Bearer token-3"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestWatchRechecksARejectedCredential counts the requests for the list of models,
+// one every 30 s, until the relay trusts the credential again.
+func TestWatchRechecksARejectedCredential(t *testing.T) {
 	for name, tt := range map[string]struct {
 		models   []int
 		rechecks int // 0 = for ever
 	}{
-		"it is accepted":            {[]int{200}, 1},
-		"it may not list models":    {[]int{403}, 1},
-		"it is refused, later not":  {[]int{401, 401, 200}, 3},
-		"it is refused for ever":    {[]int{401}, 0},
-		"it cannot be told":         {[]int{404, 429, 500, 0}, 10},
-		"a refusal is told between": {[]int{404, 404, 401, 404}, 13},
+		"it is accepted":                {[]int{200}, 1},
+		"it may not list models":        {[]int{403}, 1},
+		"it is rejected, then accepted": {[]int{401, 401, 200}, 3},
+		"it is rejected for ever":       {[]int{401}, 0},
+		"no answer is conclusive":       {[]int{404, 429, 500, 0}, 10},
+		"one answer is conclusive":      {[]int{404, 404, 401, 404}, 13},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -912,7 +936,7 @@ func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
 					}
 					return &http.Response{StatusCode: code, Body: http.NoBody}
 				})
-				ask(t.Context(), r)
+				serveOne(t.Context(), r)
 				if !r.Rejected() {
 					t.Fatal("the 401 is not known")
 				}
@@ -933,7 +957,7 @@ func TestARefusedCredentialIsTriedAgainForFree(t *testing.T) {
 	}
 }
 
-func TestTheProvidersLimitsAreReported(t *testing.T) {
+func TestLimitsOfTheProviderAreReported(t *testing.T) {
 	got := map[upstream.Limit]float64{}
 	p := newProvider(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("x-ratelimit-remaining-tokens", "149000")
@@ -941,7 +965,7 @@ func TestTheProvidersLimitsAreReported(t *testing.T) {
 		w.Header().Set("x-codex-primary-used-percent", "12.5")
 		sse(completed)(w, r)
 	})
-	r, base := relay(t, p, upstream.Hooks{Limit: func(l upstream.Limit, value float64) { got[l] = value }})
+	r, base := relay(t, p, upstream.Hooks{Limit: func(_ context.Context, l upstream.Limit, value float64) { got[l] = value }})
 	call := r.Prepare(nil)
 	defer call.Done()
 	child(t.Context(), base, call.Key)
@@ -954,7 +978,9 @@ func TestTheProvidersLimitsAreReported(t *testing.T) {
 func TestConnectionReuseIsReported(t *testing.T) {
 	var got []string
 	p := newProvider(t, sse(completed))
-	r, base := relay(t, p, upstream.Hooks{Request: func(status int, reused bool, _ time.Duration) { got = append(got, fmt.Sprint(status, reused)) }})
+	r, base := relay(t, p, upstream.Hooks{Request: func(_ context.Context, status int, reused bool, _ time.Duration) {
+		got = append(got, fmt.Sprint(status, reused))
+	}})
 	for range 2 {
 		call := r.Prepare(nil)
 		child(t.Context(), base, call.Key)

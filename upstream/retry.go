@@ -52,7 +52,7 @@ func (t *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
 	req.Body = body
 	if t.hooks.Retried != nil {
-		t.hooks.Retried()
+		t.hooks.Retried(req.Context())
 	}
 	res, _, err = t.try(req)
 	return res, err
@@ -68,14 +68,14 @@ func (t *retrier) try(req *http.Request) (res *http.Response, connected time.Tim
 	})
 	res, err = t.next.RoundTrip(req.WithContext(ctx))
 	if t.hooks.Sent != nil && !connected.IsZero() {
-		t.hooks.Sent(req.ContentLength)
+		t.hooks.Sent(req.Context(), req.ContentLength)
 	}
 	if t.hooks.Request != nil && !errors.Is(err, context.Canceled) {
 		status := 0
 		if err == nil {
 			status = res.StatusCode
 		}
-		t.hooks.Request(status, reused, time.Since(began))
+		t.hooks.Request(req.Context(), status, reused, time.Since(began))
 	}
 	return res, connected, err
 }

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"strings"
 )
@@ -31,7 +32,7 @@ func (c childRequest) endsInResult() bool {
 
 // rewrite makes the provider's body: model and input of the child's request,
 // without what Codex added to the items, and the caller's own fields.
-func (r *Relay) rewrite(c childRequest, call *Call) ([]byte, error) {
+func (r *Relay) rewrite(ctx context.Context, c childRequest, call *Call) ([]byte, error) {
 	input := make([]json.RawMessage, len(c.Input))
 	details := call.details
 	for i, item := range c.Input {
@@ -41,7 +42,7 @@ func (r *Relay) rewrite(c childRequest, call *Call) ([]byte, error) {
 	for name, value := range call.overrides {
 		fields[name] = value
 		if r.hooks.Overridden != nil {
-			r.hooks.Overridden(name)
+			r.hooks.Overridden(ctx, name)
 		}
 	}
 	var most int64

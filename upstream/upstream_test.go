@@ -51,7 +51,7 @@ func deltas(events []map[string]any) (pieces []string) {
 	return pieces
 }
 
-func TestTheEchoAnswersWithTheLastUserMessageWordByWord(t *testing.T) {
+func TestEchoAnswersWithTheLastUserMessageWordByWord(t *testing.T) {
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()
 	events := post(t, t.Context(), server.URL+"/v1/responses", `{"input":[
@@ -68,7 +68,7 @@ func TestTheEchoAnswersWithTheLastUserMessageWordByWord(t *testing.T) {
 	}
 }
 
-func TestTheEchoStopsAtMaxOutputTokens(t *testing.T) {
+func TestEchoStopsAtMaxOutputTokens(t *testing.T) {
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()
 	events := post(t, t.Context(), server.URL+"/v1/responses", `{"max_output_tokens":2,"input":[{"role":"user","content":[{"text":"one two three"}]}]}`)
@@ -78,7 +78,7 @@ func TestTheEchoStopsAtMaxOutputTokens(t *testing.T) {
 	}
 }
 
-func TestTheEchoOfNothingIsAnEmptyAnswer(t *testing.T) {
+func TestEchoOfNothingIsAnEmptyAnswer(t *testing.T) {
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()
 	events := post(t, t.Context(), server.URL+"/v1/responses", `{"input":[]}`)
@@ -87,7 +87,7 @@ func TestTheEchoOfNothingIsAnEmptyAnswer(t *testing.T) {
 	}
 }
 
-func TestTheEchoStopsWhenItsReaderLeaves(t *testing.T) {
+func TestEchoStopsWhenItsClientDisconnects(t *testing.T) {
 	ended := make(chan struct{})
 	echo := upstream.Echo(time.Hour)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -106,7 +106,7 @@ func TestTheEchoStopsWhenItsReaderLeaves(t *testing.T) {
 	<-ended
 }
 
-func TestOnlyAChildsOwnPathPassesTheGate(t *testing.T) {
+func TestGatePassesOnlyAChildsOwnPath(t *testing.T) {
 	gate := upstream.NewGate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.Path) }))
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()

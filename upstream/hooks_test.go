@@ -1,0 +1,60 @@
+package upstream_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"testing"
+	"time"
+
+	"codexpool/upstream"
+)
+
+// TestHooksGetTheContextOfTheChildsRequest has the server that serves the relay put
+// a span into each request's context, as a tracer does.
+func TestHooksGetTheContextOfTheChildsRequest(t *testing.T) {
+	type span struct{}
+	spans := map[string]any{} // hook -> what its context has; each hook runs within the one request
+	note := func(hook string, ctx context.Context) { spans[hook] = ctx.Value(span{}) }
+	p := newProvider(t, status(503, "", ""), func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("x-ratelimit-limit-requests", "60")
+		sse(completed)(w, r)
+	})
+	base, err := url.Parse(p.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := upstream.NewRelay(upstream.Provider{Base: base}, flight{p.Client().Transport, p}, upstream.Hooks{
+		Request: func(ctx context.Context, status int, _ bool, _ time.Duration) {
+			note(fmt.Sprint("Request ", status), ctx)
+		},
+		Retried:    func(ctx context.Context) { note("Retried", ctx) },
+		Sent:       func(ctx context.Context, _ int64) { note("Sent", ctx) },
+		Received:   func(ctx context.Context, _ int64) { note("Received", ctx) },
+		Overridden: func(ctx context.Context, _ string) { note("Overridden", ctx) },
+		Limit:      func(ctx context.Context, _ upstream.Limit, _ float64) { note("Limit", ctx) },
+	})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.ServeHTTP(w, req.WithContext(context.WithValue(req.Context(), span{}, "of the child's request")))
+	}))
+	defer server.Close()
+	call := r.Prepare(upstream.Overrides{"temperature": json.RawMessage("1")})
+	defer call.Done()
+	if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
+		t.Fatal(code, err)
+	}
+	p.rest(t)
+	if got, want := slices.Sorted(maps.Keys(spans)), []string{"Limit", "Overridden", "Received", "Request 200", "Request 503", "Retried", "Sent"}; !slices.Equal(got, want) {
+		t.Errorf("hooks called: %q, want %q", got, want)
+	}
+	for hook, got := range spans {
+		if got != "of the child's request" {
+			t.Errorf("the context of %s has %v", hook, got)
+		}
+	}
+}
