@@ -17,14 +17,14 @@ var good = []string{"HOME=/home/x", "PROXY_API_KEY=k1", "CODEX_UPSTREAM=http://1
 
 func with(entries ...string) []string { return append(slices.Clone(good), entries...) }
 
-func TestEachProblemIsNamedExactly(t *testing.T) {
+func TestLoadNamesEachProblemExactly(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	for _, tt := range []struct {
 		env  []string
 		want string
 	}{
 		{[]string{}, "PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)\n" +
-			"CODEX_UPSTREAM: production needs it, or OPENAI_API_KEY, or a login in CODEX_HOME: openai, chatgpt, the http(s) base URL of a Responses API, direct, or echo"},
+			"CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY; or set CODEX_HOME to a folder with a ChatGPT login"},
 		{
 			with("POOL_SIZE=zwei", "PROXY_TIMEOUT_MS=1.5", "POOL_JITTER=lots", "PROXY_ENABLE_CORS=maybe"),
 			`PROXY_ENABLE_CORS: "maybe" is not a valid bool` + "\n" +
@@ -35,28 +35,29 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 		{with("PROXY_TIMEOUT_MS=-1"), `PROXY_TIMEOUT_MS: "-1" is not a number of whole milliseconds`},
 		{with("PROXY_ENV=prod"), `PROXY_ENV: "prod" is neither dev nor empty`},
 		{with("PORT=65536"), "PORT: 65536 is not a port"},
-		{with("POOL_SIZE=-1", "POOL_MIN_IDLE=-1"), "POOL_SIZE: -1 is less than 1\nPOOL_MIN_IDLE: -1 is less than 1: with no warm child it is never ready, and no load balancer sends it a request"},
-		{with("POOL_MIN_IDLE=0"), "POOL_MIN_IDLE: 0 is less than 1: with no warm child it is never ready, and no load balancer sends it a request"},
+		{with("POOL_SIZE=-1", "POOL_MIN_IDLE=-1"), "POOL_SIZE: -1 is less than 1\nPOOL_MIN_IDLE: -1 is less than 1: with no warm child the daemon is never ready, and no load balancer sends it a request"},
+		{with("POOL_MIN_IDLE=0"), "POOL_MIN_IDLE: 0 is less than 1: with no warm child the daemon is never ready, and no load balancer sends it a request"},
 		{with("POOL_SIZE=2", "POOL_MIN_IDLE=3"), "POOL_MIN_IDLE: 3 is more than POOL_SIZE (2)"},
+		{with("POOL_SIZE=0"), "POOL_SIZE: 0 is less than 1"},
 		{with("POOL_MAX_WAITING=-1"), "POOL_MAX_WAITING: -1 is less than 0"},
 		{with("POOL_MAX_CHILD_BYTES=-1"), "POOL_MAX_CHILD_BYTES: -1 is less than 0"},
 		{with("POOL_PROBE_TIMEOUT_MS=0"), "POOL_PROBE_TIMEOUT_MS: it must be more than 0"},
-		{with("POOL_PROBE_TIMEOUT_MS=8001"), "POOL_PROBE_TIMEOUT_MS: it must be at most 8000: after 10 s any call to a child is given up"},
+		{with("POOL_PROBE_TIMEOUT_MS=8001"), "POOL_PROBE_TIMEOUT_MS: it must be at most 8000, because any call to a child fails after 10 s"},
 		{with("POOL_JITTER=NaN"), "POOL_JITTER: NaN is not at least 0 and less than 1"},
-		{with("PROXY_MAX_BODY_BYTES=16777217"), "PROXY_MAX_BODY_BYTES: 16777217 is more than 16777216, which is what a line of a child can hold"},
-		{with("CODEX_UPSTREAM_API_KEY=sk one"), "CODEX_UPSTREAM_API_KEY: it holds what an HTTP header cannot: white space, or what is not ASCII"},
+		{with("PROXY_MAX_BODY_BYTES=16777217"), "PROXY_MAX_BODY_BYTES: 16777217 is more than 16777216, the most that one line of a child can hold"},
+		{with("CODEX_UPSTREAM_API_KEY=sk one"), "CODEX_UPSTREAM_API_KEY: it contains white space or a character that is not ASCII, which an HTTP header cannot carry"},
 		{
 			with("PROXY_API_KEY=a,,b", "PROXY_CORS_ALLOWED_ORIGINS=nope"),
 			"PROXY_API_KEY: one of its keys is empty\n" + `PROXY_CORS_ALLOWED_ORIGINS: "nope" is not an origin such as https://app.example`,
 		},
 		{with("POOL_JITTER=1"), "POOL_JITTER: 1 is not at least 0 and less than 1"},
-		{with("POOL_BACKOFF_MIN_MS=9", "POOL_BACKOFF_MAX_MS=8"), "POOL_BACKOFF_MIN_MS: it is more than POOL_BACKOFF_MAX_MS"},
+		{with("POOL_BACKOFF_MIN_MS=9", "POOL_BACKOFF_MAX_MS=8"), "POOL_BACKOFF_MIN_MS: it must be at most POOL_BACKOFF_MAX_MS"},
 		{with("PROXY_WRITE_TIMEOUT_MS=0"), "PROXY_WRITE_TIMEOUT_MS: it must be more than 0"},
 		{with("PROXY_API_KEY=a,,b"), "PROXY_API_KEY: one of its keys is empty"},
-		{with("PROXY_API_KEY=codexpool-dev"), "PROXY_API_KEY: the dev profile's key is public; production needs one of its own"},
+		{with("PROXY_API_KEY=codexpool-dev"), "PROXY_API_KEY: the dev profile's key is public; production needs a key of its own"},
 		{[]string{"PROXY_ENV=dev", "PROXY_HOST=0.0.0.0"}, `PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not "0.0.0.0"`},
 		{with("PROXY_ADMIN_ADDR=9090"), `PROXY_ADMIN_ADDR: "9090" is not HOST:PORT`},
-		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; say PROXY_ADMIN_PUBLIC=true if that is meant`},
+		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; set PROXY_ADMIN_PUBLIC=true to allow it`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=a.example"), `PROXY_CORS_ALLOWED_ORIGINS: "a.example" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://*.example"), `PROXY_CORS_ALLOWED_ORIGINS: "https://*.example" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://a?q"), `PROXY_CORS_ALLOWED_ORIGINS: "https://a?q" is not an origin such as https://app.example`},
@@ -68,8 +69,8 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: chatgpt needs CODEX_HOME"},
 		{with("CODEX_UPSTREAM=direct"), "CODEX_UPSTREAM: direct needs CODEX_HOME"},
 		{with("CODEX_HOME=/not/there"), `CODEX_HOME: "/not/there" is not a folder`},
-		{with("CODEX_UPSTREAM=azure"), "CODEX_UPSTREAM: it is neither openai, nor chatgpt, nor echo, nor direct, nor the http(s) base URL of a Responses API"},
-		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it is neither openai, nor chatgpt, nor echo, nor direct, nor the http(s) base URL of a Responses API"},
+		{with("CODEX_UPSTREAM=azure"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query"},
+		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query"},
 	} {
 		_, err := configs.Load(tt.env, nil)
 		if err == nil || err.Error() != tt.want {
@@ -78,7 +79,7 @@ func TestEachProblemIsNamedExactly(t *testing.T) {
 	}
 }
 
-func TestTheDefaultsAreProductionAndDevIsAskedFor(t *testing.T) {
+func TestDefaultsAreThoseOfProductionUnlessDevIsSet(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	prod, err := configs.Load(good, nil)
 	if err != nil {
@@ -96,7 +97,7 @@ func TestTheDefaultsAreProductionAndDevIsAskedFor(t *testing.T) {
 	}
 }
 
-func TestTheEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) {
+func TestEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	write := func(name, text string) string {
 		path := filepath.Join(t.TempDir(), name)
@@ -134,7 +135,7 @@ func TestTheEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) 
 	}
 }
 
-func TestAnEnvFileIsTakenAsItIsOrRefusedWithoutItsWords(t *testing.T) {
+func TestEnvFileIsReadUnchangedOrRejectedWithoutQuotingIt(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	path := filepath.Join(t.TempDir(), "x.env")
 	for text, want := range map[string]string{
@@ -176,18 +177,21 @@ func TestAnEnvFileIsTakenAsItIsOrRefusedWithoutItsWords(t *testing.T) {
 	}
 }
 
-func TestWhatAValueMayBeWrittenLike(t *testing.T) {
+func TestValuesAreBroughtIntoOneForm(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
-	cfg, err := configs.Load(with("CODEX_UPSTREAM_API_KEY=sk-1\n", "PROXY_CORS_ALLOWED_ORIGINS=https://a, https://b", "PROXY_HOST=[::1]"), nil)
+	folder := t.TempDir()
+	t.Chdir(folder)
+	cfg, err := configs.Load(with("PROXY_API_KEY= a ,b", "CODEX_UPSTREAM_API_KEY=sk-1\n", "PROXY_CORS_ALLOWED_ORIGINS=https://a, https://b", "PROXY_HOST=[::1]", "CODEX_HOME=.", "PROXY_CODEX_WORKDIR=work"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprintf("%q %q %q", cfg.UpstreamKey, cfg.CORSOrigins, cfg.Host); got != `"sk-1" ["https://a" "https://b"] "::1"` {
-		t.Error(got)
+	got := fmt.Sprintf("%q %q %q %q %s %s", cfg.APIKeys, cfg.UpstreamKey, cfg.CORSOrigins, cfg.Host, cfg.Home, cfg.Workdir)
+	if want := `["a" "b"] "sk-1" ["https://a" "https://b"] "::1" ` + folder + " " + folder + "/work"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
-func TestAnEmptyAdminAddressTurnsItOff(t *testing.T) {
+func TestEmptyAdminAddressTurnsTheListenerOff(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	cfg, err := configs.Load(with("PROXY_ADMIN_ADDR=", "PROXY_HOST="), nil)
 	if err != nil || cfg.AdminAddr != "" || cfg.Host != "127.0.0.1" {
@@ -199,23 +203,23 @@ func TestAnEmptyAdminAddressTurnsItOff(t *testing.T) {
 	}
 }
 
-func TestWhatHasNoEffectIsNamed(t *testing.T) {
+func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	cfg, err := configs.Load(with("POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "OPENAI_API_KEY=sk-1", "PATH=/bin"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
-		"POOL_SZIE has no effect: this version does not know it",
-		"PROXY_OUTPUT_MODE has no effect: tool calls are not text here",
-		"OPENAI_API_KEY has no effect: CODEX_UPSTREAM is not openai, and OpenAI's key is nobody else's business (see CODEX_UPSTREAM_API_KEY)",
+		"POOL_SZIE has no effect: this version has no such setting",
+		"PROXY_OUTPUT_MODE has no effect: tool calls are not sent as text",
+		"OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)",
 	}
 	if !slices.Equal(cfg.Warnings, want) {
 		t.Errorf("got %q", cfg.Warnings)
 	}
 }
 
-func TestAProxyThatWouldBeIgnoredIsRefused(t *testing.T) {
+func TestProxyThatWouldBeIgnoredIsRejected(t *testing.T) {
 	for value, ok := range map[string]bool{
 		"proxy.example:3128":                   true,
 		"localhost:3128":                       true,
@@ -256,7 +260,7 @@ func TestNetworkVariablesHaveNoEffectInAnEnvFile(t *testing.T) {
 	}
 }
 
-func TestTheKeysThatRunProgramsAreFound(t *testing.T) {
+func TestProgramsFindsTheKeysThatRunPrograms(t *testing.T) {
 	for config, want := range map[string]string{
 		"": "[]",
 		"model = \"m\"\n[features]\nhooks = true": "[]",
@@ -275,8 +279,12 @@ func TestTheKeysThatRunProgramsAreFound(t *testing.T) {
 	}
 }
 
-func TestTheUpstreamIsChosenByTheKey(t *testing.T) {
+func TestUpstreamIsChosenByTheCredential(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("auth.json", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		env  []string
 		want string
@@ -286,6 +294,9 @@ func TestTheUpstreamIsChosenByTheKey(t *testing.T) {
 		{[]string{"PROXY_API_KEY=k", "CODEX_UPSTREAM_API_KEY=sk"}, configs.OpenAI},
 		{[]string{"PROXY_API_KEY=k", "OPENAI_API_KEY=sk", "CODEX_UPSTREAM=echo"}, configs.Echo},
 		{with("CODEX_UPSTREAM_API_KEY=sk"), "http://127.0.0.1:9/v1"},
+		{[]string{"PROXY_API_KEY=k", "CODEX_HOME=."}, configs.ChatGPT},
+		{[]string{"PROXY_API_KEY=k", "CODEX_HOME=.", "OPENAI_API_KEY=sk"}, configs.OpenAI},
+		{[]string{"PROXY_ENV=dev", "CODEX_HOME=" + t.TempDir()}, configs.Echo},
 	} {
 		cfg, err := configs.Load(tt.env, nil)
 		if err != nil || cfg.Upstream != tt.want {
@@ -294,7 +305,7 @@ func TestTheUpstreamIsChosenByTheKey(t *testing.T) {
 	}
 }
 
-func TestEveryProfileLoads(t *testing.T) {
+func TestProfilesLoad(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	profiles, err := filepath.Glob("profiles/*.env")
 	if err != nil || len(profiles) < 2 {
@@ -308,7 +319,7 @@ func TestEveryProfileLoads(t *testing.T) {
 	}
 }
 
-func TestEverySettingSaysWhatItMeans(t *testing.T) {
+func TestSettingsHaveAMeaning(t *testing.T) {
 	for _, s := range (configs.Config{}).Settings() {
 		if s.Meaning == "" {
 			t.Errorf("%s has no meaning", s.Name)

@@ -1,0 +1,243 @@
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxBody is the largest body of a request, in bytes. In a turn with tools the child
+// repeats each item of the history in one line, and package codex reads lines of
+// 17 MiB at most.
+const maxBody = 16 << 20
+
+// problems collects errors, each of which begins with its variable.
+type problems []error
+
+func (p *problems) add(bad bool, variable, format string, args ...any) {
+	if bad {
+		*p = append(*p, fmt.Errorf(variable+": "+format, args...))
+	}
+}
+
+// check returns every problem with the resolved values. It changes nothing. values
+// are the variables that c was resolved from.
+func (c Config) check(values map[string]string) []error {
+	var p problems
+	c.checkWords(&p)
+	c.checkNumbers(&p)
+	c.checkTimes(&p)
+	for _, problem := range []error{c.checkKeys(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
+		if problem != nil {
+			p = append(p, problem)
+		}
+	}
+	return append(p, c.checkProxies(values)...)
+}
+
+func (c Config) checkWords(p *problems) {
+	oneOf := func(variable, value string, allowed ...string) {
+		p.add(!slices.Contains(allowed, value), variable, "%q is not one of %s", value, strings.Join(allowed, ", "))
+	}
+	p.add(c.Env != "" && c.Env != "dev", "PROXY_ENV", "%q is neither dev nor empty", c.Env)
+	oneOf("PROXY_SANDBOX_MODE", c.Sandbox, "read-only")
+	oneOf("LOG_LEVEL", c.LogLevel, "debug", "info", "warn", "error")
+	if c.LogFormat != "" {
+		oneOf("LOG_FORMAT", c.LogFormat, "tint", "json")
+	}
+}
+
+func (c Config) checkNumbers(p *problems) {
+	atLeast := func(variable string, value, least int64) {
+		p.add(value < least, variable, "%d is less than %d", value, least)
+	}
+	p.add(c.Port < 0 || c.Port > 65535, "PORT", "%d is not a port", c.Port)
+	atLeast("POOL_SIZE", int64(c.PoolSize), 1)
+	p.add(c.PoolSize > 1024, "POOL_SIZE", "%d is more than 1024", c.PoolSize)
+	_, set := c.sources["POOL_MIN_IDLE"] // a default that is too small comes from POOL_SIZE
+	p.add(set && c.MinIdle < 1, "POOL_MIN_IDLE", "%d is less than 1: with no warm child the daemon is never ready, and no load balancer sends it a request", c.MinIdle)
+	p.add(c.MinIdle > c.PoolSize, "POOL_MIN_IDLE", "%d is more than POOL_SIZE (%d)", c.MinIdle, c.PoolSize)
+	atLeast("POOL_MAX_WAITING", int64(c.MaxWaiting), 0)
+	atLeast("POOL_MAX_TURNS", int64(c.MaxTurns), 0)
+	atLeast("POOL_MAX_CHILD_BYTES", c.MaxChildBytes, 0)
+	p.add(!(c.Jitter >= 0 && c.Jitter < 1), "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter) // written so that NaN fails too
+	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
+	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
+	p.add(c.MaxBody > maxBody, "PROXY_MAX_BODY_BYTES", "%d is more than %d, the most that one line of a child can hold", c.MaxBody, maxBody)
+	atLeast("PROXY_MAX_CHAT_CHOICES", int64(c.MaxChoices), 1)
+}
+
+func (c Config) checkTimes(p *problems) {
+	p.add(c.ProbeTimeout > 8*time.Second, "POOL_PROBE_TIMEOUT_MS", "it must be at most 8000, because any call to a child fails after 10 s")
+	p.add(c.BackoffMin > c.BackoffMax, "POOL_BACKOFF_MIN_MS", "it must be at most POOL_BACKOFF_MAX_MS")
+	for _, d := range []struct {
+		variable string
+		value    time.Duration
+	}{
+		{"PROXY_TIMEOUT_MS", c.Timeout},
+		{"PROXY_IDLE_TIMEOUT_MS", c.IdleTimeout},
+		{"PROXY_STREAM_IDLE_TIMEOUT_MS", c.StreamIdleTimeout},
+		{"PROXY_WRITE_TIMEOUT_MS", c.WriteTimeout},
+		{"CODEX_START_TIMEOUT_MS", c.StartTimeout},
+		{"CODEX_STOP_GRACE_MS", c.StopGrace},
+		{"POOL_ACQUIRE_TIMEOUT_MS", c.AcquireTimeout},
+		{"POOL_BACKOFF_MIN_MS", c.BackoffMin},
+		{"POOL_PROBE_TIMEOUT_MS", c.ProbeTimeout},
+	} {
+		p.add(d.value <= 0, d.variable, "it must be more than 0")
+	}
+}
+
+func (c Config) checkKeys() error {
+	devKey := slices.Contains(c.APIKeys, DevKey)
+	switch {
+	case slices.Contains(c.APIKeys, ""):
+		return errors.New("PROXY_API_KEY: one of its keys is empty")
+	case len(c.APIKeys) == 0 && !c.Dev():
+		return errors.New("PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)")
+	case len(c.APIKeys) == 0 && !Loopback(c.Host):
+		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
+	case devKey && c.Dev() && !Loopback(c.Host):
+		return fmt.Errorf("PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not %q", c.Host)
+	case devKey && !c.Dev():
+		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs a key of its own")
+	}
+	return nil
+}
+
+func (c Config) checkOrigins() error {
+	for _, origin := range c.CORSOrigins {
+		u, err := url.Parse(origin)
+		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != origin || strings.Contains(origin, "*")) {
+			return fmt.Errorf("PROXY_CORS_ALLOWED_ORIGINS: %q is not an origin such as https://app.example", origin)
+		}
+	}
+	return nil
+}
+
+func (c Config) checkAdmin() error {
+	if c.AdminAddr == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(c.AdminAddr)
+	if err != nil {
+		return fmt.Errorf("PROXY_ADMIN_ADDR: %q is not HOST:PORT", c.AdminAddr)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("PROXY_ADMIN_ADDR: %q is not a port", port)
+	}
+	if !Loopback(host) && !c.AdminPublic {
+		return fmt.Errorf("PROXY_ADMIN_ADDR: %q is not a loopback address; set PROXY_ADMIN_PUBLIC=true to allow it", c.AdminAddr)
+	}
+	return nil
+}
+
+func (c Config) checkHome() error {
+	if c.Home == "" {
+		return nil
+	}
+	if info, err := os.Stat(c.Home); err != nil || !info.IsDir() {
+		return fmt.Errorf("CODEX_HOME: %q is not a folder", c.Home)
+	}
+	return nil
+}
+
+func (c Config) checkUpstream() error {
+	switch {
+	case c.Upstream == "":
+		return errors.New("CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY; or set CODEX_HOME to a folder with a ChatGPT login")
+	case c.Upstream == OpenAI && !c.hasKey():
+		return errors.New("CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY")
+	case (c.Upstream == ChatGPT || c.Upstream == Direct) && c.Home == "":
+		return fmt.Errorf("CODEX_UPSTREAM: %s needs CODEX_HOME", c.Upstream)
+	case slices.Contains([]string{Echo, OpenAI, ChatGPT, Direct}, c.Upstream):
+		return nil
+	}
+	u, err := url.Parse(c.Upstream)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
+		// The value is not repeated: a URL may hold a password.
+		return errors.New("CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query")
+	}
+	return nil
+}
+
+// checkUpstreamKeys finds a key that no header can carry, with which each request
+// would fail.
+func (c Config) checkUpstreamKeys() error {
+	for _, k := range []struct{ variable, key string }{
+		{"CODEX_UPSTREAM_API_KEY", c.UpstreamKey}, {"OPENAI_API_KEY", c.OpenAIKey},
+	} {
+		if strings.ContainsFunc(k.key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return fmt.Errorf("%s: it contains white space or a character that is not ASCII, which an HTTP header cannot carry", k.variable)
+		}
+	}
+	return nil
+}
+
+// checkProxies finds those that net/http would ignore without an error, and then call
+// the provider directly. Values are not repeated: they may hold a password.
+func (c Config) checkProxies(values map[string]string) (found []error) {
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
+		if c.sources[name] == environment && !isProxy(values[name]) {
+			found = append(found, fmt.Errorf("%s: it is not the URL of an http, https or socks5 proxy", name))
+		}
+	}
+	return found
+}
+
+// isProxy reports whether net/http accepts the value. A proxy without a scheme
+// speaks HTTP.
+func isProxy(value string) bool {
+	if !strings.Contains(value, "://") {
+		value = "http://" + value
+	}
+	u, err := url.Parse(value)
+	return err == nil && u.Hostname() != "" && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
+}
+
+// warnings names what is no error but has no effect: variables that this version
+// does not have, because they are misspelt, newer, or of the older proxy.
+func (c Config) warnings(values map[string]string) (found []string) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		if _, known := variables[name]; known {
+			continue
+		}
+		if slices.Contains(Network(), name) {
+			if c.sources[name] != environment {
+				found = append(found, name+" has no effect in an env file: set it in the environment")
+			}
+			continue
+		}
+		if why, old := gone[name]; old {
+			found = append(found, name+" has no effect: "+why)
+		} else if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			found = append(found, name+" has no effect: this version has no such setting")
+		}
+	}
+	if c.OpenAIKey != "" && c.Upstream != OpenAI {
+		found = append(found, "OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)")
+	}
+	return found
+}
+
+// prefixes mark the variables that are meant for codexpool.
+var prefixes = []string{"PROXY_", "POOL_", "CODEX_", "WORKER_"}
+
+// gone are settings of the older proxy that have no meaning here, each with the
+// reason.
+var gone = map[string]string{
+	"PROXY_MAX_PROMPT_TOKENS":         "the provider has a limit of its own",
+	"PROXY_USE_APP_SERVER":            "children always run codex app-server",
+	"CODEX_FORCE_PROVIDER":            "use CODEX_UPSTREAM",
+	"PROXY_SUPPRESS_TAIL_AFTER_TOOLS": "tool calls are not sent as text",
+	"PROXY_OUTPUT_MODE":               "tool calls are not sent as text",
+	"PROXY_KILL_ON_DISCONNECT":        "a disconnect always cancels the request",
+	"PROXY_TEST_ENDPOINTS":            "there are no test endpoints",
+}

@@ -1,0 +1,76 @@
+package configs
+
+import (
+	"cmp"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Setting is one row of the table of settings.
+type Setting struct {
+	Name    string // the variable
+	Value   string // in effect, as the variable would be set; "(set)" for a secret
+	Default string // "" = none
+	Source  string // "default", "environment", or the path of the env file
+	Meaning string // one line
+}
+
+// Settings lists every setting with its value in effect, in the order of Config's
+// fields. It returns nil where the sources could not be read.
+func (c Config) Settings() []Setting {
+	if c.sources == nil {
+		return nil
+	}
+	value := reflect.ValueOf(c)
+	var settings []Setting
+	for _, f := range fields {
+		name := f.Tag.Get("env")
+		s := Setting{
+			Name:    name,
+			Value:   format(value.FieldByIndex(f.Index).Interface()),
+			Default: f.Tag.Get("default"),
+			Source:  cmp.Or(c.sources[name], "default"),
+			Meaning: f.Tag.Get("mean"),
+		}
+		if s.Value != "" && (f.Tag.Get("secret") != "" || (name == "CODEX_UPSTREAM" && strings.ContainsAny(s.Value, "@?"))) {
+			s.Value = "(set)" // a URL with a user or a query is rejected, but may hold a secret all the same
+		}
+		settings = append(settings, s)
+	}
+	return settings
+}
+
+// format writes a value as its variable would be set.
+func format(v any) string {
+	switch v := v.(type) {
+	case time.Duration:
+		return strconv.FormatInt(v.Milliseconds(), 10)
+	case []string:
+		return strings.Join(v, ",")
+	}
+	return fmt.Sprint(v)
+}
+
+// Secrets lists the variables whose value no child may get. OPENAI_API_KEY is not
+// one of them, because Codex has a setting of that name too.
+func Secrets() []string {
+	var names []string
+	for _, f := range fields {
+		if name := f.Tag.Get("env"); f.Tag.Get("secret") != "" && name != "OPENAI_API_KEY" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Network lists the variables that configure the way to the network. They are not
+// settings of codexpool: Go and Codex read them, from the environment only.
+func Network() []string {
+	return []string{
+		"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
+		"SSL_CERT_FILE", "SSL_CERT_DIR", "CODEX_CA_CERTIFICATE",
+	}
+}
