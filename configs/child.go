@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -78,22 +77,6 @@ func DirectChild(home string, config, catalog []byte) Child {
 		c.Args = append(c.Args, "-c", setting)
 	}
 	return c
-}
-
-// Programs names the keys of a config.toml that run programs whatever lean.toml
-// says: it turns off hooks, plugins and apps, but arguments cannot take a server
-// out of a table. It looks at how lines begin, so that text over several lines
-// may be found too: better that than missing one.
-func Programs(config []byte) []string {
-	var found []string
-	for line := range strings.Lines(string(config)) {
-		line = strings.TrimLeft(line, " \t[")
-		key := strings.Trim(line[:max(0, strings.IndexAny(line, ".=] \t\n"))], `"'`)
-		if (key == "mcp_servers" || key == "notify") && !slices.Contains(found, key) {
-			found = append(found, key)
-		}
-	}
-	return found
 }
 
 // leanSettings is lean.toml as the arguments of -c: one "a.b.c=value" a line.

@@ -260,25 +260,6 @@ func TestNetworkVariablesHaveNoEffectInAnEnvFile(t *testing.T) {
 	}
 }
 
-func TestProgramsFindsTheKeysThatRunPrograms(t *testing.T) {
-	for config, want := range map[string]string{
-		"": "[]",
-		"model = \"m\"\n[features]\nhooks = true": "[]",
-		"#notify = [\"x\"]\nnotifying = 1":        "[]",
-		"notify = [\"x\"]":                        "[notify]",
-		"\t\"notify\"=[\"x\"]":                    "[notify]",
-		"a = 1\n[mcp_servers.x]\n[mcp_servers.y]": "[mcp_servers]",
-		"[ 'mcp_servers' . x ]":                   "[mcp_servers]",
-		"mcp_servers.x.command = \"c\"":           "[mcp_servers]",
-		"mcp_servers = { x = {} }\nnotify=[]":     "[mcp_servers notify]",
-		"text = \"\"\"\n[a]\n\"\"\"\nnotify = []": "[notify]",
-	} {
-		if got := fmt.Sprint(configs.Programs([]byte(config))); got != want {
-			t.Errorf("%q: got %s, want %s", config, got, want)
-		}
-	}
-}
-
 func TestUpstreamIsChosenByTheCredential(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	t.Chdir(t.TempDir())

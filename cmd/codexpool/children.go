@@ -259,7 +259,8 @@ func (p *provider) directChild(cfg configs.Config, home string, catalog []byte) 
 }
 
 // directConfig is the operator's config.toml; there need not be one. One that
-// runs programs is refused: every caller's model could have them run, unasked.
+// runs programs is rejected: the model of any caller could have them run. So is one
+// that cannot be read as TOML, because it may run programs too.
 func directConfig(cfg configs.Config) ([]byte, error) {
 	config, err := os.ReadFile(filepath.Join(cfg.Home, "config.toml"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -268,7 +269,11 @@ func directConfig(cfg configs.Config) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CODEX_HOME: %w", err)
 	}
-	if keys := configs.Programs(config); len(keys) > 0 {
+	keys, err := configs.Programs(config)
+	if err != nil {
+		return nil, fmt.Errorf("CODEX_HOME: config.toml: %w", err)
+	}
+	if len(keys) > 0 {
 		return nil, fmt.Errorf("CODEX_HOME: config.toml runs programs, which CODEX_UPSTREAM=direct does not allow: %s", strings.Join(keys, ", "))
 	}
 	return config, nil

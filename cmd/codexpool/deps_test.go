@@ -24,7 +24,7 @@ var rules = map[string]struct {
 	"upstream":        {nil, nil, "serves children over HTTP; knows nobody"},
 	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync/errgroup"}, "turns requests into turns"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
-	"configs":         {nil, []string{"github.com/caarlos0/env/v11"}, "reads the environment; knows nobody"},
+	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and config.toml, which no reader of lines reads as Codex does"},
 	"cmd/codexpool":   {[]string{"api", "codex", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint"}, "wires them"},
 }
 

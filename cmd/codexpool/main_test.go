@@ -228,6 +228,12 @@ func TestDirectRefusesAConfigThatRunsProgramsOrCannotBeRead(t *testing.T) {
 		"with programs": {func(path string) error {
 			return os.WriteFile(path, []byte("notify = [\"x\"]\n[mcp_servers.x]\n"), 0o600)
 		}, "notify, mcp_servers"},
+		"with an escape": {func(path string) error {
+			return os.WriteFile(path, []byte(`"mcp\u005fservers" = { x = { command = "x" } }`), 0o600)
+		}, "does not allow: mcp_servers"},
+		"no TOML": {func(path string) error {
+			return os.WriteFile(path, []byte("model = \"m\"\nmodel ="), 0o600)
+		}, "CODEX_HOME: config.toml: line 2 is not valid TOML"},
 		"not to be read": {func(path string) error { return os.Mkdir(path, 0o700) }, "is a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {

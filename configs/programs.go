@@ -1,0 +1,33 @@
+package configs
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/BurntSushi/toml"
+)
+
+// Programs names the keys of a config.toml that make Codex run programs, whatever
+// the lean settings are: those turn off hooks, plugins and apps, but arguments
+// cannot remove a server from a table. It looks at the top level only. Codex 0.169.0
+// ignores both keys in [profiles.NAME], and does not start a thread at all with a
+// profile selected in config.toml.
+//
+// The error names the first line that is not TOML. It does not quote the line,
+// which may contain a secret.
+func Programs(config []byte) ([]string, error) {
+	var top map[string]any
+	if _, err := toml.Decode(string(config), &top); err != nil {
+		if parse := (toml.ParseError{}); errors.As(err, &parse) {
+			return nil, fmt.Errorf("line %d is not valid TOML", parse.Position.Line)
+		}
+		return nil, errors.New("it is not valid TOML")
+	}
+	var found []string
+	for _, key := range []string{"notify", "mcp_servers"} {
+		if _, set := top[key]; set {
+			found = append(found, key)
+		}
+	}
+	return found, nil
+}
