@@ -1,6 +1,6 @@
 module codexpool/e2e
 
-go 1.26.0
+go 1.26.8
 
 require (
 	codexpool v0.0.0
