@@ -32,60 +32,66 @@ const DevKey = "codexpool-dev"
 // Config is the whole configuration. After [Load] it is resolved and checked: no
 // other package applies defaults or checks settings. Durations are whole
 // milliseconds in the environment.
+//
+// The tags of a field: env is its variable; default its default; dev its default in
+// dev, where that differs; mean its meaning, with units and what 0 or empty means;
+// empty is there if a variable that is set but empty is not the same as one that
+// is not set; secret marks a value that is never shown; group begins a group, which
+// lasts until the next.
 type Config struct {
-	Env         string `env:"PROXY_ENV" mean:"dev, or empty for production, which refuses unsafe settings; picks the model prefix"`
-	Host        string `env:"PROXY_HOST" default:"127.0.0.1" mean:"address of the public listener"`
-	Port        int    `env:"PORT" default:"11435" mean:"port of the public listener; 0 = any free one"`
-	AdminAddr   string `env:"PROXY_ADMIN_ADDR" default:"127.0.0.1:11436" empty:"off" mean:"admin listener with /metrics, never public; empty = off"`
-	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" default:"false" mean:"an admin address beyond loopback is meant"`
+	Env         string `group:"Listeners" env:"PROXY_ENV" mean:"dev = a developer's machine; empty = production, which rejects unsafe settings. /v1/models lists codex-5 in production and codev-5 in dev; both work everywhere"`
+	Host        string `env:"PROXY_HOST" default:"127.0.0.1" mean:"address of the public listener, such as 127.0.0.1, 0.0.0.0 or ::1"`
+	Port        int    `env:"PORT" default:"11435" mean:"TCP port of the public listener; 0 = any free port"`
+	AdminAddr   string `env:"PROXY_ADMIN_ADDR" default:"127.0.0.1:11436" empty:"off" mean:"HOST:PORT of the admin listener, which serves /metrics and /pool without a key; set but empty = no admin listener"`
+	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" default:"false" mean:"true = allow PROXY_ADMIN_ADDR to be other than loopback"`
 
-	APIKeys       []string `env:"PROXY_API_KEY" secret:"yes" mean:"bearer keys, comma-separated; none only in dev and on loopback"`
-	ProtectModels bool     `env:"PROXY_PROTECT_MODELS" default:"true" dev:"false" mean:"whether /v1/models wants a key"`
-	CORS          bool     `env:"PROXY_ENABLE_CORS" default:"true" mean:"answer cross-origin requests of PROXY_CORS_ALLOWED_ORIGINS"`
-	CORSOrigins   []string `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"exact origins, comma-separated; * = any, never with credentials"`
+	APIKeys       []string `group:"Who may call" env:"PROXY_API_KEY" secret:"yes" mean:"bearer keys that clients may use, comma-separated; empty = clients need no key, which is allowed only in dev and with a loopback PROXY_HOST"`
+	ProtectModels bool     `env:"PROXY_PROTECT_MODELS" default:"true" dev:"false" mean:"true = clients need a key for /v1/models too"`
+	CORS          bool     `env:"PROXY_ENABLE_CORS" default:"true" mean:"true = browsers may send requests from the origins in PROXY_CORS_ALLOWED_ORIGINS"`
+	CORSOrigins   []string `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"origins that may call the API from a browser, comma-separated, such as https://app.example; * = any origin, but without credentials; empty = none"`
 
-	DefaultStream     bool          `env:"PROXY_DEFAULT_STREAM" default:"false" mean:"what a request without stream gets"`
-	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" default:"0" mean:"open streams at most; 0 = no limit of its own"`
-	Keepalive         time.Duration `env:"PROXY_SSE_KEEPALIVE_MS" default:"15000" mean:"a comment into a stream after that much silence; 0 = off"`
-	Commit            time.Duration `env:"PROXY_SSE_COMMIT_MS" default:"2000" mean:"a stream's 200 is sent that long after the turn began, if nothing came before"`
-	Timeout           time.Duration `env:"PROXY_TIMEOUT_MS" default:"600000" mean:"a whole request"`
-	IdleTimeout       time.Duration `env:"PROXY_IDLE_TIMEOUT_MS" default:"120000" mean:"silence of the model, for answers in one piece"`
-	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" default:"300000" mean:"silence of the model, for streams"`
-	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" default:"30000" mean:"one write to a client"`
-	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"request body at most, bytes; 16777216 at most"`
-	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"answers that one request may ask for (n)"`
-	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" default:"0" mean:"between not ready and refusing, when stopping"`
-	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"how long running turns may go on, when stopping"`
+	DefaultStream     bool          `group:"Requests" env:"PROXY_DEFAULT_STREAM" default:"false" mean:"true = stream the answer to a request that does not contain stream"`
+	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" default:"0" mean:"most streams that are open at once, those in the queue included; one more fails with 429; 0 = no limit"`
+	Keepalive         time.Duration `env:"PROXY_SSE_KEEPALIVE_MS" default:"15000" mean:"silence after which an open stream gets a comment, which keeps the connection open, in milliseconds; 0 = no comments"`
+	Commit            time.Duration `env:"PROXY_SSE_COMMIT_MS" default:"2000" mean:"longest time from the start of a turn until its stream sends status 200, in milliseconds; a later error is an event of the stream; 0 = at once"`
+	Timeout           time.Duration `env:"PROXY_TIMEOUT_MS" default:"600000" mean:"longest time that a request may last, the time in the queue included, in milliseconds"`
+	IdleTimeout       time.Duration `env:"PROXY_IDLE_TIMEOUT_MS" default:"120000" mean:"longest silence of the model during an answer that is not streamed, in milliseconds"`
+	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" default:"300000" mean:"longest silence of the model during a streamed answer, in milliseconds"`
+	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" default:"30000" mean:"longest time that one write to a client may last, in milliseconds"`
+	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"largest request body, in bytes; must be at most 16777216"`
+	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"most answers to one request: n times the number of prompts"`
+	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" default:"0" mean:"when stopping, time from being not ready until new requests are rejected, in milliseconds, so that load balancers notice; 0 = none"`
+	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"when stopping, longest time that running turns may go on, in milliseconds; 0 = they are cut at once"`
 
-	Bin          string        `env:"CODEX_BIN" mean:"the Codex CLI, wrapper or native; empty = the pinned one beside the program, else codex from PATH"`
-	Upstream     string        `env:"CODEX_UPSTREAM" mean:"openai, chatgpt, echo, the http(s) base URL of a Responses API, or direct (as CODEX_HOME/config.toml says); empty = openai with a key, chatgpt with a login in CODEX_HOME, else echo, in dev only"`
-	UpstreamKey  string        `env:"CODEX_UPSTREAM_API_KEY" secret:"yes" mean:"bearer key for the upstream; the relay adds it, children never see it"`
-	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"the same, for CODEX_UPSTREAM=openai only"`
-	Home         string        `env:"CODEX_HOME" mean:"folder with a ChatGPT login, which is refreshed and written back; with direct also the children's config.toml"`
-	RefreshURL   string        `env:"CODEX_REFRESH_TOKEN_URL_OVERRIDE" mean:"Codex's own: where a login is refreshed; for tests"`
-	Model        string        `env:"CODEX_MODEL" mean:"the model that the aliases mean; empty = the catalog's default"`
-	Sandbox      string        `env:"PROXY_SANDBOX_MODE" default:"read-only" mean:"Codex sandbox; read-only is the only one so far"`
-	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" default:"20" mean:"between the echo model's words"`
-	Workdir      string        `env:"PROXY_CODEX_WORKDIR" mean:"private homes of children; empty = codexpool in the user's cache directory; not below /tmp"`
-	StartTimeout time.Duration `env:"CODEX_START_TIMEOUT_MS" default:"15000" mean:"a child's start and handshake"`
-	StopGrace    time.Duration `env:"CODEX_STOP_GRACE_MS" default:"2000" mean:"each step of stopping a child"`
+	Bin          string        `group:"Codex and the provider" env:"CODEX_BIN" mean:"path or name of the Codex CLI, Node wrapper or native binary; empty = the pinned one beside the program, else codex from PATH"`
+	Upstream     string        `env:"CODEX_UPSTREAM" mean:"provider: openai, chatgpt, echo (offline), the http(s) base URL of a Responses API, or direct (children call the provider that CODEX_HOME/config.toml configures); empty = openai with a key, else chatgpt with a login in CODEX_HOME, else echo, which dev alone allows"`
+	UpstreamKey  string        `env:"CODEX_UPSTREAM_API_KEY" secret:"yes" mean:"bearer key for the provider behind an http(s) base URL, or for openai, where it wins over OPENAI_API_KEY; children never get it; empty = none"`
+	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"bearer key for OpenAI, used with CODEX_UPSTREAM=openai only; empty = none"`
+	Home         string        `env:"CODEX_HOME" mean:"folder with a ChatGPT login, which codexpool refreshes and writes back; with CODEX_UPSTREAM=direct also the folder of config.toml; empty = none"`
+	RefreshURL   string        `env:"CODEX_REFRESH_TOKEN_URL_OVERRIDE" mean:"URL at which Codex refreshes a ChatGPT login, for tests; empty = that of the real service"`
+	Model        string        `env:"CODEX_MODEL" mean:"model behind the aliases codex-5 and codex-5-EFFORT; empty = the default of the Codex CLI's catalog"`
+	Sandbox      string        `env:"PROXY_SANDBOX_MODE" default:"read-only" mean:"sandbox of the Codex CLI; read-only is the only supported one"`
+	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" default:"20" mean:"pause before each word of the echo model, in milliseconds; 0 = none"`
+	Workdir      string        `env:"PROXY_CODEX_WORKDIR" mean:"folder for the private homes of children; must not be below /tmp; empty = codexpool in the user's cache directory"`
+	StartTimeout time.Duration `env:"CODEX_START_TIMEOUT_MS" default:"15000" mean:"longest time that the start of a child may last, in milliseconds"`
+	StopGrace    time.Duration `env:"CODEX_STOP_GRACE_MS" default:"2000" mean:"longest time that each step of stopping a child may last, in milliseconds; then the next, harder step follows"`
 
-	PoolSize       int           `env:"POOL_SIZE" default:"4" mean:"children at most"`
-	MinIdle        int           `env:"POOL_MIN_IDLE" default:"4" mean:"children kept warm, at least 1, POOL_SIZE at most"`
-	MaxWaiting     int           `env:"POOL_MAX_WAITING" default:"64" mean:"requests in line at most"`
-	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" default:"30000" mean:"a request's time in line"`
-	MaxTurns       int           `env:"POOL_MAX_TURNS" default:"500" mean:"turns of a child before it is replaced; 0 = no limit"`
-	MaxAge         time.Duration `env:"POOL_MAX_AGE_MS" default:"3600000" mean:"age of a child before it is replaced; 0 = no limit"`
-	MaxChildBytes  int64         `env:"POOL_MAX_CHILD_BYTES" default:"536870912" mean:"private memory of a child and its helpers before it is replaced, bytes; 0 = no limit"`
-	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" default:"60000" mean:"age below which neither turns nor age nor memory replace a child"`
-	Jitter         float64       `env:"POOL_JITTER" default:"0.2" mean:"fraction by which the limits of turns and age vary from child to child"`
-	ProbeEvery     time.Duration `env:"POOL_PROBE_MS" default:"10000" mean:"an idle child that was silent for that long is asked how it is; 0 = never"`
-	ProbeTimeout   time.Duration `env:"POOL_PROBE_TIMEOUT_MS" default:"2000" mean:"its time to answer; with no answer 2 s later either, it is killed and replaced"`
-	BackoffMin     time.Duration `env:"POOL_BACKOFF_MIN_MS" default:"500" mean:"pause after a failed start of a child"`
-	BackoffMax     time.Duration `env:"POOL_BACKOFF_MAX_MS" default:"30000" mean:"the same, after many"`
+	PoolSize       int           `group:"Pool" env:"POOL_SIZE" default:"4" mean:"most children at once, which is also the most turns at once; from 1 to 1024"`
+	MinIdle        int           `env:"POOL_MIN_IDLE" default:"4" mean:"children that are kept warm for the next requests; from 1 to POOL_SIZE; a smaller POOL_SIZE lowers the default"`
+	MaxWaiting     int           `env:"POOL_MAX_WAITING" default:"64" mean:"most requests in the queue for a child, beside the POOL_SIZE that can run; one more fails with 503; 0 = no queue"`
+	AcquireTimeout time.Duration `env:"POOL_ACQUIRE_TIMEOUT_MS" default:"30000" mean:"longest time of a request in the queue for a child, in milliseconds; then it fails with 503"`
+	MaxTurns       int           `env:"POOL_MAX_TURNS" default:"500" mean:"turns after which a child is replaced; 0 = no limit"`
+	MaxAge         time.Duration `env:"POOL_MAX_AGE_MS" default:"3600000" mean:"age at which a child is replaced, in milliseconds; 0 = no limit"`
+	MaxChildBytes  int64         `env:"POOL_MAX_CHILD_BYTES" default:"536870912" mean:"private memory of a child and its helpers at which the child is replaced, in bytes; 0 = no limit"`
+	MinLife        time.Duration `env:"POOL_MIN_LIFE_MS" default:"60000" mean:"age before which a child is not replaced for its turns, age or memory, in milliseconds; 0 = none"`
+	Jitter         float64       `env:"POOL_JITTER" default:"0.2" mean:"fraction by which POOL_MAX_TURNS and POOL_MAX_AGE_MS vary from child to child, so that not all are replaced at once; from 0 to less than 1; 0 = all alike"`
+	ProbeEvery     time.Duration `env:"POOL_PROBE_MS" default:"10000" mean:"time without a sign of an idle child after which it gets a health probe, in milliseconds; 0 = no probes"`
+	ProbeTimeout   time.Duration `env:"POOL_PROBE_TIMEOUT_MS" default:"2000" mean:"longest time that a child may need to answer a health probe, in milliseconds, at most 8000; a child that has not answered 2000 ms later is killed and replaced"`
+	BackoffMin     time.Duration `env:"POOL_BACKOFF_MIN_MS" default:"500" mean:"pause after the first failed start of a child, in milliseconds; it grows with each further failure"`
+	BackoffMax     time.Duration `env:"POOL_BACKOFF_MAX_MS" default:"30000" mean:"longest pause between failed starts of children, in milliseconds"`
 
-	LogLevel  string `env:"LOG_LEVEL" default:"info" mean:"debug, info, warn or error"`
-	LogFormat string `env:"LOG_FORMAT" mean:"tint or json; empty = tint on a terminal, else json"`
+	LogLevel  string `group:"Logs" env:"LOG_LEVEL" default:"info" mean:"least severe level that is logged: debug, info, warn or error"`
+	LogFormat string `env:"LOG_FORMAT" mean:"tint = for people, json = for programs; empty = tint on a terminal, else json"`
 
 	// Warnings are for the log: settings that have no effect, each with its reason.
 	Warnings []string `env:"-"`

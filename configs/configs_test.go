@@ -300,14 +300,6 @@ func TestProfilesLoad(t *testing.T) {
 	}
 }
 
-func TestSettingsHaveAMeaning(t *testing.T) {
-	for _, s := range (configs.Config{}).Settings() {
-		if s.Meaning == "" {
-			t.Errorf("%s has no meaning", s.Name)
-		}
-	}
-}
-
 func TestAChildsConfigQuotesWhatItIsGiven(t *testing.T) {
 	got := string(configs.LeanChild(`/a "b"\c`, "http://h/v1", nil).Files["config.toml"])
 	if !strings.HasPrefix(got, `model_catalog_json = "/a \"b\"\\c/models.json"`+"\n") || !strings.Contains(got, `base_url = "http://h/v1"`) {

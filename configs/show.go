@@ -11,11 +11,13 @@ import (
 
 // Setting is one row of the table of settings.
 type Setting struct {
-	Name    string // the variable
-	Value   string // in effect, as the variable would be set; "(set)" for a secret
-	Default string // "" = none
-	Source  string // "default", "environment", or the path of the env file
-	Meaning string // one line
+	Group      string // what it belongs to
+	Name       string // the variable
+	Value      string // in effect, as the variable would be set; "(set)" for a secret
+	Default    string // "" = none
+	DevDefault string // the default in dev; "" where it is the same
+	Source     string // "default", "environment", or the path of the env file
+	Meaning    string // one line
 }
 
 // Settings lists every setting with its value in effect, in the order of Config's
@@ -26,14 +28,18 @@ func (c Config) Settings() []Setting {
 	}
 	value := reflect.ValueOf(c)
 	var settings []Setting
+	group := ""
 	for _, f := range fields {
 		name := f.Tag.Get("env")
+		group = cmp.Or(f.Tag.Get("group"), group)
 		s := Setting{
-			Name:    name,
-			Value:   format(value.FieldByIndex(f.Index).Interface()),
-			Default: f.Tag.Get("default"),
-			Source:  cmp.Or(c.sources[name], "default"),
-			Meaning: f.Tag.Get("mean"),
+			Group:      group,
+			Name:       name,
+			Value:      format(value.FieldByIndex(f.Index).Interface()),
+			Default:    f.Tag.Get("default"),
+			DevDefault: f.Tag.Get("dev"),
+			Source:     cmp.Or(c.sources[name], "default"),
+			Meaning:    f.Tag.Get("mean"),
 		}
 		if s.Value != "" && (f.Tag.Get("secret") != "" || (name == "CODEX_UPSTREAM" && strings.ContainsAny(s.Value, "@?"))) {
 			s.Value = "(set)" // a URL with a user or a query is rejected, but may hold a secret all the same
