@@ -3,7 +3,7 @@
 //
 // Every setting is one environment variable and one field of [Config]; the field's
 // tags contain its default and its meaning. [Load] has three steps: resolve merges
-// the sources and derives what they leave open (resolve.go), check judges the
+// the sources and derives what they do not set (resolve.go), check judges the
 // result and changes nothing (check.go), and [Config.Settings] shows it
 // (show.go). "codexpool config" and REFERENCE.md print that table. Settings are
 // read once, at start.
@@ -101,8 +101,8 @@ type Config struct {
 
 // Load reads the env files in their order, then environ (in the form of
 // os.Environ). Each source wins over those before it. The error contains every
-// problem, one on each line, which begins with the name of its variable. The Config
-// is not usable then, but for its Settings.
+// problem, one on each line, which begins with the name of its variable. With an
+// error the Config has the values that could be resolved, for [Config.Settings].
 func Load(environ, envFiles []string) (Config, error) {
 	values, sources, err := gather(environ, envFiles)
 	if err != nil {

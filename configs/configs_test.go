@@ -152,7 +152,7 @@ func TestEnvFileIsReadUnchangedOrRejectedWithoutQuotingIt(t *testing.T) {
 			t.Errorf("%q: %q, %v", text, cfg.APIKeys, err)
 		}
 	}
-	const quoted = "line 2: a value with a quote, a backslash, $, a backquote or a comment behind it must stand in single quotes as a whole"
+	const quoted = "line 2: a value with a quote, a backslash, $, a backquote or a comment behind it must be in single quotes as a whole"
 	for line, want := range map[string]string{
 		"sk-secret":                  "line 2 is not NAME=value",
 		"my-name=sk-secret":          "line 2 is not NAME=value",

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// A line is one that systemd, Compose and shells read alike: a bare value has
-// none of the characters that one of them treats specially, a quoted one none
-// that is special within its quotes.
+// The lines that are accepted mean the same to systemd, Compose and shells: a bare
+// value has no character that one of them treats specially, and a quoted value has
+// none that is special within its quotes.
 var (
 	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	bareValue    = regexp.MustCompile("^[^\"'`$\\\\]*$")
@@ -17,10 +17,10 @@ var (
 	comment      = regexp.MustCompile(`\s#`)
 )
 
-// readEnvFile reads lines of NAME=value. Values are taken as they are: nothing is
-// expanded, as godotenv does, nor cut at any "#", as go-envparse does, for that
-// would make another key of a key, without a word. What is not understood is
-// refused with its line's number and never quoted, for it may be a secret.
+// readEnvFile reads lines of NAME=value. Values stay as they are: variables are not
+// expanded, as godotenv does, and a "#" does not end a value, as in go-envparse.
+// Either would change a key without an error. A line that is not accepted is an
+// error, which has the line's number but does not quote it, for it may be a secret.
 func readEnvFile(path string) (map[string]string, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -42,7 +42,7 @@ func readEnvFile(path string) (map[string]string, error) {
 		case quotedValue.MatchString(value):
 			value = value[1 : len(value)-1]
 		case !bareValue.MatchString(value) || comment.MatchString(value):
-			return nil, fmt.Errorf("line %d: a value with a quote, a backslash, $, a backquote or a comment behind it must stand in single quotes as a whole", number)
+			return nil, fmt.Errorf("line %d: a value with a quote, a backslash, $, a backquote or a comment behind it must be in single quotes as a whole", number)
 		}
 		values[name] = value
 	}

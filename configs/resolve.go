@@ -43,8 +43,8 @@ func gather(environ, envFiles []string) (values, sources map[string]string, err 
 	return values, sources, nil
 }
 
-// resolve adds the defaults to values, decodes them, and derives what they leave
-// open. The problems are of values that cannot be decoded or derived; check finds
+// resolve adds the defaults to values, decodes them, and derives what they do not
+// set. The problems are of values that cannot be decoded or derived; check finds
 // the others.
 func resolve(values, sources map[string]string) (Config, []error) {
 	c := Config{sources: sources}

@@ -19,7 +19,7 @@ type Failure struct {
 	Cause      error  // why there was no answer, or why no request was sent
 }
 
-// Error is for the log, so it leaves out Message.
+// Error is for the log, so it does not contain Message.
 func (f *Failure) Error() string {
 	if f.Cause != nil && f.Status != 0 {
 		return "no request sent to the provider: " + f.Cause.Error()

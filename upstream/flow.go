@@ -86,8 +86,8 @@ func (f *flow) fail(report []byte) {
 	f.call.failure.Store(failure)
 }
 
-// copyRest copies at most so many bytes of what remains of body into w, as far as
-// they come within restTime.
+// copyRest copies the rest of body into w: at most so many bytes, and only those
+// that come within restTime.
 func copyRest(w io.Writer, body io.ReadCloser, most int64) {
 	timer := time.AfterFunc(restTime, func() { body.Close() }) // which ends a read
 	defer timer.Stop()

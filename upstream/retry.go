@@ -14,12 +14,12 @@ import (
 const (
 	retryPause    = 200 * time.Millisecond // before the second try, jittered; a longer Retry-After counts instead
 	maxRetryAfter = 2 * time.Second        // a longer Retry-After is passed on to the caller
-	promptAnswer  = time.Second            // an error that comes later may have cost a model's work
+	quickError    = time.Second            // an error that comes later may have cost a model's work
 )
 
 // retrier sends a request a second time where the first try cannot have given
 // the caller anything, nor started a model: there was no connection; 502, 503 or
-// 504 came within promptAnswer; or 429 came with a short Retry-After. Requests must
+// 504 came within quickError; or 429 came with a short Retry-After. Requests must
 // have GetBody.
 type retrier struct {
 	next  http.RoundTripper
@@ -91,7 +91,7 @@ func retryWait(res *http.Response, took time.Duration) (time.Duration, bool) {
 	given, ok := parseRetryAfter(res.Header)
 	switch res.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return max(wait, given), given <= maxRetryAfter && took <= promptAnswer
+		return max(wait, given), given <= maxRetryAfter && took <= quickError
 	case http.StatusTooManyRequests:
 		return max(wait, given), ok && given <= maxRetryAfter
 	}
