@@ -1,6 +1,8 @@
 package upstream_test
 
 import (
+	"net/http"
+	"strings"
 	"testing"
 
 	"codexpool/upstream"
@@ -29,5 +31,50 @@ func TestParseFailureReadsEachFormOfAnError(t *testing.T) {
 		if got := upstream.ParseFailure([]byte(body)); got == nil || *got != want {
 			t.Errorf("%s:\ngot  %+v\nwant %+v", body, got, want)
 		}
+	}
+}
+
+func TestFailureKeepsTheProvidersOwnError(t *testing.T) {
+	envelope := `{"error":{"message":"m","type":"t","param":"p","code":"c"}}`
+	for name, tt := range map[string]struct {
+		answer http.HandlerFunc
+		want   upstream.Failure
+	}{
+		"400":             {status(400, "", envelope), upstream.Failure{Status: 400, Message: "m", Type: "t", Param: "p", Code: "c"}},
+		"429":             {status(429, "Retry-After: 17", envelope), upstream.Failure{Status: 429, Message: "m", Type: "t", Param: "p", Code: "c", RetryAfter: "17"}},
+		"500 without one": {status(500, "", "<html>"), upstream.Failure{Status: 500}},
+		"numbers":         {status(422, "", `{"error":{"message":"m","code":42,"param":7}}`), upstream.Failure{Status: 422, Message: "m", Code: "42", Param: "7"}},
+		"other types":     {status(422, "", `{"error":{"message":"m","code":[],"param":["p"],"type":{}}}`), upstream.Failure{Status: 422, Message: "m"}},
+		"error as text":   {status(400, "", `{"error":"m"}`), upstream.Failure{Status: 400, Message: "m"}},
+		"detail as text":  {status(404, "", `{"detail":"m"}`), upstream.Failure{Status: 404, Message: "m"}},
+		"no envelope":     {status(400, "", `{"object":"error","message":"m","type":"t","param":null,"code":400}`), upstream.Failure{Status: 400, Message: "m", Type: "t", Code: "400"}},
+		"JSON with a 200": {status(200, "Content-Type: application/json", envelope), upstream.Failure{Status: 200, Message: "m", Type: "t", Param: "p", Code: "c"}},
+		"HTML with a 200": {status(200, "Content-Type: text/html", "<html>"), upstream.Failure{Status: 200}},
+		"response.failed": {
+			sse(`{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"slow down"}}}`),
+			upstream.Failure{Status: 200, Code: "rate_limit_exceeded", Message: "slow down"},
+		},
+		"response.failed, long": {
+			sse(`{"type":"response.failed","response":{"instructions":"` + strings.Repeat("x", 1<<20) + `","error":{"code":"c","message":"m"}}}`),
+			upstream.Failure{Status: 200, Code: "c", Message: "m"},
+		},
+		"response.failed, its type last": {
+			sse(`{"response":{"error":{"code":"c","message":"m"},"instructions":"` + strings.Repeat("x", 300) + `"},"type":"response.failed"}`),
+			upstream.Failure{Status: 200, Code: "c", Message: "m"},
+		},
+		"response.failed without a word": {sse(`{"type":"response.failed","response":null}`), upstream.Failure{Status: 200}},
+		"error":                          {sse(`{"type":"error","code":"c","message":"m","param":null}`), upstream.Failure{Status: 200, Type: "error", Code: "c", Message: "m"}},
+		"error in an envelope":           {sse(`{"type":"error","error":{"type":"t","code":"c","message":"m"}}`), upstream.Failure{Status: 200, Type: "t", Code: "c", Message: "m"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProvider(t, tt.answer)
+			r, base := relay(t, p, upstream.Hooks{})
+			call := r.Prepare(nil)
+			defer call.Done()
+			child(t.Context(), base, call.Key)
+			if got := call.Failure(); got == nil || *got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
 	}
 }

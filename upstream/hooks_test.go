@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"codexpool/upstream"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestHooksGetTheContextOfTheChildsRequest has the server that serves the relay put
@@ -56,5 +58,40 @@ func TestHooksGetTheContextOfTheChildsRequest(t *testing.T) {
 		if got != "of the child's request" {
 			t.Errorf("the context of %s has %v", hook, got)
 		}
+	}
+}
+
+func TestLimitsOfTheProviderAreReported(t *testing.T) {
+	got := map[upstream.Limit]float64{}
+	p := newProvider(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("x-ratelimit-remaining-tokens", "149000")
+		w.Header().Set("x-ratelimit-limit-requests", "many")
+		w.Header().Set("x-codex-primary-used-percent", "12.5")
+		sse(completed)(w, r)
+	})
+	r, base := relay(t, p, upstream.Hooks{Limit: func(_ context.Context, l upstream.Limit, value float64) { got[l] = value }})
+	call := r.Prepare(nil)
+	defer call.Done()
+	child(t.Context(), base, call.Key)
+	want := map[upstream.Limit]float64{{Kind: "remaining", Unit: "tokens"}: 149000, {Kind: "used", Unit: "primary"}: 0.125}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestConnectionReuseIsReported(t *testing.T) {
+	var got []string
+	p := newProvider(t, sse(completed))
+	r, base := relay(t, p, upstream.Hooks{Request: func(_ context.Context, status int, reused bool, _ time.Duration) {
+		got = append(got, fmt.Sprint(status, reused))
+	}})
+	for range 2 {
+		call := r.Prepare(nil)
+		child(t.Context(), base, call.Key)
+		call.Done()
+		p.rest(t)
+	}
+	if !slices.Equal(got, []string{"200 false", "200 true"}) {
+		t.Errorf("got %v", got)
 	}
 }
