@@ -152,7 +152,7 @@ func merge(ctx context.Context, n int, answer func(context.Context, int) events)
 // answer yields the events of one choice.
 func (c *completion) answer(ctx context.Context, choice int) events {
 	return func(yield func(codex.Event, error) bool) {
-		params, call := c.prepare(choice)
+		params, call := c.prepare(ctx, choice)
 		if call != nil {
 			defer call.Done()
 		}
@@ -162,14 +162,14 @@ func (c *completion) answer(ctx context.Context, choice int) events {
 
 // prepare makes the turn of a choice and, where there is a relay, the call that
 // it will bring there. The caller ends the call.
-func (c *completion) prepare(choice int) (codex.TurnParams, *upstream.Call) {
+func (c *completion) prepare(ctx context.Context, choice int) (codex.TurnParams, *upstream.Call) {
 	conversation := c.req.conversation(choice)
 	params := turnParams(c.req, conversation)
 	params.Tick = c.s.tick(c.idle)
 	if c.s.relay == nil {
 		return params, nil
 	}
-	call := c.s.relay.Prepare(overrides(c.req, conversation, c.res.caller), details(conversation)...)
+	call := c.s.relay.Prepare(ctx, overrides(c.req, conversation, c.res.caller), details(conversation)...)
 	params.Meta = map[string]string{upstream.MetaKey: call.Key}
 	params.Model = c.s.cfg.Models().listed(params.Model) // the relay writes the caller's
 	for i := range params.Tools {

@@ -3,7 +3,6 @@ package api
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -254,8 +253,7 @@ func providerFailed(f *upstream.Failure) *Error {
 	case f.Status == http.StatusServiceUnavailable, f.Status == 529: // not in any RFC, but in use for this
 		return upstreamOverloaded(f.RetryAfter)
 	case f.Status >= 400 && f.Status < 500 && f.Message != "", aboutRequest(f.Status):
-		said := cmp.Or(f.Message, "The upstream rejected the request.")
-		return &Error{Status: f.Status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: said, counted: "upstream_refused"}
+		return rejected(f.Status, f)
 	}
 	return upstreamFailed(f)
 }
@@ -287,28 +285,14 @@ func turnFailed(turn *codex.TurnError) *Error {
 	case turn.Info == "unauthorized", turn.HTTPStatus == http.StatusUnauthorized, turn.HTTPStatus == http.StatusForbidden:
 		return upstreamAuth(turn)
 	}
-	if refusal := refused(turn.Message); refusal != nil {
-		return refusal
+	if f := upstream.ParseFailure([]byte(turn.Message)); f.Message != "" { // Codex passes on the raw body of a 400
+		return rejected(http.StatusBadRequest, f)
 	}
 	return upstreamFailed(turn)
 }
 
-// refused reads the raw body of an upstream's 400, which Codex passes on as the
-// message.
-func refused(message string) *Error {
-	var body errorBody
-	if json.Unmarshal([]byte(message), &body) != nil || body.Error.Message == "" {
-		return nil
-	}
-	e := &Error{Status: 400, Type: invalidRequest, Message: body.Error.Message, counted: "upstream_refused"}
-	if body.Error.Type != "" {
-		e.Type = body.Error.Type
-	}
-	if body.Error.Param != nil {
-		e.Param = *body.Error.Param
-	}
-	if body.Error.Code != nil {
-		e.Code = *body.Error.Code
-	}
-	return e
+// rejected is the provider's error about the request itself, in its own words.
+func rejected(status int, f *upstream.Failure) *Error {
+	said := cmp.Or(f.Message, "The upstream rejected the request.")
+	return &Error{Status: status, Type: cmp.Or(f.Type, invalidRequest), Code: f.Code, Param: f.Param, Message: said, counted: "upstream_refused"}
 }

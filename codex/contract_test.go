@@ -259,7 +259,7 @@ func throughRelay(t *testing.T, up *codextest.Upstream) (*codex.Client, func() c
 	server := httptest.NewServer(relay)
 	t.Cleanup(server.Close)
 	return start(t, codextest.Real(t, server.URL+"/v1")), func() codex.TurnParams {
-		call := relay.Prepare(nil)
+		call := relay.Prepare(t.Context(), nil)
 		t.Cleanup(call.Done)
 		p := hello()
 		p.Meta = map[string]string{upstream.MetaKey: call.Key}

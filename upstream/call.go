@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"sync/atomic"
@@ -14,7 +15,8 @@ const MetaKey = "codexpool_call"
 // Call is the provider's request of one turn, as the API prepared it. Its owner
 // must call Done. All methods may be called from any goroutine.
 type Call struct {
-	Key       string // for the child, under MetaKey
+	Key       string          // for the child, under MetaKey
+	values    context.Context // of the caller's request; it never ends
 	relay     *Relay
 	overrides Overrides
 	details   []string // of the conversation's images
@@ -24,15 +26,16 @@ type Call struct {
 }
 
 // Prepare makes a call. A child that sends its key is forwarded to the provider
-// until Done.
+// until Done. The values of ctx, the context of the caller's request, are in the
+// context of [Hooks]; the end of ctx ends nothing here.
 //
 // A call is for one turn. A child may answer a function call by itself and send a
 // second request with the result; that request is rejected (see package codex).
 //
 // details are the caller's values of detail, one for each image of the
 // conversation, "" where the caller gave none. They replace those of Codex.
-func (r *Relay) Prepare(o Overrides, details ...string) *Call {
-	c := &Call{Key: rand.Text(), relay: r, overrides: o, details: details}
+func (r *Relay) Prepare(ctx context.Context, o Overrides, details ...string) *Call {
+	c := &Call{Key: rand.Text(), values: context.WithoutCancel(ctx), relay: r, overrides: o, details: details}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls[c.Key] = c
@@ -61,6 +64,21 @@ func (c *Call) Refusal() string {
 		return *text
 	}
 	return ""
+}
+
+// callContext is the context of a child's request for a call: it ends when the child
+// disconnects, and has the values of the caller's request. So a tracer finds the
+// caller's span, though the child is between the two requests.
+type callContext struct {
+	context.Context
+	values context.Context
+}
+
+func (c callContext) Value(key any) any {
+	if v := c.values.Value(key); v != nil {
+		return v
+	}
+	return c.Context.Value(key)
 }
 
 // call finds the call that a child's metadata names, nil if there is none.

@@ -69,7 +69,7 @@ func TestFailureKeepsTheProvidersOwnError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newProvider(t, tt.answer)
 			r, base := relay(t, p, upstream.Hooks{})
-			call := r.Prepare(nil)
+			call := r.Prepare(t.Context(), nil)
 			defer call.Done()
 			child(t.Context(), base, call.Key)
 			if got := call.Failure(); got == nil || *got != tt.want {

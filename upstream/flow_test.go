@@ -73,7 +73,7 @@ func TestRelayStopsReadingABodyThatNeverEnds(t *testing.T) {
 				began := time.Now()
 				ctx, disconnect := context.WithCancel(t.Context())
 				defer disconnect()
-				call := r.Prepare(nil)
+				call := r.Prepare(t.Context(), nil)
 				defer call.Done()
 				w := &childThatDisconnects{ResponseRecorder: httptest.NewRecorder(), disconnect: disconnect}
 				func() {
@@ -134,7 +134,7 @@ func TestRelayReadsTheBodyToItsEndAfterEachLastEvent(t *testing.T) {
 					end.Close()
 				}()
 				r := imagined(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: body} })
-				call := r.Prepare(nil)
+				call := r.Prepare(t.Context(), nil)
 				defer call.Done()
 				ctx, disconnect := context.WithCancel(t.Context())
 				if !whole {
@@ -164,7 +164,7 @@ func TestDisconnectAfterTheLastEventKeepsTheConnection(t *testing.T) {
 			}
 			r, base := relay(t, p, upstream.Hooks{})
 			for range 50 {
-				call := r.Prepare(nil)
+				call := r.Prepare(t.Context(), nil)
 				if code, got, err := child(t.Context(), base, call.Key); code != 200 || err != nil || !strings.Contains(got, `"delta":"x"`) {
 					t.Fatal(code, got, err)
 				}
@@ -186,7 +186,7 @@ func TestDisconnectBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
 		close(ended)
 	})
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(nil)
+	call := r.Prepare(t.Context(), nil)
 	defer call.Done()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel) // after the headers, in most runs; before them is well, too
@@ -200,7 +200,7 @@ func TestDisconnectBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
 func TestEventThatIsTooLongEndsTheStream(t *testing.T) {
 	p := newProvider(t, sse(`{"type":"x","delta":"`+strings.Repeat("x", 9<<20)+`"}`, completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(nil)
+	call := r.Prepare(t.Context(), nil)
 	defer call.Done()
 	if _, got, err := child(t.Context(), base, call.Key); err == nil || strings.Contains(got, "completed") {
 		t.Errorf("%d bytes passed, %v", len(got), err)

@@ -225,7 +225,7 @@ func (answer imaginary) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // serveOne has r serve one request of a child, without a server.
 func serveOne(ctx context.Context, r *upstream.Relay) (*upstream.Call, *httptest.ResponseRecorder) {
-	call := r.Prepare(nil)
+	call := r.Prepare(ctx, nil)
 	defer call.Done()
 	w := httptest.NewRecorder()
 	r.ServeHTTP(w, fromChild(ctx, "", call.Key, posted))

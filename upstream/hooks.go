@@ -10,9 +10,8 @@ import (
 // Hooks report what happens between the relay and the provider. Any may be nil;
 // none may block, for they run within the request.
 //
-// ctx has the values of the context of the child's HTTP request to the relay, as
-// the server that serves the relay made it. It is not the context of the API's
-// caller. It may be cancelled already.
+// ctx has the values of the context that was given to Prepare, so that a tracer
+// finds the span of the caller's request there. It may be cancelled already.
 type Hooks struct {
 	// Request reports one try at the provider: its HTTP status (0 = no answer),
 	// whether the connection was used before, and the time until the headers came.

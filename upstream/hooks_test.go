@@ -17,9 +17,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestHooksGetTheContextOfTheChildsRequest has the server that serves the relay put
-// a span into each request's context, as a tracer does.
-func TestHooksGetTheContextOfTheChildsRequest(t *testing.T) {
+// TestHooksGetTheContextOfTheCallersRequest has a span in the caller's context, as
+// a tracer puts it there, and another one in that of the child's request.
+func TestHooksGetTheContextOfTheCallersRequest(t *testing.T) {
 	type span struct{}
 	spans := map[string]any{} // hook -> what its context has; each hook runs within the one request
 	note := func(hook string, ctx context.Context) { spans[hook] = ctx.Value(span{}) }
@@ -45,7 +45,7 @@ func TestHooksGetTheContextOfTheChildsRequest(t *testing.T) {
 		r.ServeHTTP(w, req.WithContext(context.WithValue(req.Context(), span{}, "of the child's request")))
 	}))
 	defer server.Close()
-	call := r.Prepare(upstream.Overrides{"temperature": json.RawMessage("1")})
+	call := r.Prepare(context.WithValue(t.Context(), span{}, "of the caller's request"), upstream.Overrides{"temperature": json.RawMessage("1")})
 	defer call.Done()
 	if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 		t.Fatal(code, err)
@@ -55,7 +55,7 @@ func TestHooksGetTheContextOfTheChildsRequest(t *testing.T) {
 		t.Errorf("hooks called: %q, want %q", got, want)
 	}
 	for hook, got := range spans {
-		if got != "of the child's request" {
+		if got != "of the caller's request" {
 			t.Errorf("the context of %s has %v", hook, got)
 		}
 	}
@@ -70,7 +70,7 @@ func TestLimitsOfTheProviderAreReported(t *testing.T) {
 		sse(completed)(w, r)
 	})
 	r, base := relay(t, p, upstream.Hooks{Limit: func(_ context.Context, l upstream.Limit, value float64) { got[l] = value }})
-	call := r.Prepare(nil)
+	call := r.Prepare(t.Context(), nil)
 	defer call.Done()
 	child(t.Context(), base, call.Key)
 	want := map[upstream.Limit]float64{{Kind: "remaining", Unit: "tokens"}: 149000, {Kind: "used", Unit: "primary"}: 0.125}
@@ -86,7 +86,7 @@ func TestConnectionReuseIsReported(t *testing.T) {
 		got = append(got, fmt.Sprint(status, reused))
 	}})
 	for range 2 {
-		call := r.Prepare(nil)
+		call := r.Prepare(t.Context(), nil)
 		child(t.Context(), base, call.Key)
 		call.Done()
 		p.rest(t)

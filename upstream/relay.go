@@ -68,6 +68,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		reject(w, http.StatusForbidden, "the request does not belong to a call")
 		return
 	}
+	child := callContext{req.Context(), call.values}
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxRequest))
 	if err != nil {
 		reject(w, http.StatusBadRequest, "the body could not be read")
@@ -82,11 +83,11 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		reject(w, http.StatusConflict, "the result of a function comes from the caller, not from the child")
 		return
 	}
-	if body, err = r.rewrite(req.Context(), posted, call); err != nil {
+	if body, err = r.rewrite(child, posted, call); err != nil {
 		reject(w, http.StatusBadRequest, "the body is not a Responses request")
 		return
 	}
-	r.forward(req.Context(), w, call, body)
+	r.forward(child, w, call, body)
 }
 
 // forward sends body to the provider, and the provider's answer to the child.

@@ -37,7 +37,7 @@ func TestProviderGetsNoRequestWithoutACredential(t *testing.T) {
 	r := upstream.NewRelay(upstream.Provider{Base: base, Credential: func(http.Header) error { return expired }}, p.Client().Transport, upstream.Hooks{})
 	server := httptest.NewServer(r)
 	defer server.Close()
-	call := r.Prepare(nil)
+	call := r.Prepare(t.Context(), nil)
 	defer call.Done()
 	if code, _, _ := child(t.Context(), server.URL, call.Key); code != http.StatusUnauthorized {
 		t.Errorf("the child got %d", code)
@@ -57,7 +57,7 @@ func TestProviderGetsNoRequestWithoutACredential(t *testing.T) {
 func TestRequestOfNoCallIsRejected(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(nil)
+	call := r.Prepare(t.Context(), nil)
 	call.Done()
 	for _, key := range []string{"", "guess", call.Key} {
 		if code, _, _ := child(t.Context(), base, key); code != http.StatusForbidden {
@@ -72,7 +72,7 @@ func TestRequestOfNoCallIsRejected(t *testing.T) {
 func TestChildThatAnswersACallByItselfIsRejected(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(nil)
+	call := r.Prepare(t.Context(), nil)
 	defer call.Done()
 	const (
 		result  = `{"model":"m","input":[{"type":"function_call","call_id":"c"},{"type":"function_call_output","call_id":"c"}]}`
@@ -108,7 +108,7 @@ func TestCacheKeyIsAHeaderOnlyWhereItFits(t *testing.T) {
 		{"\x7f", ""},
 	} {
 		value, _ := json.Marshal(tt.key)
-		call := r.Prepare(upstream.Overrides{"prompt_cache_key": value})
+		call := r.Prepare(t.Context(), upstream.Overrides{"prompt_cache_key": value})
 		code, _, err := child(t.Context(), base, call.Key)
 		call.Done()
 		if code != 200 || err != nil {
@@ -126,7 +126,7 @@ func TestUnreachableProviderIsAFailureWithoutStatus(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	p.Close()
-	call := r.Prepare(nil)
+	call := r.Prepare(t.Context(), nil)
 	defer call.Done()
 	if code, _, _ := child(t.Context(), base, call.Key); code != http.StatusBadGateway {
 		t.Errorf("%d", code)

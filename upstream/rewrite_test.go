@@ -23,7 +23,7 @@ func TestProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 		Received:   func(_ context.Context, n int64) { received += n },
 		Overridden: func(_ context.Context, field string) { overridden = append(overridden, field) },
 	})
-	call := r.Prepare(upstream.Overrides{"temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)})
+	call := r.Prepare(t.Context(), upstream.Overrides{"temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)})
 	defer call.Done()
 	if code, _, err := child(t.Context(), base, call.Key); code != 200 || err != nil {
 		t.Fatal(code, err)
@@ -57,7 +57,7 @@ func TestProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 func TestImagesKeepTheCallersDetail(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(nil, "low", "")
+	call := r.Prepare(t.Context(), nil, "low", "")
 	defer call.Done()
 	image := `{"type":"input_image","image_url":"data:","detail":"original"}`
 	body := `{"model":"m","input":[{"type":"message","role":"user","content":[` + image + `]},{"type":"message","role":"user","content":[{"type":"input_text","text":"<"},` + image + `]}]}`
@@ -89,7 +89,7 @@ func TestMaxOutputTokensIsRaisedToWhatOpenAIAccepts(t *testing.T) {
 		r := upstream.NewRelay(upstream.Provider{Base: base, Kind: tt.kind}, p.Client().Transport, upstream.Hooks{})
 		server := httptest.NewServer(r)
 		defer server.Close()
-		call := r.Prepare(upstream.Overrides{"max_output_tokens": json.RawMessage(tt.value)})
+		call := r.Prepare(t.Context(), upstream.Overrides{"max_output_tokens": json.RawMessage(tt.value)})
 		defer call.Done()
 		if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 			t.Fatal(code, err)
@@ -122,7 +122,7 @@ func TestChatGPTGetsInstructionsAndOnlyTheFieldsItSupports(t *testing.T) {
 		},
 		{`[{"type":"message","role":"user","content":[]}]`, "You are a helpful assistant.", `[{"content":[],"role":"user","type":"message"}]`},
 	} {
-		call := r.Prepare(nil)
+		call := r.Prepare(t.Context(), nil)
 		defer call.Done()
 		if code, _, err := childPosts(t.Context(), server.URL, call.Key, `{"model":"m","input":`+tt.input+`}`); code != 200 || err != nil {
 			t.Fatal(code, err)
