@@ -452,7 +452,7 @@ func TestAWrapperThatHangsLeavesNothingBehind(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
-		until(t, "child of the wrapper", func() bool { pid, _ := os.ReadFile(path + ".pid"); return len(pid) > 1 })
+		codextest.Until(t, "child of the wrapper", func() bool { pid, _ := os.ReadFile(path + ".pid"); return len(pid) > 1 })
 		cancel(codex.ErrUnresponsive)
 	}()
 	if _, err := codex.Version(ctx, path); !errors.Is(err, codex.ErrUnresponsive) {
@@ -462,7 +462,7 @@ func TestAWrapperThatHangsLeavesNothingBehind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, "end of it", func() bool {
+	codextest.Until(t, "end of it", func() bool {
 		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
 		return err != nil || strings.Contains(string(stat), ") Z ")
 	})

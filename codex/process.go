@@ -1,9 +1,9 @@
 package codex
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -19,57 +19,63 @@ type Command struct {
 	Path string   // the CLI's native binary; see [Locate]
 	Args []string // without the program's name; usually "app-server"
 
-	// Home is a folder of the child's own, which must not exist yet. It is made
+	// Home is the child's private folder, which must not exist yet. It is made
 	// before the start (mode 0700) and removed once the child is gone. HOME,
 	// CODEX_HOME, CODEX_SQLITE_HOME and the working directory lie in it: Codex
-	// watches them, and children that share one burn CPU for each other. Not
-	// below /tmp, where Codex refuses its helper binaries.
+	// watches them, and children that share one use up CPU for each other. It must
+	// not be below /tmp, where Codex does not use its helper binaries.
 	Home string
 
 	Files map[string][]byte // written into CODEX_HOME before the start, mode 0600
 	Env   []string          // complete but for the variables named at Home
 
-	StopGrace time.Duration // for each step of stopping; 0 means 2 s
-	Exited    func()        // if not nil, called once when nothing of the child is left, also after a failed Start
-	Log       *slog.Logger
+	CallTimeout time.Duration // bounds each call but the handshake; 0 means 10 s
+	StopGrace   time.Duration // bounds each step of stopping; 0 means 2 s
 
-	// lock makes the child the keeper of a login (see [Login]), whose work must
-	// not be lost: it holds the file too, so that a lock on it lives as long as the
-	// child; a call may take as long as its context; it is always asked to leave
-	// before it is killed; and its home stays.
-	lock *os.File
+	// KeepHome is for a child whose files are needed after its end. Home is not
+	// removed; from then on it is the caller's. And such a child is never killed at
+	// once: also where it does not answer, it has two times StopGrace to finish what
+	// it writes.
+	KeepHome bool
+
+	// ExtraFiles are open in the child too, the first as file descriptor 3. They
+	// remain the caller's to close.
+	ExtraFiles []*os.File
+
+	Exited func()       // if not nil, called once when the child is gone, also after a failed Start
+	Log    *slog.Logger // must not be nil
 }
 
 // CodexHome is the child's CODEX_HOME: where Files are written.
 func (c Command) CodexHome() string { return filepath.Join(c.Home, "codex") }
 
+// workdir is the child's working directory.
+func (c Command) workdir() string { return filepath.Join(c.Home, "work") }
+
 // process is a child with its pipes, in a process group of its own.
 type process struct {
-	cmd    *exec.Cmd
-	stdin  *os.File
-	stdout *os.File
-	stderr tail
-	grace  time.Duration
-	keeper bool
-	remove func() // removes the home, calls Command.Exited
-	log    *slog.Logger
+	cmd     *exec.Cmd
+	stdin   *os.File
+	stdout  *os.File
+	stderr  tail
+	grace   time.Duration
+	patient bool   // never kill it at once: see Command.KeepHome
+	remove  func() // removes the home, calls Command.Exited
+	log     *slog.Logger
 
 	exited chan struct{} // closed by wait: reaped, its group killed
 	status string        // how it ended; set before exited is closed
 }
 
-// spawn starts cmd. On error nothing is left behind.
+// spawn starts c. After an error no process, no pipe and no home of it remain.
 func spawn(c Command) (_ *process, err error) {
-	p := &process{grace: c.StopGrace, keeper: c.lock != nil, log: c.Log, exited: make(chan struct{})}
-	if p.grace == 0 {
-		p.grace = 2 * time.Second
-	}
+	p := &process{grace: cmp.Or(c.StopGrace, 2*time.Second), patient: c.KeepHome, log: c.Log, exited: make(chan struct{})}
 	made := false
 	p.remove = func() {
-		if !made || p.keeper {
-			// somebody else's, or not there, or kept
-		} else if err := os.RemoveAll(c.Home); err != nil {
-			c.Log.Warn("child home not removed", "err", err)
+		if made && !c.KeepHome {
+			if err := os.RemoveAll(c.Home); err != nil {
+				c.Log.Warn("child home not removed", "err", err)
+			}
 		}
 		if c.Exited != nil {
 			c.Exited()
@@ -89,20 +95,24 @@ func spawn(c Command) (_ *process, err error) {
 		return nil, err
 	}
 	made = true
-	work := filepath.Join(c.Home, "work")
-	if err := furnish(c, work); err != nil {
+	if err := furnish(c); err != nil {
 		return nil, err
 	}
-	// Pipes of our own: StdoutPipe loses output when Wait comes early.
+	return p, p.start(c)
+}
+
+// start starts the child with pipes of our own: StdoutPipe loses output when Wait
+// comes early.
+func (p *process) start(c Command) error {
 	childIn, stdin, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer childIn.Close()
 	stdout, childOut, err := os.Pipe()
 	if err != nil {
 		stdin.Close()
-		return nil, err
+		return err
 	}
 	defer childOut.Close()
 
@@ -110,28 +120,26 @@ func spawn(c Command) (_ *process, err error) {
 	p.cmd = &exec.Cmd{
 		Path:        c.Path,
 		Args:        append([]string{c.Path}, c.Args...),
-		Dir:         work,
+		Dir:         c.workdir(),
 		Env:         append(c.Env[:len(c.Env):len(c.Env)], "HOME="+c.Home, "CODEX_HOME="+c.CodexHome(), "CODEX_SQLITE_HOME="+c.CodexHome()),
 		Stdin:       childIn,
 		Stdout:      childOut,
 		Stderr:      &p.stderr,
+		ExtraFiles:  c.ExtraFiles,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 		WaitDelay:   500 * time.Millisecond, // a grandchild that holds stderr must not hold Wait
-	}
-	if p.keeper {
-		p.cmd.ExtraFiles = []*os.File{c.lock}
 	}
 	if err := p.cmd.Start(); err != nil {
 		stdin.Close()
 		stdout.Close()
-		return nil, err
+		return err
 	}
-	return p, nil
+	return nil
 }
 
 // furnish makes the folders and files in the child's home, all private.
-func furnish(c Command, work string) error {
-	for _, dir := range []string{c.CodexHome(), work} {
+func furnish(c Command) error {
+	for _, dir := range []string{c.CodexHome(), c.workdir()} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return err
 		}
@@ -147,10 +155,11 @@ func furnish(c Command, work string) error {
 func (p *process) Read(b []byte) (int, error)  { return p.stdout.Read(b) }
 func (p *process) Write(b []byte) (int, error) { return p.stdin.Write(b) }
 
-// Close ends the child's input, which asks a healthy one to leave (35 ms).
+// Close ends the child's input, at which a healthy child exits (35 ms).
 func (p *process) Close() error { return p.stdin.Close() }
 
-// stop returns once the child is reaped. Several may call it.
+// stop returns once the child is reaped. now leaves out the polite steps, but for a
+// patient process. Several goroutines may call it.
 func (p *process) stop(now bool) {
 	p.stdin.Close()
 	select {
@@ -158,14 +167,15 @@ func (p *process) stop(now bool) {
 		return
 	default:
 	}
-	if (!now || p.keeper) && (p.gone() || p.gone(syscall.SIGTERM)) {
+	if (!now || p.patient) && (p.gone() || p.gone(syscall.SIGTERM)) {
 		return
 	}
 	p.signal(syscall.SIGKILL)
 	<-p.exited
 }
 
-// gone sends sig to the group, if one is given, and gives the child its grace.
+// gone sends sig to the group, if one is given, and reports whether the child ends
+// within its grace.
 func (p *process) gone(sig ...syscall.Signal) bool {
 	for _, s := range sig {
 		p.signal(s)
@@ -178,12 +188,12 @@ func (p *process) gone(sig ...syscall.Signal) bool {
 	}
 }
 
-// signal reaches the whole process group: old versions of the CLI leave
-// grandchildren behind.
+// signal reaches the whole process group: grandchildren of old versions of the CLI
+// survive their parent.
 func (p *process) signal(sig syscall.Signal) { syscall.Kill(-p.cmd.Process.Pid, sig) }
 
-// wait reaps the child and kills what is left of its group. While a member is
-// left the group's number cannot belong to strangers. With none left it could be
+// wait reaps the child and kills the rest of its group. While the group has a
+// member, its number cannot belong to strangers. An empty group's number could be
 // given to another, but only after all other numbers.
 func (p *process) wait() {
 	err := p.cmd.Wait()
@@ -195,7 +205,7 @@ func (p *process) wait() {
 		p.status = err.Error()
 	}
 	close(p.exited)
-	// Whoever left the group and still holds stdout does not hold the reader.
+	// A grandchild outside the group that still holds stdout must not hold the reader.
 	p.stdout.SetReadDeadline(time.Now().Add(p.grace))
 }
 
@@ -248,51 +258,4 @@ func (t *tail) lines() []string {
 		lines = append(lines, strings.ToValidUTF8(string(t.part), "�"))
 	}
 	return lines
-}
-
-// Locate finds the native binary for path, which may be the binary itself or
-// the npm package's Node wrapper (or a link to it): killing the wrapper can
-// orphan the child behind it. A bare name is looked for on PATH, as in a shell.
-// Anything else is returned as it is, made absolute.
-func Locate(path string) (string, error) {
-	if filepath.Base(path) == path {
-		found, err := exec.LookPath(path)
-		if err != nil {
-			return "", err
-		}
-		path = found
-	}
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return "", err
-	}
-	if real, err = filepath.Abs(real); err != nil {
-		return "", err
-	}
-	info, err := os.Stat(real)
-	if err != nil {
-		return "", err
-	}
-	if info.IsDir() {
-		return "", &fs.PathError{Op: "run", Path: path, Err: syscall.EISDIR}
-	}
-	if filepath.Base(real) != "codex.js" {
-		return real, nil
-	}
-	return Native(filepath.Dir(filepath.Dir(real)))
-}
-
-// Native finds the native binary of an installed npm package @openai/codex,
-// whose folder is pkg. The platform package lies beside it or in its own
-// node_modules.
-func Native(pkg string) (string, error) {
-	for _, pattern := range []string{
-		filepath.Join(pkg, "..", "codex-*", "vendor", "*", "bin", "codex"),
-		filepath.Join(pkg, "node_modules", "@openai", "codex-*", "vendor", "*", "bin", "codex"),
-	} {
-		if found, _ := filepath.Glob(pattern); len(found) > 0 {
-			return found[0], nil
-		}
-	}
-	return "", fmt.Errorf("%s: the platform package with the native binary is missing: %w", pkg, fs.ErrNotExist)
 }

@@ -2,7 +2,6 @@ package codex_test
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -67,40 +65,12 @@ var children = map[string]func(){
 	"stops-reading": func() {
 		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Do(func() { select {} })})
 	},
-	"refreshes-at-its-end": func() {
-		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Raw("no protocol"), codextest.Hang()})
-		refreshed("rt-fresh")
-	},
-	"refreshes": func() {
-		codextest.Play(codextest.Script{
-			codextest.Handshake(), codextest.Expect("account/read"),
-			codextest.Do(func() { refreshed(rand.Text()) }), codextest.Reply(map[string]any{"account": map[string]any{}}), codextest.Hang(),
-		})
-	},
-	"refuses": func() {
-		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Expect("account/read"), codextest.Reply(map[string]any{}), codextest.Hang()})
-	},
 	"tells-environment": func() {
 		codextest.Play(codextest.Script{
 			codextest.Handshake(), codextest.Expect("thread/start"),
 			codextest.Do(func() { tellEnvironment(os.Stderr) }), codextest.Exit(0),
 		})
 	},
-}
-
-// refreshed puts another refresh token into the child's auth.json.
-func refreshed(refresh string) {
-	path := filepath.Join(os.Getenv("CODEX_HOME"), "auth.json")
-	auth, err := os.ReadFile(path)
-	if err == nil {
-		auth = regexp.MustCompile(`"refresh_token":"[^"]*"`).ReplaceAll(auth, []byte(`"refresh_token":"`+refresh+`"`))
-		os.Remove(path)
-		err = os.WriteFile(path, auth, 0o644)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(2)
-	}
 }
 
 func withGrandchild(stdout, stderr *os.File) {

@@ -107,14 +107,6 @@ type diagnosticsResult struct {
 	} `json:"gauges"`
 }
 
-type accountReadParams struct {
-	RefreshToken bool `json:"refreshToken"`
-}
-
-type accountReadResult struct {
-	Account *struct{} `json:"account"` // null where there is no login that works
-}
-
 // notification is the union of the params that a turn reads; which fields are
 // set depends on the method.
 type notification struct {

@@ -111,14 +111,14 @@ func (t *turn) asks(ctx context.Context, m message) {
 		t.asked = append(t.asked, m.ID)
 		return
 	}
-	ctx, cancel := callContext(ctx)
+	ctx, cancel := t.c.callContext(ctx)
 	defer cancel()
 	t.c.answer(ctx, m)
 }
 
 // release answers what the child has asked, with failures.
 func (t *turn) release(ctx context.Context) {
-	ctx, cancel := callContext(ctx)
+	ctx, cancel := t.c.callContext(ctx)
 	defer cancel()
 	for _, id := range t.asked {
 		t.c.write(ctx, outgoing{ID: id, Result: toolCallResult{ContentItems: []string{}}}) // an error spoils the child

@@ -142,7 +142,7 @@ type turn struct {
 }
 
 func (t *turn) start(ctx context.Context, p TurnParams) error {
-	ctx, cancel := callContext(ctx)
+	ctx, cancel := t.c.callContext(ctx)
 	defer cancel()
 	id, err := t.c.send(ctx, "turn/start", turnStartParams{
 		ThreadID:       t.thread,
@@ -199,7 +199,7 @@ func (t *turn) next(ctx context.Context, tick <-chan time.Time) ([]Event, error)
 
 func (t *turn) tick(ctx context.Context) ([]Event, error) {
 	silent := time.Since(t.heard)
-	if t.id == "" && silent > callTimeout {
+	if t.id == "" && silent > t.c.callTimeout {
 		t.c.spoil(ErrUnresponsive)
 		return nil, fmt.Errorf("turn/start: %w", ErrUnresponsive)
 	}
@@ -326,7 +326,7 @@ func (t *turn) stop(ctx context.Context) {
 	if t.interrupt != 0 || t.id == "" || t.over {
 		return
 	}
-	ctx, cancel := callContext(ctx)
+	ctx, cancel := t.c.callContext(ctx)
 	defer cancel()
 	t.interrupt, _ = t.c.send(ctx, "turn/interrupt", turnInterruptParams{ThreadID: t.thread, TurnID: t.id}) // an error spoils the child
 }

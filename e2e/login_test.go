@@ -160,7 +160,7 @@ func TestAKilledDaemonLosesNoLogin(t *testing.T) {
 func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
 	t.Parallel()
 	g := newChatGPT(t, 8*time.Second)
-	g.tokens.Refuse()
+	g.tokens.Reject()
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 		t.Errorf("before it expires: %v", err)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"codexpool/codex"
+	"codexpool/codex/login"
 	"codexpool/configs"
 	"codexpool/upstream"
 )
@@ -29,7 +30,7 @@ type provider struct {
 	choice     string          // as in CODEX_UPSTREAM; a base URL without what may be secret in it
 	credential string          // its kind, never its value
 	relay      *upstream.Relay // nil for direct
-	login      *codex.Login    // nil where there is none to be kept
+	login      *login.Login    // nil where there is none to be kept
 	gate       *upstream.Gate
 	addr       string
 	servers    []*http.Server
@@ -94,7 +95,7 @@ func (p *provider) target(cfg configs.Config, c *installation) (target upstream.
 // openLogin opens the ChatGPT login in CODEX_HOME. With direct there need not
 // be one.
 func (p *provider) openLogin(cfg configs.Config, c *installation) (err error) {
-	p.login, err = codex.OpenLogin(cfg.Home, func(home string) codex.Command {
+	p.login, err = login.Open(cfg.Home, func(home string) codex.Command {
 		cmd := codex.Command{Path: c.known().path, Args: []string{"app-server"}, Home: home, StopGrace: cfg.StopGrace, Log: p.log}
 		keeper := configs.KeeperChild()
 		cmd.Files, cmd.Env = keeper.Files, append(keeper.Env, networkEnv()...)
@@ -106,7 +107,7 @@ func (p *provider) openLogin(cfg configs.Config, c *installation) (err error) {
 	switch {
 	case err == nil:
 		p.credential = "ChatGPT login"
-	case cfg.Upstream == configs.Direct && errors.Is(err, codex.ErrNoLogin):
+	case cfg.Upstream == configs.Direct && errors.Is(err, login.ErrNone):
 		p.login, p.credential, err = nil, "as CODEX_HOME says", nil
 	default:
 		err = fmt.Errorf("CODEX_HOME: %w", err)
@@ -127,7 +128,7 @@ func (p *provider) bearer(h http.Header) error {
 
 // rejected reports to the login which of its tokens the provider rejected.
 func (p *provider) rejected(h http.Header) {
-	p.login.Refused(strings.TrimPrefix(h.Get("Authorization"), "Bearer "))
+	p.login.Rejected(strings.TrimPrefix(h.Get("Authorization"), "Bearer "))
 }
 
 // keep does what the provider needs in the background: it watches a credential

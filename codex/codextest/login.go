@@ -71,13 +71,13 @@ type Tokens struct {
 	*httptest.Server
 
 	mu     sync.Mutex
-	refuse bool     // guarded by mu
+	reject bool     // guarded by mu
 	during func()   // called before it answers; guarded by mu
-	spent  []string // refresh tokens that it was given; guarded by mu
+	spent  []string // refresh tokens that it received; guarded by mu
 }
 
-// NewTokens refreshes a login once: "rt-fresh" is the refresh token of the new one,
-// whose access token lives for a day.
+// NewTokens starts a token endpoint. It answers with the refresh token "rt-fresh"
+// and an access token that lives for a day.
 func NewTokens(t testing.TB) *Tokens {
 	k := &Tokens{}
 	k.Server = httptest.NewServer(k)
@@ -85,11 +85,11 @@ func NewTokens(t testing.TB) *Tokens {
 	return k
 }
 
-// Refuse makes it refuse every refresh token, as one that was used before.
-func (k *Tokens) Refuse() {
+// Reject makes it reject every refresh token, as if that was used before.
+func (k *Tokens) Reject() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.refuse = true
+	k.reject = true
 }
 
 // During has it call f before it answers.
@@ -99,7 +99,7 @@ func (k *Tokens) During(f func()) {
 	k.during = f
 }
 
-// Spent are the refresh tokens that it was given so far.
+// Spent returns the refresh tokens that it has received so far.
 func (k *Tokens) Spent() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -107,19 +107,19 @@ func (k *Tokens) Spent() []string {
 }
 
 func (k *Tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	var asked struct {
+	var body struct {
 		Refresh string `json:"refresh_token"`
 	}
-	json.NewDecoder(r.Body).Decode(&asked)
+	json.NewDecoder(r.Body).Decode(&body)
 	k.mu.Lock()
-	k.spent = append(k.spent, asked.Refresh)
-	refuse, during := k.refuse, k.during
+	k.spent = append(k.spent, body.Refresh)
+	reject, during := k.reject, k.during
 	k.mu.Unlock()
 	if during != nil {
 		during()
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if refuse {
+	if reject {
 		w.WriteHeader(http.StatusUnauthorized)
 		io.WriteString(w, `{"error":{"code":"refresh_token_reused","message":"used before"}}`)
 		return

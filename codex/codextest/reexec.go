@@ -128,6 +128,16 @@ func Play(s Script) {
 	}
 }
 
+// Until polls ok, for an event in another process. It fails the test after 20 s.
+func Until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for began := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("no %s", what)
+		}
+	}
+}
+
 // Log logs to the test.
 func Log(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -118,7 +120,7 @@ func listed(file []byte) []Model {
 // run runs the CLI once, in a home of its own that is removed afterwards, with
 // nothing inherited.
 func run(ctx context.Context, path string, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, ErrUnresponsive)
+	ctx, cancel := context.WithTimeoutCause(ctx, defaultCallTimeout, ErrUnresponsive)
 	defer cancel()
 	home, err := os.MkdirTemp("", "codexpool-")
 	if err != nil {
@@ -148,4 +150,51 @@ func run(ctx context.Context, path string, args ...string) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("%s: %w", what, err)
+}
+
+// Locate finds the native binary for path, which may be the binary itself or
+// the npm package's Node wrapper (or a link to it): killing the wrapper can
+// orphan the child behind it. A bare name is looked for on PATH, as in a shell.
+// Anything else is returned as it is, made absolute.
+func Locate(path string) (string, error) {
+	if filepath.Base(path) == path {
+		found, err := exec.LookPath(path)
+		if err != nil {
+			return "", err
+		}
+		path = found
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", err
+	}
+	if real, err = filepath.Abs(real); err != nil {
+		return "", err
+	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return "", err
+	}
+	if info.IsDir() {
+		return "", &fs.PathError{Op: "run", Path: path, Err: syscall.EISDIR}
+	}
+	if filepath.Base(real) != "codex.js" {
+		return real, nil
+	}
+	return Native(filepath.Dir(filepath.Dir(real)))
+}
+
+// Native finds the native binary of an installed npm package @openai/codex,
+// whose folder is pkg. The platform package lies beside it or in its own
+// node_modules.
+func Native(pkg string) (string, error) {
+	for _, pattern := range []string{
+		filepath.Join(pkg, "..", "codex-*", "vendor", "*", "bin", "codex"),
+		filepath.Join(pkg, "node_modules", "@openai", "codex-*", "vendor", "*", "bin", "codex"),
+	} {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return found[0], nil
+		}
+	}
+	return "", fmt.Errorf("%s: the platform package with the native binary is missing: %w", pkg, fs.ErrNotExist)
 }

@@ -1,4 +1,4 @@
-package codex_test
+package login_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/codextest"
+	"codexpool/codex/login"
 	"codexpool/configs"
 )
 
@@ -28,18 +29,8 @@ func keeperOf(t *testing.T, tokens *codextest.Tokens) func(home string) codex.Co
 	}
 }
 
-// until polls: what it waits for happens in a child.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for began := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(began) > 20*time.Second {
-			t.Fatalf("no %s", what)
-		}
-	}
-}
-
 // keepLogin runs Keep until the test ends.
-func keepLogin(t *testing.T, l *codex.Login) {
+func keepLogin(t *testing.T, l *login.Login) {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { // ends with stop
@@ -49,16 +40,16 @@ func keepLogin(t *testing.T, l *codex.Login) {
 	t.Cleanup(func() { stop(); <-ended })
 }
 
-// A child refreshes by itself what expires within five minutes, and anything
-// else when it is told to. Either way the refresh token is spent once.
-func TestALoginIsRefreshedOnceAndWrittenBack(t *testing.T) {
+// A child refreshes by itself a token that expires within five minutes, and any
+// other when it is called to. Either way the refresh token is spent once.
+func TestKeepRefreshesLoginOnceAndWritesItBack(t *testing.T) {
 	t.Parallel()
 	for name, life := range map[string]time.Duration{"half of its life is left": 50 * time.Minute, "it expires in a minute": time.Minute, "it has expired": -time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			dir := codextest.Workdir(t)
 			codextest.AuthFile(t, dir, "rt-old", life)
 			tokens := codextest.NewTokens(t)
-			l, err := codex.OpenLogin(dir, keeperOf(t, tokens), codextest.Log(t))
+			l, err := login.Open(dir, keeperOf(t, tokens), codextest.Log(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -67,14 +58,11 @@ func TestALoginIsRefreshedOnceAndWrittenBack(t *testing.T) {
 				t.Errorf("before: %v", err)
 			}
 			keepLogin(t, l)
-			until(t, "new token", func() bool {
+			codextest.Until(t, "new token", func() bool {
 				token, account, err := l.Bearer()
 				return err == nil && token != before && account == "account"
 			})
-			until(t, "end of the keeper", func() bool {
-				_, err := os.Stat(filepath.Join(dir, ".codexpool-keeper"))
-				return os.IsNotExist(err)
-			})
+			untilKeeperGone(t, dir)
 			if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
 				t.Errorf("spent %q", spent)
 			}
@@ -86,14 +74,14 @@ func TestALoginIsRefreshedOnceAndWrittenBack(t *testing.T) {
 	}
 }
 
-func TestDaemonsThatShareALoginRefreshItOnce(t *testing.T) {
+func TestKeepRefreshesOnceForDaemonsThatShareALogin(t *testing.T) {
 	t.Parallel()
 	dir := codextest.Workdir(t)
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
 	tokens := codextest.NewTokens(t)
-	var logins []*codex.Login
+	var logins []*login.Login
 	for range 3 {
-		l, err := codex.OpenLogin(dir, keeperOf(t, tokens), codextest.Log(t))
+		l, err := login.Open(dir, keeperOf(t, tokens), codextest.Log(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,29 +91,29 @@ func TestDaemonsThatShareALoginRefreshItOnce(t *testing.T) {
 		keepLogin(t, l)
 	}
 	for _, l := range logins {
-		until(t, "new token", func() bool { _, _, err := l.Bearer(); return err == nil })
+		codextest.Until(t, "new token", func() bool { _, _, err := l.Bearer(); return err == nil })
 	}
 	if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
 		t.Errorf("spent %q", spent)
 	}
 }
 
-func TestARefusedLoginIsAskedForOnceAndANewOneIsTakenOver(t *testing.T) {
+func TestKeepSpendsRejectedLoginOnceAndReadsANewOne(t *testing.T) {
 	dir := codextest.Workdir(t)
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
 	tokens := codextest.NewTokens(t)
-	tokens.Refuse()
-	l, err := codex.OpenLogin(dir, keeperOf(t, tokens), codextest.Log(t))
+	tokens.Reject()
+	l, err := login.Open(dir, keeperOf(t, tokens), codextest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	keepLogin(t, l)
-	until(t, "attempt", func() bool { return len(tokens.Spent()) > 0 })
+	codextest.Until(t, "attempt", func() bool { return len(tokens.Spent()) > 0 })
 	if _, _, err := l.Bearer(); err == nil {
-		t.Error("an expired token is given out")
+		t.Error("an expired token is returned")
 	}
 	codextest.AuthFile(t, dir, "another", 24*time.Hour)
-	until(t, "new login", func() bool { _, _, err := l.Bearer(); return err == nil })
+	codextest.Until(t, "new login", func() bool { _, _, err := l.Bearer(); return err == nil })
 	for _, spent := range tokens.Spent() {
 		if spent != "rt-old" {
 			t.Errorf("%q was spent", spent)
@@ -133,12 +121,12 @@ func TestARefusedLoginIsAskedForOnceAndANewOneIsTakenOver(t *testing.T) {
 	}
 }
 
-// What a killed daemon's keeper had written is the only login that works.
-func TestALoginThatAKilledDaemonLeftBehindIsTakenOver(t *testing.T) {
+// The login that a killed daemon's keeper wrote is the only one that works.
+func TestOpenSavesLoginOfAKilledDaemonsKeeper(t *testing.T) {
 	dir := codextest.Workdir(t)
 	codextest.AuthFile(t, dir, "spent", time.Hour)
-	keeper := leaveBehind(t, dir, "works")
-	if _, err := codex.OpenLogin(dir, nil, codextest.Log(t)); err != nil {
+	keeper := unsaved(t, dir, "works")
+	if _, err := login.Open(dir, nil, codextest.Log(t)); err != nil {
 		t.Fatal(err)
 	}
 	if got := codextest.RefreshToken(t, dir); got != "works" {
@@ -149,10 +137,10 @@ func TestALoginThatAKilledDaemonLeftBehindIsTakenOver(t *testing.T) {
 	}
 }
 
-// leaveBehind makes what a killed daemon leaves in dir when its keeper had
-// refreshed the login of now, and returns the keeper's folder. By the keeper's
-// clock the login of now is the newer one.
-func leaveBehind(t *testing.T, dir, refresh string) string {
+// unsaved makes the folder of a keeper that has refreshed the login in dir, and
+// whose daemon was killed before it saved the new one. It returns that folder. By
+// the keeper's clock the old login is the newer one.
+func unsaved(t *testing.T, dir, refresh string) string {
 	t.Helper()
 	keeper := filepath.Join(dir, ".codexpool-keeper")
 	home := filepath.Join(keeper, "home", "codex")
@@ -171,7 +159,7 @@ func leaveBehind(t *testing.T, dir, refresh string) string {
 	return keeper
 }
 
-// renewedAt changes when the login in dir says that it was refreshed.
+// renewedAt sets the time of the last refresh of the login in dir.
 func renewedAt(t *testing.T, dir string, at time.Time) {
 	t.Helper()
 	path := filepath.Join(dir, "auth.json")
@@ -185,7 +173,7 @@ func renewedAt(t *testing.T, dir string, at time.Time) {
 	}
 }
 
-func TestAFolderWithoutALoginIsRefused(t *testing.T) {
+func TestOpenFailsWithoutALogin(t *testing.T) {
 	for content, want := range map[string]string{
 		"":                            "there is no ChatGPT login",
 		`{"OPENAI_API_KEY":"sk-..."}`: "there is no ChatGPT login",
@@ -197,16 +185,16 @@ func TestAFolderWithoutALoginIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, err := codex.OpenLogin(dir, nil, codextest.Log(t)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := login.Open(dir, nil, codextest.Log(t)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", content, err)
 		}
 	}
 }
 
-func TestWhatAChildMayHaveOfALoginHasNoRefreshToken(t *testing.T) {
+func TestWithoutRefreshHasNoRefreshToken(t *testing.T) {
 	dir := t.TempDir()
 	codextest.AuthFile(t, dir, "secret", time.Hour)
-	l, err := codex.OpenLogin(dir, nil, codextest.Log(t))
+	l, err := login.Open(dir, nil, codextest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}

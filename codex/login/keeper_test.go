@@ -1,4 +1,4 @@
-package codex_test
+package login_test
 
 import (
 	"context"
@@ -14,24 +14,25 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/codextest"
+	"codexpool/codex/login"
 )
 
-// played runs this test binary as keeper, and counts how often one was wanted.
-func played(t *testing.T, child string) (keeper func(home string) codex.Command, wanted *atomic.Int64) {
+// played runs this test binary as keeper, and counts the keepers.
+func played(t *testing.T, child string) (keeper func(home string) codex.Command, started *atomic.Int64) {
 	cmd := codextest.Command(t, child)
-	wanted = new(atomic.Int64)
+	started = new(atomic.Int64)
 	return func(home string) codex.Command {
-		wanted.Add(1)
+		started.Add(1)
 		cmd := cmd
 		cmd.Home, cmd.Files = home, map[string][]byte{}
 		return cmd
-	}, wanted
+	}, started
 }
 
 // opened opens the login in dir.
-func opened(t *testing.T, dir string, keeper func(home string) codex.Command) *codex.Login {
+func opened(t *testing.T, dir string, keeper func(home string) codex.Command) *login.Login {
 	t.Helper()
-	l, err := codex.OpenLogin(dir, keeper, codextest.Log(t))
+	l, err := login.Open(dir, keeper, codextest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,16 +41,16 @@ func opened(t *testing.T, dir string, keeper func(home string) codex.Command) *c
 
 func untilKeeperGone(t *testing.T, dir string) {
 	t.Helper()
-	until(t, "end of the keeper", func() bool {
+	codextest.Until(t, "end of the keeper", func() bool {
 		_, err := os.Stat(filepath.Join(dir, ".codexpool-keeper"))
 		return os.IsNotExist(err)
 	})
 }
 
-// A keeper whose login expires within five minutes refreshes it in the handshake.
-func TestASlowTokenEndpointCostsNoLogin(t *testing.T) {
+// A keeper refreshes a login that expires within five minutes in the handshake.
+func TestKeepWaitsForASlowTokenEndpoint(t *testing.T) {
 	t.Parallel()
-	for name, life := range map[string]time.Duration{"in the handshake": time.Minute, "when told to": 50 * time.Minute} {
+	for name, life := range map[string]time.Duration{"in the handshake": time.Minute, "when called to": 50 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := codextest.Workdir(t)
@@ -57,7 +58,7 @@ func TestASlowTokenEndpointCostsNoLogin(t *testing.T) {
 			tokens := codextest.NewTokens(t)
 			tokens.During(func() { <-time.After(11 * time.Second) }) // longer than any other call may take; a process knows no other clock
 			keepLogin(t, opened(t, dir, keeperOf(t, tokens)))
-			until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
+			codextest.Until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
 			if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
 				t.Errorf("spent %q", spent)
 			}
@@ -65,18 +66,18 @@ func TestASlowTokenEndpointCostsNoLogin(t *testing.T) {
 	}
 }
 
-func TestWhatAKeeperWritesAtItsEndIsTakenOver(t *testing.T) {
+func TestKeepSavesWhatAKeeperWritesAtItsEnd(t *testing.T) {
 	dir := t.TempDir()
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
 	keeper, _ := played(t, "refreshes-at-its-end")
 	keepLogin(t, opened(t, dir, keeper))
-	until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
+	codextest.Until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
 	if info, err := os.Stat(filepath.Join(dir, "auth.json")); err != nil || info.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 }
 
-func TestALoginThatCannotBeTakenOverIsUsedAndTakenOverLater(t *testing.T) {
+func TestKeepUsesALoginThatCannotBeSavedAndSavesItLater(t *testing.T) {
 	t.Parallel() // a failed attempt costs a pause of 15 s
 	dir := codextest.Workdir(t)
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
@@ -88,23 +89,23 @@ func TestALoginThatCannotBeTakenOverIsUsedAndTakenOverLater(t *testing.T) {
 	})
 	l := opened(t, dir, keeperOf(t, tokens))
 	keepLogin(t, l)
-	until(t, "new token", func() bool { _, _, err := l.Bearer(); return err == nil })
+	codextest.Until(t, "new token", func() bool { _, _, err := l.Bearer(); return err == nil })
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Rename(aside, file); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
+	codextest.Until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
 	untilKeeperGone(t, dir)
 	if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
 		t.Errorf("spent %q", spent)
 	}
 }
 
-func TestNoLoginIsRefreshedWhereThereIsNoRoomForAnother(t *testing.T) {
+func TestKeepRefreshesNothingWithoutRoomForANewLogin(t *testing.T) {
 	dir := t.TempDir()
-	keeper, wanted := played(t, "refreshes")
+	keeper, started := played(t, "refreshes")
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
 		t.Fatal(err)
@@ -117,24 +118,32 @@ func TestNoLoginIsRefreshedWhereThereIsNoRoomForAnother(t *testing.T) {
 	defer syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit)
 	synctest.Test(t, func(t *testing.T) {
 		codextest.AuthFile(t, dir, "rt-old", -time.Minute)
-		keepFor(t, opened(t, dir, keeper), time.Minute)
+		l := opened(t, dir, keeper)
+		keepFor(t, l, time.Minute)
+		if n := started.Load(); n != 0 {
+			t.Errorf("%d keepers were started without room", n)
+		}
+		if _, err := os.Stat(filepath.Join(dir, ".codexpool-keeper")); !os.IsNotExist(err) {
+			t.Errorf("the keeper's folder is there: %v", err)
+		}
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		keepFor(t, l, time.Minute)
+		if n := started.Load(); n != 1 {
+			t.Errorf("%d keepers were started with room", n)
+		}
 	})
-	if n := wanted.Load(); n != 0 {
-		t.Errorf("%d keepers were started", n)
-	}
-	if _, err := os.Stat(filepath.Join(dir, ".codexpool-keeper")); !os.IsNotExist(err) {
-		t.Errorf("the keeper's folder is there: %v", err)
-	}
 }
 
 // keepFor runs Keep that long, in a bubble.
-func keepFor(t *testing.T, l *codex.Login, d time.Duration) {
+func keepFor(t *testing.T, l *login.Login, d time.Duration) {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	defer cancel()
 	l.Keep(ctx)
 }
 
-func TestALoginOrLogoutInTheMiddleOfARefreshWins(t *testing.T) {
+func TestKeepLetsALoginOrLogoutDuringARefreshWin(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(t *testing.T, dir string){
 		"another login": func(t *testing.T, dir string) { codextest.AuthFile(t, dir, "another", 24*time.Hour) },
@@ -149,7 +158,7 @@ func TestALoginOrLogoutInTheMiddleOfARefreshWins(t *testing.T) {
 			tokens := codextest.NewTokens(t)
 			tokens.During(func() { change(t, dir); change(t, after) })
 			keepLogin(t, opened(t, dir, keeperOf(t, tokens)))
-			until(t, "attempt", func() bool { return len(tokens.Spent()) > 0 })
+			codextest.Until(t, "attempt", func() bool { return len(tokens.Spent()) > 0 })
 			untilKeeperGone(t, dir)
 			data, _ := os.ReadFile(filepath.Join(dir, "auth.json")) // none after a logout
 			if strings.Contains(string(data), "rt-fresh") {
@@ -162,21 +171,26 @@ func TestALoginOrLogoutInTheMiddleOfARefreshWins(t *testing.T) {
 	}
 }
 
-func TestAfterALogoutNothingIsRefreshed(t *testing.T) {
+func TestKeepRefreshesNothingAfterALogout(t *testing.T) {
 	dir := t.TempDir()
-	keeper, wanted := played(t, "refreshes")
+	keeper, started := played(t, "refreshes")
 	synctest.Test(t, func(t *testing.T) {
 		codextest.AuthFile(t, dir, "rt-old", -time.Minute)
 		l := opened(t, dir, keeper)
 		os.Remove(filepath.Join(dir, "auth.json"))
 		keepFor(t, l, time.Minute)
+		if n := started.Load(); n != 0 {
+			t.Errorf("%d keepers were started after the logout", n)
+		}
+		codextest.AuthFile(t, dir, "another", -time.Minute)
+		keepFor(t, l, time.Minute)
+		if n := started.Load(); n != 1 {
+			t.Errorf("%d keepers were started after the next login", n)
+		}
 	})
-	if n := wanted.Load(); n != 0 {
-		t.Errorf("%d keepers were started", n)
-	}
 }
 
-func TestARefreshUnderWayIsFinishedBeforeTheEnd(t *testing.T) {
+func TestKeepFinishesARunningRefreshBeforeItReturns(t *testing.T) {
 	t.Parallel()
 	dir := codextest.Workdir(t)
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
@@ -190,24 +204,24 @@ func TestARefreshUnderWayIsFinishedBeforeTheEnd(t *testing.T) {
 	}
 }
 
-func TestALoginLeftBehindIsTakenOverByADaemonThatRuns(t *testing.T) {
+func TestKeepSavesLoginOfAKilledDaemonsKeeper(t *testing.T) {
 	dir := t.TempDir()
 	codextest.AuthFile(t, dir, "spent", 24*time.Hour)
-	keeper, wanted := played(t, "refreshes")
+	keeper, started := played(t, "refreshes")
 	l := opened(t, dir, keeper)
-	leaveBehind(t, dir, "works")
+	unsaved(t, dir, "works")
 	keepLogin(t, l)
-	until(t, "takeover", func() bool { return codextest.RefreshToken(t, dir) == "works" })
+	codextest.Until(t, "saved login", func() bool { return codextest.RefreshToken(t, dir) == "works" })
 	untilKeeperGone(t, dir)
-	if n := wanted.Load(); n != 0 {
+	if n := started.Load(); n != 0 {
 		t.Errorf("%d keepers were started", n)
 	}
 }
 
-func TestALoginLeftBehindIsOlderThanANewOne(t *testing.T) {
+func TestOpenPrefersANewLoginToThatOfAKeeper(t *testing.T) {
 	dir := t.TempDir()
 	codextest.AuthFile(t, dir, "spent", time.Hour)
-	leaveBehind(t, dir, "works")
+	unsaved(t, dir, "works")
 	codextest.AuthFile(t, dir, "another", time.Hour)
 	opened(t, dir, nil)
 	if got := codextest.RefreshToken(t, dir); got != "another" {
@@ -215,7 +229,7 @@ func TestALoginLeftBehindIsOlderThanANewOne(t *testing.T) {
 	}
 }
 
-func TestALinkToALoginStaysOne(t *testing.T) {
+func TestKeepWritesThroughALinkToALogin(t *testing.T) {
 	dir, real := t.TempDir(), t.TempDir()
 	codextest.AuthFile(t, real, "rt-old", -time.Minute)
 	link := filepath.Join(dir, "auth.json")
@@ -224,17 +238,17 @@ func TestALinkToALoginStaysOne(t *testing.T) {
 	}
 	keeper, _ := played(t, "refreshes")
 	keepLogin(t, opened(t, dir, keeper))
-	until(t, "new login", func() bool { return codextest.RefreshToken(t, dir) != "rt-old" })
+	codextest.Until(t, "new login", func() bool { return codextest.RefreshToken(t, dir) != "rt-old" })
 	if target, err := os.Readlink(link); err != nil || codextest.RefreshToken(t, filepath.Dir(target)) == "rt-old" {
 		t.Errorf("the link: %v", err)
 	}
 }
 
-// Keep looks at the file before it has the lock, which may be too early.
-func TestALoginThatAnotherDaemonHasJustRefreshedIsNotSpent(t *testing.T) {
+// Keep reads the file before it has the lock, which may be too early.
+func TestKeepReadsALoginThatAnotherDaemonHasJustRefreshed(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "auth.json")
-	keeper, wanted := played(t, "refreshes")
+	keeper, started := played(t, "refreshes")
 	synctest.Test(t, func(t *testing.T) {
 		codextest.AuthFile(t, dir, "rt-1-which-is-longer-than-the-next", -time.Minute)
 		l := opened(t, dir, keeper)
@@ -246,9 +260,14 @@ func TestALoginThatAnotherDaemonHasJustRefreshedIsNotSpent(t *testing.T) {
 		held := flock(t, dir)
 		go l.Keep(ctx) // ends with stop
 		time.Sleep(3 * time.Second)
-		// What Keep looks at is as it was, so that it learns of it under the lock only.
+		// The file's size and times remain, so that only the read under the lock can find
+		// the new login.
 		fresh := t.TempDir()
 		codextest.AuthFile(t, fresh, "rt-2", 24*time.Hour)
+		want, _, err := opened(t, fresh, keeper).Bearer()
+		if err != nil {
+			t.Fatal(err)
+		}
 		data, _ := os.ReadFile(filepath.Join(fresh, "auth.json"))
 		if int64(len(data)) > info.Size() {
 			t.Fatalf("%d bytes, want at most %d", len(data), info.Size())
@@ -256,11 +275,17 @@ func TestALoginThatAnotherDaemonHasJustRefreshedIsNotSpent(t *testing.T) {
 		data = append(data, strings.Repeat(" ", int(info.Size())-len(data))...)
 		os.WriteFile(file, data, 0o600)
 		os.Chtimes(file, info.ModTime(), info.ModTime())
+		if _, _, err := l.Bearer(); err == nil {
+			t.Error("the new login was read without the lock")
+		}
 		held.Close()
 		time.Sleep(10 * time.Second)
+		if token, _, err := l.Bearer(); token != want || err != nil {
+			t.Errorf("the new login was not read: token %.20q, %v", token, err)
+		}
 		stop()
 	})
-	if n := wanted.Load(); n != 0 {
+	if n := started.Load(); n != 0 {
 		t.Errorf("%d keepers were started", n)
 	}
 }
@@ -279,7 +304,7 @@ func flock(t *testing.T, dir string) *os.File {
 	return file
 }
 
-func TestANewLoginIsSeenWhileAnotherDaemonRefreshes(t *testing.T) {
+func TestKeepReadsANewLoginWhileAnotherDaemonRefreshes(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
@@ -288,28 +313,28 @@ func TestANewLoginIsSeenWhileAnotherDaemonRefreshes(t *testing.T) {
 	l := opened(t, dir, keeper)
 	keepLogin(t, l)
 	codextest.AuthFile(t, dir, "another", 24*time.Hour)
-	until(t, "new login", func() bool { _, _, err := l.Bearer(); return err == nil })
+	codextest.Until(t, "new login", func() bool { _, _, err := l.Bearer(); return err == nil })
 }
 
-func TestALoginIsRefreshedADayBeforeItExpires(t *testing.T) {
+func TestKeepRefreshesADayBeforeExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		codextest.AuthFile(t, dir, "rt-old", 5*24*time.Hour)
-		keeper, wanted := played(t, "refuses")
+		keeper, started := played(t, "rejects")
 		l := opened(t, dir, keeper)
 		time.Sleep(4*24*time.Hour - time.Hour)
 		keepFor(t, l, 59*time.Minute)
-		if n := wanted.Load(); n != 0 {
+		if n := started.Load(); n != 0 {
 			t.Errorf("%d keepers were started before", n)
 		}
 		keepFor(t, l, 2*time.Minute)
-		if n := wanted.Load(); n != 1 {
+		if n := started.Load(); n != 1 {
 			t.Errorf("%d keepers were started", n)
 		}
 	})
 }
 
-func TestHowOftenARefreshIsTried(t *testing.T) {
+func TestKeepPausesBetweenRefreshes(t *testing.T) {
 	t.Parallel()
 	for child, want := range map[string]struct {
 		soon  int64         // keepers within a minute
@@ -317,25 +342,25 @@ func TestHowOftenARefreshIsTried(t *testing.T) {
 		later int64         // so many, at most
 		least int64
 	}{
-		"refreshes":          {soon: 1, after: 20 * time.Minute, later: 5, least: 5},  // what it writes has expired, as far as we can tell
-		"refuses":            {soon: 1, after: 20 * time.Minute, later: 3, least: 3},  // not for ever: somebody in between may have said so
-		"exits-in-handshake": {soon: 4, after: 5 * time.Minute, later: 23, least: 20}, // a look every 2 s, a pause of 15 s
+		"refreshes":          {soon: 1, after: 20 * time.Minute, later: 5, least: 5},  // the login that it writes has expired, as far as we can tell
+		"rejects":            {soon: 1, after: 20 * time.Minute, later: 3, least: 3},  // tried again: a program in between may have rejected it
+		"exits-in-handshake": {soon: 4, after: 5 * time.Minute, later: 23, least: 20}, // a poll every 2 s, a pause of 15 s
 	} {
 		t.Run(child, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				dir := t.TempDir()
 				codextest.AuthFile(t, dir, "rt-old", -time.Minute)
-				keeper, wanted := played(t, child)
+				keeper, started := played(t, child)
 				l := opened(t, dir, keeper)
 				ctx, stop := context.WithCancel(t.Context())
 				defer stop()
 				go l.Keep(ctx) // ends with stop
 				time.Sleep(time.Minute)
-				if n := wanted.Load(); n != want.soon {
+				if n := started.Load(); n != want.soon {
 					t.Errorf("%d keepers after a minute, want %d", n, want.soon)
 				}
 				time.Sleep(want.after)
-				if n := wanted.Load(); n < want.least || n > want.later {
+				if n := started.Load(); n < want.least || n > want.later {
 					t.Errorf("%d keepers %v later, want %d to %d", n, want.after, want.least, want.later)
 				}
 			})
@@ -343,32 +368,32 @@ func TestHowOftenARefreshIsTried(t *testing.T) {
 	}
 }
 
-func TestALoginThatTheProviderRefusesIsRefreshed(t *testing.T) {
+func TestRejectedLoginIsRefreshed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		codextest.AuthFile(t, dir, "rt-old", 60*time.Hour)
-		keeper, wanted := played(t, "refuses")
+		keeper, started := played(t, "rejects")
 		l := opened(t, dir, keeper)
-		l.Refused("one of yesterday")
+		l.Rejected("yesterday's token")
 		keepFor(t, l, time.Minute)
-		if n := wanted.Load(); n != 0 {
-			t.Errorf("%d keepers were started for another's", n)
+		if n := started.Load(); n != 0 {
+			t.Errorf("%d keepers were started for another token", n)
 		}
 		token, _, _ := l.Bearer()
-		l.Refused(token)
+		l.Rejected(token)
 		keepFor(t, l, time.Minute)
-		if n := wanted.Load(); n != 1 {
+		if n := started.Load(); n != 1 {
 			t.Errorf("%d keepers were started", n)
 		}
 	})
 }
 
-// By our clock the token that we have just got expired half an hour ago.
-func TestAClockThatIsAheadMakesNoGoodLoginBad(t *testing.T) {
+// By our clock a token that is new expired half an hour ago.
+func TestBearerAcceptsAGoodLoginWhenOurClockIsAhead(t *testing.T) {
 	dir := t.TempDir()
 	codextest.AuthFile(t, dir, "rt-old", -30*time.Minute)
 	renewedAt(t, dir, time.Now())
-	keeper, _ := played(t, "refuses")
+	keeper, _ := played(t, "rejects")
 	if _, _, err := opened(t, dir, keeper).Bearer(); err != nil {
 		t.Error(err)
 	}

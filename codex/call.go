@@ -1,0 +1,137 @@
+package codex
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+const (
+	// defaultCallTimeout is for a host whose cores are busy: calls take milliseconds.
+	// Each needs a limit, because an overloaded app-server may drop even its errors.
+	defaultCallTimeout = 10 * time.Second
+
+	// endTimeout bounds the end of a turn whose reader has stopped, from the
+	// interrupt to turn/completed (2 ms is normal), and the rest of a call whose
+	// context has ended.
+	endTimeout = 2 * time.Second
+)
+
+// enter opens the inbox for one method of the lessee. shut ends that.
+func (c *Client) enter() (shut func()) {
+	c.inbox.open()
+	return func() {
+		if err := c.inbox.shut(); err != nil {
+			c.spoil(err)
+		}
+	}
+}
+
+// call is exchange with a limit: see callContext.
+func (c *Client) call(ctx context.Context, method string, params, result any) error {
+	ctx, cancel := c.callContext(ctx)
+	defer cancel()
+	return c.exchange(ctx, method, params, result)
+}
+
+// exchange sends one request and waits for its answer until ctx ends. A call that
+// is given up spoils the child. Requests that arrive meanwhile are answered;
+// notifications are dropped.
+func (c *Client) exchange(ctx context.Context, method string, params, result any) error {
+	id, err := c.send(ctx, method, params)
+	if err != nil {
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	for {
+		m, err := c.inbox.next(ctx, nil)
+		if err != nil {
+			c.spoil(err)
+			return fmt.Errorf("%s: %w", method, err)
+		}
+		switch {
+		case m.isRequest():
+			c.answer(ctx, m)
+		case m.answers(id) && m.Error != nil:
+			return fmt.Errorf("%s: %w", method, m.Error)
+		case m.answers(id):
+			if result == nil {
+				return nil
+			}
+			if err := json.Unmarshal(m.Result, result); err != nil {
+				err = fmt.Errorf("%s: answer: %w", method, err)
+				c.spoil(err)
+				return err
+			}
+			return nil
+		}
+	}
+}
+
+// callContext bounds one call. It ends after the call timeout, and at most
+// endTimeout after ctx: a caller who disconnects must not cost a healthy child, nor
+// wait long for a wedged one.
+func (c *Client) callContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), c.callTimeout, ErrUnresponsive)
+	bounded, abandon := context.WithCancelCause(bounded)
+	stop := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(endTimeout, func() { abandon(ErrUnresponsive) })
+		context.AfterFunc(bounded, func() { t.Stop() })
+	})
+	return bounded, func() {
+		stop()
+		abandon(context.Canceled)
+		cancel()
+	}
+}
+
+// send writes one request and returns its id.
+func (c *Client) send(ctx context.Context, method string, params any) (int64, error) {
+	c.nextID++
+	id := c.nextID
+	return id, c.write(ctx, outgoing{ID: &id, Method: method, Params: params})
+}
+
+// write sends one line. When ctx ends first, the child's input is closed: half a
+// line has spoiled the child anyway.
+func (c *Client) write(ctx context.Context, v any) error {
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line) // ends it with a newline
+	enc.SetEscapeHTML(false)      // or each "<" of a prompt becomes six bytes
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { c.stream.Close() })
+	_, err := c.stream.Write(line.Bytes())
+	switch {
+	case !stop():
+		err = context.Cause(ctx)
+	case err == nil:
+		return nil
+	case c.inbox.waitEnd(ctx):
+		return c.inbox.fault() // the child is gone, which explains more than "broken pipe"
+	}
+	c.spoil(fmt.Errorf("write: %w", err))
+	return err
+}
+
+// answer answers one request of the child; without an answer its turn would hang.
+// Approvals and questions are declined: no person is there to decide them.
+func (c *Client) answer(ctx context.Context, m message) {
+	reply := outgoing{ID: m.ID}
+	switch m.Method {
+	case "item/commandExecution/requestApproval", "item/fileChange/requestApproval":
+		reply.Result = map[string]any{"decision": "decline"}
+	case "execCommandApproval", "applyPatchApproval":
+		reply.Result = map[string]any{"decision": "denied"}
+	case "mcpServer/elicitation/request":
+		reply.Result = map[string]any{"action": "decline", "content": nil}
+	default:
+		reply.Error = &RPCError{Code: methodNotFound, Message: "not supported by this client: " + m.Method}
+	}
+	c.log.Warn("child asked, declined", "child", c.Pid(), "method", m.Method)
+	if err := c.write(ctx, reply); err != nil {
+		c.spoil(err)
+	}
+}

@@ -1,0 +1,118 @@
+package login
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+)
+
+const (
+	authName = "auth.json"
+
+	margin = 24 * time.Hour     // before the access token expires; or in the middle of its life, if that is later
+	stale  = 7 * 24 * time.Hour // after the last refresh, in any case; Codex itself refreshes after 8 days
+)
+
+// auth is the content of an auth.json: the fields that we read, and the whole.
+type auth struct {
+	whole    json.RawMessage
+	tokens   tokens
+	renewed  time.Time // by our clock
+	issued   time.Time // of the access token; renewed where it does not say
+	expires  time.Time // of the access token, by our clock; zero where it does not say
+	rejected bool      // the provider rejected the access token
+}
+
+type tokens struct {
+	Access  string `json:"access_token"`
+	Refresh string `json:"refresh_token"`
+	Account string `json:"account_id"`
+}
+
+// readAuth reads an auth.json. The error is ErrNone where it holds no ChatGPT login.
+func readAuth(path string) (auth, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return auth{}, ErrNone
+	}
+	if err != nil {
+		return auth{}, err
+	}
+	var f struct {
+		Tokens      tokens    `json:"tokens"`
+		LastRefresh time.Time `json:"last_refresh"`
+	}
+	if err := json.Unmarshal(data, &f); err != nil {
+		return auth{}, errors.New("auth.json is not what Codex writes") // the cause would quote it
+	}
+	if f.Tokens.Access == "" || f.Tokens.Refresh == "" {
+		return auth{}, ErrNone
+	}
+	a := auth{whole: data, tokens: f.Tokens, renewed: f.LastRefresh}
+	a.issued, a.expires = lifetime(f.Tokens.Access)
+	if a.issued.IsZero() {
+		a.issued = a.renewed
+	}
+	// The token has the times of the provider's clock. Where our clock is ahead, a
+	// good token must not look expired. The provider rejects a bad one anyway.
+	if ours := a.renewed.Add(a.expires.Sub(a.issued)); !a.expires.IsZero() && !a.renewed.IsZero() && ours.After(a.expires) {
+		a.issued, a.expires = a.renewed, ours
+	}
+	return a, nil
+}
+
+// lifetime reads the times of a JWT, zero where it has none. It does not verify
+// the signature: that is the provider's part.
+func lifetime(token string) (issued, expires time.Time) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	var claims struct{ Iat, Exp int64 }
+	if err != nil || json.Unmarshal(payload, &claims) != nil {
+		return
+	}
+	if claims.Iat > 0 {
+		issued = time.Unix(claims.Iat, 0)
+	}
+	if claims.Exp > 0 {
+		expires = time.Unix(claims.Exp, 0)
+	}
+	return
+}
+
+// due reports whether it is time for a refresh.
+func (a auth) due(now time.Time) bool {
+	if a.rejected {
+		return true
+	}
+	if a.expires.IsZero() {
+		return now.Sub(a.renewed) > stale
+	}
+	before := min(margin, a.expires.Sub(a.issued)/2)
+	return now.After(a.expires.Add(-before)) || (!a.renewed.IsZero() && now.Sub(a.renewed) > stale)
+}
+
+func (a auth) withoutRefresh() []byte {
+	var whole, inner map[string]json.RawMessage
+	dec := json.NewDecoder(bytes.NewReader(a.whole))
+	if dec.Decode(&whole) != nil || json.Unmarshal(whole["tokens"], &inner) != nil {
+		panic("BUG: an auth.json that was read before")
+	}
+	inner["refresh_token"] = json.RawMessage(`""`)
+	var err error
+	if whole["tokens"], err = json.Marshal(inner); err != nil {
+		panic("BUG: " + err.Error())
+	}
+	data, err := json.Marshal(whole)
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	return data
+}
