@@ -20,13 +20,14 @@ import (
 type Model struct {
 	ID      string
 	Efforts []string // reasoning efforts that it supports, lowest first
-	Default bool     // what a turn without a model uses
+	Default bool     // used by a turn without a model
 }
 
-// Version asks the binary at path what it is. The error says so where it is
-// not the Codex CLI.
-func Version(ctx context.Context, path string) (string, error) {
-	out, err := run(ctx, path, "--version")
+// Version reads the version of the CLI at path, with "codex --version". The error
+// says so where path is another program. env is the CLI's environment, complete but
+// for HOME and CODEX_HOME; a wrapper needs its PATH.
+func Version(ctx context.Context, path string, env []string) (string, error) {
+	out, err := run(ctx, path, env, "--version")
 	if err != nil {
 		return "", err
 	}
@@ -37,89 +38,48 @@ func Version(ctx context.Context, path string) (string, error) {
 	return version, nil
 }
 
-// Catalog asks the binary at path for its model catalog and returns an edited
-// copy for model_catalog_json, with the models that it lists. Without the edit
-// newer models bring Codex's own instructions and a 10 KB JavaScript tool into
-// every request, whatever the configuration says. It works offline (0.3 s).
-func Catalog(ctx context.Context, path string) (file []byte, models []Model, err error) {
-	out, err := run(ctx, path, "debug", "models")
+// Catalog reads the model catalog of the CLI at path, with "codex debug models": the
+// file as it is, and the models that it lists, the default first. It works offline
+// (0.3 s). env is as for [Version].
+func Catalog(ctx context.Context, path string, env []string) (file []byte, models []Model, err error) {
+	file, err = run(ctx, path, env, "debug", "models")
 	if err != nil {
 		return nil, nil, err
 	}
-	var catalog map[string]json.RawMessage
-	var entries []map[string]any
-	if err = json.Unmarshal(out, &catalog); err == nil {
-		err = json.Unmarshal(catalog["models"], &entries)
-	}
-	if err != nil || len(entries) == 0 {
+	var catalog struct{ Models []catalogModel }
+	if err := json.Unmarshal(file, &catalog); err != nil || len(catalog.Models) == 0 {
 		return nil, nil, fmt.Errorf("%s debug models: no catalog in its output", path)
 	}
-	for _, e := range entries {
-		for key, value := range plainModel {
-			e[key] = value
-		}
-	}
-	if catalog["models"], err = json.Marshal(entries); err != nil {
-		return nil, nil, err
-	}
-	file, err = json.Marshal(catalog)
-	if err != nil {
-		return nil, nil, err
-	}
-	return file, listed(file), nil
+	return file, listed(catalog.Models), nil
 }
 
-// plainModel turns an agent's model into a plain one. How much it takes is for
-// the provider to say: Codex counts a token for every four bytes, believes in a
-// third of what the model can take, and compacts what it thinks too long.
-var plainModel = map[string]any{
-	"context_window":               1_000_000_000,
-	"max_context_window":           1_000_000_000,
-	"apply_patch_tool_type":        nil,
-	"base_instructions":            "",
-	"experimental_supported_tools": []string{},
-	"model_messages":               nil,
-	"multi_agent_version":          nil,
-	"supports_search_tool":         false,
-	"tool_mode":                    nil,
-	"use_responses_lite":           false,
+// catalogModel is what we read of a model in the catalog.
+type catalogModel struct {
+	Slug       string
+	Visibility string
+	Priority   int
+	Levels     []struct{ Effort string } `json:"supported_reasoning_levels"`
 }
 
-// listed reads the models that the catalog shows, by priority; the first is
-// the default, as in the child's own model/list.
-func listed(file []byte) []Model {
-	var catalog struct {
-		Models []struct {
-			Slug       string
-			Visibility string
-			Priority   int
-			Levels     []struct{ Effort string } `json:"supported_reasoning_levels"`
-		}
-	}
-	json.Unmarshal(file, &catalog) // we have just written it
+// listed are the models that the catalog shows, by priority; the first is the
+// default, as in the child's own model/list.
+func listed(all []catalogModel) []Model {
+	shown := slices.DeleteFunc(slices.Clone(all), func(m catalogModel) bool { return m.Visibility != "list" })
+	slices.SortStableFunc(shown, func(a, b catalogModel) int { return cmp.Compare(a.Priority, b.Priority) })
 	var models []Model
-	priority := map[string]int{}
-	for _, m := range catalog.Models {
-		if m.Visibility != "list" {
-			continue
-		}
-		model := Model{ID: m.Slug}
+	for i, m := range shown {
+		model := Model{ID: m.Slug, Default: i == 0}
 		for _, l := range m.Levels {
 			model.Efforts = append(model.Efforts, l.Effort)
 		}
-		priority[model.ID] = m.Priority
 		models = append(models, model)
-	}
-	slices.SortStableFunc(models, func(a, b Model) int { return cmp.Compare(priority[a.ID], priority[b.ID]) })
-	if len(models) > 0 {
-		models[0].Default = true
 	}
 	return models
 }
 
-// run runs the CLI once, in a home of its own that is removed afterwards, with
-// nothing inherited.
-func run(ctx context.Context, path string, args ...string) ([]byte, error) {
+// run runs the CLI once, in a home of its own that is removed afterwards. Nothing is
+// inherited. The home lies in TMPDIR of our own environment.
+func run(ctx context.Context, path string, env []string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, defaultCallTimeout, ErrUnresponsive)
 	defer cancel()
 	home, err := os.MkdirTemp("", "codexpool-")
@@ -129,8 +89,8 @@ func run(ctx context.Context, path string, args ...string) ([]byte, error) {
 	defer os.RemoveAll(home)
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = home
-	cmd.Env = []string{"HOME=" + home, "CODEX_HOME=" + home, "PATH=" + os.Getenv("PATH")}
-	// In a group of its own, so that what a wrapper starts ends with it.
+	cmd.Env = append(env[:len(env):len(env)], "HOME="+home, "CODEX_HOME="+home)
+	// In a process group of its own, so that what a wrapper starts ends with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
@@ -154,8 +114,8 @@ func run(ctx context.Context, path string, args ...string) ([]byte, error) {
 
 // Locate finds the native binary for path, which may be the binary itself or
 // the npm package's Node wrapper (or a link to it): killing the wrapper can
-// orphan the child behind it. A bare name is looked for on PATH, as in a shell.
-// Anything else is returned as it is, made absolute.
+// orphan the child behind it. A bare name is looked for on PATH of our own
+// environment, as in a shell. Any other path is returned as it is, made absolute.
 func Locate(path string) (string, error) {
 	if filepath.Base(path) == path {
 		found, err := exec.LookPath(path)

@@ -173,7 +173,7 @@ func TestTheCatalogListsWhatAChildLists(t *testing.T) {
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()
 	cmd := codextest.Real(t, server.URL+"/v1")
-	_, want, err := codex.Catalog(t.Context(), cmd.Path)
+	_, want, err := codex.Catalog(t.Context(), cmd.Path, cmd.Env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestTheModelEffortAndSummaryOfATurnReachTheUpstream(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	cmd := codextest.Real(t, up.URL+"/v1")
-	_, models, err := codex.Catalog(t.Context(), cmd.Path)
+	_, models, err := codex.Catalog(t.Context(), cmd.Path, cmd.Env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -437,10 +437,10 @@ func TestReasoningAndCommentaryAreNoneOfTheAnswer(t *testing.T) {
 }
 
 func TestVersionNamesWhatIsNotCodex(t *testing.T) {
-	if v, err := codex.Version(t.Context(), codextest.Binary(t)); err != nil || v != codex.Pinned {
+	if v, err := codex.Version(t.Context(), codextest.Binary(t), nil); err != nil || v != codex.Pinned {
 		t.Errorf("%q, %v", v, err)
 	}
-	if _, err := codex.Version(t.Context(), "/bin/echo"); err == nil || !strings.Contains(err.Error(), "not the Codex CLI") {
+	if _, err := codex.Version(t.Context(), "/bin/echo", nil); err == nil || !strings.Contains(err.Error(), "not the Codex CLI") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -455,7 +455,7 @@ func TestAWrapperThatHangsLeavesNothingBehind(t *testing.T) {
 		codextest.Until(t, "child of the wrapper", func() bool { pid, _ := os.ReadFile(path + ".pid"); return len(pid) > 1 })
 		cancel(codex.ErrUnresponsive)
 	}()
-	if _, err := codex.Version(ctx, path); !errors.Is(err, codex.ErrUnresponsive) {
+	if _, err := codex.Version(ctx, path, []string{"PATH=" + os.Getenv("PATH")}); !errors.Is(err, codex.ErrUnresponsive) {
 		t.Errorf("got %v", err)
 	}
 	pid, err := os.ReadFile(path + ".pid")

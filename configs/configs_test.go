@@ -299,19 +299,3 @@ func TestProfilesLoad(t *testing.T) {
 		}
 	}
 }
-
-func TestAChildsConfigQuotesWhatItIsGiven(t *testing.T) {
-	got := string(configs.LeanChild(`/a "b"\c`, "http://h/v1", nil).Files["config.toml"])
-	if !strings.HasPrefix(got, `model_catalog_json = "/a \"b\"\\c/models.json"`+"\n") || !strings.Contains(got, `base_url = "http://h/v1"`) {
-		t.Error(got)
-	}
-}
-
-func TestOnlyAChildThatSpeaksTLSNeedsTheSystemsRoots(t *testing.T) {
-	for baseURL, want := range map[string]bool{"http://127.0.0.1:1/v1": true, "https://h/v1": false} {
-		c := configs.LeanChild("/home", baseURL, nil)
-		if _, ok := c.Files["nobody.pem"]; ok != want || slices.Contains(c.Env, "SSL_CERT_FILE=/home/nobody.pem") != want {
-			t.Errorf("%s: %v", baseURL, c.Env)
-		}
-	}
-}

@@ -12,7 +12,7 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/codextest"
-	"codexpool/configs"
+	"codexpool/codex/lean"
 )
 
 // BenchmarkFirstToken measures the time to the first token in three ways, one
@@ -98,8 +98,8 @@ func execution(b *testing.B, baseURL string) func() time.Duration {
 	b.Helper()
 	real := codextest.Real(b, baseURL)
 	home := filepath.Dir(real.Home)
-	lean := configs.LeanChild(home, baseURL, real.Files["models.json"])
-	for name, data := range lean.Files {
+	child := lean.Relayed(home, baseURL, real.Files["models.json"])
+	for name, data := range child.Files {
 		if err := os.WriteFile(filepath.Join(home, name), data, 0o600); err != nil {
 			b.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func execution(b *testing.B, baseURL string) func() time.Duration {
 	return func() time.Duration {
 		cmd := exec.Command(real.Path, "exec", "--skip-git-repo-check", "hello")
 		cmd.Dir = home
-		cmd.Env = append(slices.Clone(lean.Env), "PATH="+os.Getenv("PATH"), "HOME="+home, "CODEX_HOME="+home)
+		cmd.Env = append(slices.Clone(child.Env), "PATH="+os.Getenv("PATH"), "HOME="+home, "CODEX_HOME="+home)
 		began := time.Now()
 		out, err := cmd.Output()
 		if err != nil || !strings.Contains(string(out), "token") {

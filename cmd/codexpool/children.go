@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"codexpool/codex"
+	"codexpool/codex/lean"
 	"codexpool/codex/login"
 	"codexpool/configs"
 	"codexpool/upstream"
@@ -97,7 +98,7 @@ func (p *provider) target(cfg configs.Config, c *installation) (target upstream.
 func (p *provider) openLogin(cfg configs.Config, c *installation) (err error) {
 	p.login, err = login.Open(cfg.Home, func(home string) codex.Command {
 		cmd := codex.Command{Path: c.known().path, Args: []string{"app-server"}, Home: home, StopGrace: cfg.StopGrace, Log: p.log}
-		keeper := configs.KeeperChild()
+		keeper := lean.Keeper()
 		cmd.Files, cmd.Env = keeper.Files, append(keeper.Env, networkEnv()...)
 		if cfg.RefreshURL != "" {
 			cmd.Env = append(cmd.Env, "CODEX_REFRESH_TOKEN_URL_OVERRIDE="+cfg.RefreshURL)
@@ -221,7 +222,7 @@ func spawner(cfg configs.Config, found *installation, p *provider, homes string,
 			StopGrace: cfg.StopGrace,
 			Log:       log,
 		}
-		var child configs.Child
+		var child lean.Child
 		if cfg.Upstream == configs.Direct {
 			if child, err = p.directChild(cfg, cmd.CodexHome(), c.catalog); err != nil {
 				return nil, err
@@ -229,7 +230,7 @@ func spawner(cfg configs.Config, found *installation, p *provider, homes string,
 		} else {
 			var baseURL string
 			baseURL, cmd.Exited = p.admit()
-			child = configs.LeanChild(cmd.CodexHome(), baseURL, c.catalog)
+			child = lean.Relayed(cmd.CodexHome(), baseURL, c.catalog)
 			child.Env = append(child.Env, "PATH="+os.Getenv("PATH")) // for the CLI's own helpers
 		}
 		cmd.Args, cmd.Files, cmd.Env = append(cmd.Args, child.Args...), child.Files, child.Env
@@ -240,12 +241,12 @@ func spawner(cfg configs.Config, found *installation, p *provider, homes string,
 // directChild configures a child that calls the provider itself: with the
 // operator's config.toml and credentials, and with our environment, for that is
 // where config.toml may look for keys.
-func (p *provider) directChild(cfg configs.Config, home string, catalog []byte) (configs.Child, error) {
+func (p *provider) directChild(cfg configs.Config, home string, catalog []byte) (lean.Child, error) {
 	config, err := directConfig(cfg)
 	if err != nil {
-		return configs.Child{}, err
+		return lean.Child{}, err
 	}
-	child := configs.DirectChild(home, config, catalog)
+	child := lean.Direct(home, config, catalog)
 	if p.login != nil {
 		child.Files["auth.json"] = p.login.WithoutRefresh()
 	} else if auth, err := os.ReadFile(filepath.Join(cfg.Home, "auth.json")); err == nil {

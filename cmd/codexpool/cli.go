@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"codexpool/codex"
+	"codexpool/codex/lean"
 	"codexpool/configs"
 )
 
@@ -100,14 +101,19 @@ func (i *installation) current(ctx context.Context) (cli, error) {
 
 // inspect asks the CLI at path what it is, and takes its catalog.
 func inspect(ctx context.Context, path string, log *slog.Logger) (cli, error) {
-	version, err := codex.Version(ctx, path)
+	env := []string{"PATH=" + os.Getenv("PATH")}
+	version, err := codex.Version(ctx, path, env)
 	if err != nil {
 		return cli{}, err
 	}
 	if version != codex.Pinned {
 		log.Warn("not the Codex CLI that codexpool was tested with", "version", version, "tested", codex.Pinned)
 	}
-	catalog, models, err := codex.Catalog(ctx, path)
+	original, models, err := codex.Catalog(ctx, path, env)
+	if err != nil {
+		return cli{}, err
+	}
+	catalog, err := lean.Catalog(original)
 	if err != nil {
 		return cli{}, err
 	}

@@ -19,14 +19,15 @@ var rules = map[string]struct {
 	why   string
 }{
 	"codex":           {nil, nil, "speaks to one child; knows nobody"},
-	"codex/codextest": {[]string{"codex", "configs"}, nil, "plays a child; the real one needs the production profile"},
+	"codex/lean":      {nil, nil, "says what a child is made of; starts none"},
+	"codex/codextest": {[]string{"codex", "codex/lean"}, nil, "plays a child; the real one needs the production profile"},
 	"codex/login":     {[]string{"codex"}, nil, "keeps a login fresh through one child; children that serve must not need it"},
 	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "golang.org/x/sync/semaphore", "github.com/prometheus/procfs"}, "lends children"},
 	"upstream":        {nil, nil, "serves children over HTTP; knows nobody"},
 	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync/errgroup"}, "turns requests into turns"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
 	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and config.toml, which no reader of lines reads as Codex does"},
-	"cmd/codexpool":   {[]string{"api", "codex", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint"}, "wires them"},
+	"cmd/codexpool":   {[]string{"api", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint"}, "wires them"},
 }
 
 func TestArrowsPointOneWay(t *testing.T) {

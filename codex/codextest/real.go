@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"codexpool/codex"
-	"codexpool/configs"
+	"codexpool/codex/lean"
 )
 
 // Binary is the native binary of the pinned Codex CLI: CODEX_BIN, or what
@@ -50,7 +50,12 @@ func Binary(t testing.TB) string {
 func Real(t testing.TB, baseURL string) codex.Command {
 	t.Helper()
 	binary := Binary(t)
-	file, _, err := codex.Catalog(t.Context(), binary)
+	env := []string{"PATH=" + os.Getenv("PATH"), Mark()}
+	original, _, err := codex.Catalog(t.Context(), binary, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	catalog, err := lean.Catalog(original)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,12 +65,13 @@ func Real(t testing.TB, baseURL string) codex.Command {
 		Home: filepath.Join(Workdir(t), "home"),
 		Log:  Log(t),
 	}
-	lean := configs.LeanChild(c.CodexHome(), baseURL, file)
-	c.Files, c.Env = lean.Files, append(lean.Env, "PATH="+os.Getenv("PATH"), Mark())
+	child := lean.Relayed(c.CodexHome(), baseURL, catalog)
+	c.Files, c.Env = child.Files, append(child.Env, env...)
 	return c
 }
 
-// Workdir is a folder that is not below /tmp, as Codex wants it.
+// Workdir is a folder that is not below /tmp, where Codex does not use its helper
+// binaries.
 func Workdir(t testing.TB) string {
 	t.Helper()
 	cache, err := os.UserCacheDir()

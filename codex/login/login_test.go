@@ -12,15 +12,15 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/codextest"
+	"codexpool/codex/lean"
 	"codexpool/codex/login"
-	"codexpool/configs"
 )
 
 // keeperOf runs the real CLI as keeper against a token endpoint.
 func keeperOf(t *testing.T, tokens *codextest.Tokens) func(home string) codex.Command {
 	binary := codextest.Binary(t)
 	return func(home string) codex.Command {
-		keeper := configs.KeeperChild()
+		keeper := lean.Keeper()
 		return codex.Command{
 			Path: binary, Args: []string{"app-server", "--strict-config"}, Home: home, Files: keeper.Files, Log: codextest.Log(t),
 			Env: append(keeper.Env, "PATH="+os.Getenv("PATH"), codextest.Mark(),
