@@ -17,12 +17,12 @@ import (
 	"codexpool/upstream"
 )
 
-// check starts one child, talks to it, and says what was found.
-func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.Logger) int {
+// check starts one child, calls it, and prints what was found. It calls no provider.
+func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger) int {
 	for _, w := range cfg.Warnings {
 		fmt.Fprintln(stdout, "warning:   ", w)
 	}
-	found, err := findCLI(ctx, cfg, log)
+	found, err := findCLI(ctx, cfg.Bin, environ, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
@@ -36,21 +36,21 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	}
 	fmt.Fprintln(stdout, "model:     ", model)
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
-	homes, leaveHomes, err := claim(cfg.Workdir, log)
+	homes, release, err := claim(cfg.Workdir, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:     PROXY_CODEX_WORKDIR:", err)
 		return exitFailed
 	}
-	defer leaveHomes()
-	p, err := newProvider(cfg, found, upstream.Hooks{}, log)
+	defer release()
+	p, err := newProvider(newProviderConfig(cfg, environ), found, upstream.Hooks{}, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
 	}
 	defer p.Close()
-	fmt.Fprintln(stdout, "upstream:  ", p.choice, "(not asked)")
+	fmt.Fprintln(stdout, "upstream:  ", p.choice, "(not called)")
 	fmt.Fprintln(stdout, "credential:", p.credential)
-	if err := probe(ctx, spawner(cfg, found, p, homes, log), stdout); err != nil {
+	if err := probe(ctx, spawner(newSpawnConfig(cfg, homes), found, p, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
 	}
@@ -58,7 +58,7 @@ func check(ctx context.Context, cfg configs.Config, stdout io.Writer, log *slog.
 	return exitOK
 }
 
-// probe starts a child, warms a thread and asks how it is.
+// probe starts a child, warms a thread, and pings the child.
 func probe(ctx context.Context, spawn func(context.Context) (*codex.Client, error), stdout io.Writer) error {
 	began := time.Now()
 	child, err := spawn(ctx)
@@ -76,26 +76,25 @@ func probe(ctx context.Context, spawn func(context.Context) (*codex.Client, erro
 	}
 	fmt.Fprintf(stdout, "child:      warm after %v, answers a probe in %v\n", took.Round(time.Millisecond), time.Since(began).Round(10*time.Microsecond))
 	for _, w := range child.Warnings() {
-		fmt.Fprintln(stdout, "child says:", w)
+		fmt.Fprintln(stdout, "child warns:", w)
 	}
 	return nil
 }
 
-// health asks the running daemon whether it is ready: what a container's health
-// check calls.
-func health(ctx context.Context, cfg configs.Config, stdout io.Writer) int {
-	host := cfg.Host
+// health prints whether the daemon at host and port is ready. A container's health
+// check calls it.
+func health(ctx context.Context, host string, port int, stdout io.Writer) int {
 	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
 		host = "127.0.0.1" // a wildcard listens there too; a name might need a resolver
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, strconv.Itoa(cfg.Port))+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, strconv.Itoa(port))+"/readyz", nil)
 	if err != nil {
 		fmt.Fprintln(stdout, err)
 		return exitFailed
 	}
-	res, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // no proxy stands between us
+	res, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // without a proxy
 	if err != nil {
 		fmt.Fprintln(stdout, err)
 		return exitFailed

@@ -68,7 +68,7 @@ func script(t *testing.T, text string, mode os.FileMode) string {
 	return path
 }
 
-func TestArgsAndEnvironmentDecideTheExitCode(t *testing.T) {
+func TestRunExitsWithTheCodeForArgsAndEnvironment(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -82,10 +82,10 @@ func TestArgsAndEnvironmentDecideTheExitCode(t *testing.T) {
 		args    []string
 		environ []string
 		code    int
-		says    string // on stdout or stderr
+		prints  string // on stdout or stderr
 	}{
 		{"help", []string{"--help"}, nil, 0, "usage: codexpool"},
-		{"help in a word", []string{"help"}, nil, 0, "usage: codexpool"},
+		{"help as a command", []string{"help"}, nil, 0, "usage: codexpool"},
 		{"version", []string{"version"}, nil, 0, "codexpool "},
 		{"version as a flag", []string{"--version"}, nil, 0, "codexpool "},
 		{"a flag before its command", []string{"--env-file", "../../configs/profiles/dev.env", "config"}, nil, 0, "POOL_SIZE"},
@@ -103,24 +103,25 @@ func TestArgsAndEnvironmentDecideTheExitCode(t *testing.T) {
 		{"CODEX_BIN cannot be executed", nil, []string{"CODEX_BIN=" + script(t, "", 0o644)}, 2, "permission denied"},
 		{"CODEX_BIN is not Codex", nil, []string{"CODEX_BIN=" + script(t, "echo hello", 0o755)}, 2, "is not the Codex CLI"},
 		{"CODEX_BIN fails", nil, []string{"CODEX_BIN=" + script(t, "echo kaputt >&2; exit 3", 0o755)}, 2, "exit status 3: kaputt"},
+		{"CODEX_BIN gets PATH of the environment", nil, []string{"PATH=/given", "CODEX_BIN=" + script(t, "echo PATH is $PATH >&2; exit 3", 0o755)}, 2, "PATH is /given"},
 		{"CODEX_BIN has no catalog", nil, []string{"CODEX_BIN=" + script(t, "echo codex-cli 9.9.9", 0o755)}, 2, "no catalog"},
 		{"another version is a warning", nil, []string{"CODEX_BIN=" + script(t, "echo codex-cli 9.9.9", 0o755)}, 2, "not the Codex CLI that codexpool was tested with"},
 		{"port in use", nil, []string{cli, "PORT=" + port}, 1, "address already in use"},
 		{"admin port in use", nil, []string{cli, "PROXY_ADMIN_ADDR=127.0.0.1:" + port}, 1, "address already in use"},
-		{"nobody to ask for health", []string{"health"}, []string{"PORT=1"}, 1, "connection refused"},
+		{"health without a daemon", []string{"health"}, []string{"PORT=1"}, 1, "connection refused"},
 		{"check of what is not Codex", []string{"check"}, []string{"CODEX_BIN=/bin/echo"}, 1, "is not the Codex CLI"},
-		{"serve until asked to stop", nil, []string{cli}, 0, "The offline echo model answers"},
+		{"serve until a signal", nil, []string{cli}, 0, "The offline echo model answers"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			code, stdout, stderr := runOnce(t, tt.args, tt.environ...)
-			if code != tt.code || !strings.Contains(strings.ReplaceAll(stdout+stderr, `\"`, `"`), tt.says) {
+			if code != tt.code || !strings.Contains(strings.ReplaceAll(stdout+stderr, `\"`, `"`), tt.prints) {
 				t.Errorf("exit code %d, want %d; stdout:\n%s\nstderr:\n%s", code, tt.code, stdout, stderr)
 			}
 		})
 	}
 }
 
-func TestEveryProblemOfTheConfigurationIsPrinted(t *testing.T) {
+func TestRunPrintsEveryProblemOfTheConfiguration(t *testing.T) {
 	_, _, stderr := runOnce(t, nil, "POOL_SIZE=0", "LOG_LEVEL=loud")
 	want := "codexpool: configuration:\n  LOG_LEVEL: \"loud\" is not one of debug, info, warn, error\n  POOL_SIZE: 0 is less than 1\n"
 	if !strings.HasPrefix(stderr, want) {
@@ -128,7 +129,7 @@ func TestEveryProblemOfTheConfigurationIsPrinted(t *testing.T) {
 	}
 }
 
-func TestCheckSaysWhatItFound(t *testing.T) {
+func TestCheckPrintsWhatItFound(t *testing.T) {
 	binary := codextest.Binary(t)
 	code, stdout, _ := runOnce(t, []string{"check"}, "CODEX_BIN="+binary, "PROXY_OUTPUT_MODE=text")
 	for _, want := range []string{"warning:    PROXY_OUTPUT_MODE", "binary:     " + binary, "version:    0.169.0", "upstream:   echo", "child:      warm after", "\nok\n"} {
@@ -141,7 +142,7 @@ func TestCheckSaysWhatItFound(t *testing.T) {
 	}
 }
 
-func TestAKeyIsNeverPrinted(t *testing.T) {
+func TestKeysAreNeverPrinted(t *testing.T) {
 	key := "sk-never-to-be-seen"
 	for _, command := range []string{"config", "check", "serve"} {
 		code, stdout, stderr := runOnce(t, []string{command}, "CODEX_BIN="+codextest.Binary(t), "PROXY_API_KEY="+key, "OPENAI_API_KEY="+key, "LOG_LEVEL=debug")
@@ -151,7 +152,7 @@ func TestAKeyIsNeverPrinted(t *testing.T) {
 	}
 }
 
-func TestAMissingWorkdirIsAFailedStartNotAnExit(t *testing.T) {
+func TestCheckFailsWithoutAWorkdir(t *testing.T) {
 	file := script(t, "", 0o600)
 	code, _, stderr := runOnce(t, []string{"check"}, "CODEX_BIN="+codextest.Binary(t), "PROXY_CODEX_WORKDIR="+file)
 	if code != 1 {
@@ -159,8 +160,8 @@ func TestAMissingWorkdirIsAFailedStartNotAnExit(t *testing.T) {
 	}
 }
 
-// TestEverySettingOfThePoolIsPassedOn gives each setting a value of its own.
-func TestEverySettingOfThePoolIsPassedOn(t *testing.T) {
+// TestPoolConfigHasEverySetting gives each setting a value of its own.
+func TestPoolConfigHasEverySetting(t *testing.T) {
 	cfg, err := configs.Load([]string{
 		"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/w", "POOL_SIZE=2", "POOL_MIN_IDLE=1", "POOL_MAX_WAITING=3",
 		"POOL_MAX_TURNS=4", "POOL_MAX_AGE_MS=5", "POOL_MAX_CHILD_BYTES=6", "POOL_MIN_LIFE_MS=7", "POOL_JITTER=0.8",
@@ -180,14 +181,14 @@ func TestEverySettingOfThePoolIsPassedOn(t *testing.T) {
 	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
 		name := v.Type().Field(i).Name
 		if v.Field(i).IsZero() && !slices.Contains([]string{"UpkeepEvery", "Spawn", "Hooks", "Log"}, name) {
-			t.Errorf("this test does not look at %s", name)
+			t.Errorf("this test does not check %s", name)
 		}
 	}
 }
 
-// TestEverySettingOfTheAPIIsPassedOn gives each setting a value of its own and
-// wants each in the API's configuration.
-func TestEverySettingOfTheAPIIsPassedOn(t *testing.T) {
+// TestAPIConfigHasEverySetting gives each setting a value of its own
+// and expects each in the API's configuration.
+func TestAPIConfigHasEverySetting(t *testing.T) {
 	cfg, err := configs.Load([]string{
 		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*",
 		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2", "PROXY_MAX_CHAT_CHOICES=3",
@@ -213,12 +214,12 @@ func TestEverySettingOfTheAPIIsPassedOn(t *testing.T) {
 	}
 	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
 		if v.Field(i).IsZero() {
-			t.Errorf("this test does not look at %s", v.Type().Field(i).Name)
+			t.Errorf("this test does not check %s", v.Type().Field(i).Name)
 		}
 	}
 }
 
-func TestDirectRefusesAConfigThatRunsProgramsOrCannotBeRead(t *testing.T) {
+func TestDirectRejectsAConfigThatRunsProgramsOrCannotBeRead(t *testing.T) {
 	for name, tt := range map[string]struct {
 		prepare func(path string) error
 		want    string // in the log; "" = it serves

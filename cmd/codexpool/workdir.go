@@ -11,17 +11,18 @@ import (
 	"syscall"
 )
 
-// claim makes a folder for the homes of this daemon's children in workdir, and
-// removes those of daemons that were killed. release removes it.
+// claim makes a folder in workdir for the homes of this daemon's children, and removes
+// the folders of killed daemons. release removes it.
 //
-// A daemon holds a lock on a file in its folder for as long as it lives, however
-// it ends: what can be locked is left over. The children of a killed daemon see
-// the end of their input and are gone within a moment.
+// A daemon holds a lock on a file in its folder as long as it lives. A folder whose
+// file can be locked belongs to a daemon that is gone. The children of a killed daemon
+// read the end of their input and exit within a moment.
 func claim(workdir string, log *slog.Logger) (dir string, release func(), err error) {
 	if err := os.MkdirAll(workdir, 0o700); err != nil {
 		return "", nil, err
 	}
-	// One at a time, so that nobody takes a folder for left over that is being made.
+	// One daemon at a time, or one could sweep a folder that another has made but not
+	// locked yet.
 	one, err := lock(filepath.Join(workdir, "lock"), os.O_CREATE, syscall.LOCK_EX)
 	if err != nil {
 		return "", nil, err
@@ -44,12 +45,12 @@ func claim(workdir string, log *slog.Logger) (dir string, release func(), err er
 	}, nil
 }
 
-// sweep removes the folders of daemons that are gone. What is in its way is no
-// reason not to serve.
+// sweep removes the folders of daemons that are gone. It only logs errors: the daemon
+// can serve without a sweep.
 func sweep(workdir string, log *slog.Logger) {
 	entries, err := os.ReadDir(workdir)
 	if err != nil {
-		log.Warn("homes of dead daemons not looked for", "err", err)
+		log.Warn("homes of dead daemons not listed", "err", err)
 		return
 	}
 	for _, e := range entries {
@@ -59,7 +60,7 @@ func sweep(workdir string, log *slog.Logger) {
 		dir := filepath.Join(workdir, e.Name())
 		file, err := lock(filepath.Join(dir, "lock"), 0, syscall.LOCK_EX|syscall.LOCK_NB)
 		if err != nil {
-			continue // it lives, or is not ours
+			continue // the daemon lives, or the folder is not a daemon's
 		}
 		if err := discard(dir); err != nil {
 			log.Warn("home of a dead daemon not removed", "err", err)
@@ -70,8 +71,8 @@ func sweep(workdir string, log *slog.Logger) {
 	}
 }
 
-// discard removes a daemon's folder, the lock last: where something is in the way, what
-// is left is known for what it is, and the next sweep tries again.
+// discard removes a daemon's folder, the lock last. When it fails, the lock remains, so
+// that the next sweep tries again.
 func discard(dir string) error {
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-func TestOnlyTheHomesOfDeadDaemonsAreSwept(t *testing.T) {
+func TestClaimSweepsOnlyTheHomesOfDeadDaemons(t *testing.T) {
 	workdir := filepath.Join(t.TempDir(), "work")
-	alive, leave, err := claim(workdir, slog.New(slog.DiscardHandler))
+	alive, release, err := claim(workdir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +23,7 @@ func TestOnlyTheHomesOfDeadDaemonsAreSwept(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, leaveNext, err := claim(workdir, slog.New(slog.DiscardHandler))
+	_, releaseNext, err := claim(workdir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,15 +32,15 @@ func TestOnlyTheHomesOfDeadDaemonsAreSwept(t *testing.T) {
 			t.Errorf("%s: there %v, want %v", dir, err == nil, want)
 		}
 	}
-	leave()
-	leaveNext()
-	left, err := filepath.Glob(filepath.Join(workdir, "daemon-*"))
-	if err != nil || len(left) != 1 {
-		t.Errorf("left behind: %q, %v", left, err)
+	release()
+	releaseNext()
+	remaining, err := filepath.Glob(filepath.Join(workdir, "daemon-*"))
+	if err != nil || len(remaining) != 1 {
+		t.Errorf("remaining: %q, %v", remaining, err)
 	}
 }
 
-func TestAHomeThatCouldNotBeSweptIsSweptLater(t *testing.T) {
+func TestClaimSweepsLaterWhatCouldNotBeSwept(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can put something in the way that cannot be removed")
 	}
@@ -54,11 +54,11 @@ func TestAHomeThatCouldNotBeSweptIsSweptLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	sweep := func() {
-		_, leave, err := claim(workdir, slog.New(slog.DiscardHandler))
+		_, release, err := claim(workdir, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		leave()
+		release()
 	}
 	if err := syscall.Mount("tmpfs", home, "tmpfs", 0, ""); err != nil {
 		t.Skip("nothing can be mounted here: ", err)

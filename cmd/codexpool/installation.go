@@ -12,18 +12,18 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/lean"
-	"codexpool/configs"
 )
 
 // cli is the Codex CLI that was found.
 type cli struct {
 	path    string // the native binary
 	version string
-	catalog []byte // the edited model catalog, for children
+	catalog []byte // the lean model catalog, for children
 	models  []codex.Model
 }
 
-// model is what the aliases mean.
+// model is the model behind the aliases: the chosen one, or else the catalog's
+// default. "" is the child's own default.
 func (c cli) model(chosen string) string {
 	if chosen != "" {
 		return chosen
@@ -33,43 +33,45 @@ func (c cli) model(chosen string) string {
 			return m.ID
 		}
 	}
-	return "" // the child's own default
+	return ""
 }
 
 // installation is the CLI on disk, which may be replaced while we run.
 type installation struct {
-	bin     string // as configured
+	bin     string   // CODEX_BIN
+	env     []string // for the CLI when it prints its version and catalog
 	log     *slog.Logger
-	changed func(cli) // told what was found after it was replaced; may be nil
+	changed func(cli) // called with the new CLI after it was replaced; may be nil
 
-	looking sync.Mutex  // held while the CLI is looked at, so that two starts ask a new one once
-	file    os.FileInfo // what was found; guarded by looking
+	inspecting sync.Mutex  // held while the CLI is inspected, so that two starts inspect a new one once
+	file       os.FileInfo // of the binary that was inspected last; guarded by inspecting
 
 	mu    sync.Mutex
 	found cli // guarded by mu
 }
 
-// findCLI finds the CLI that is configured.
-func findCLI(ctx context.Context, cfg configs.Config, log *slog.Logger) (*installation, error) {
-	i := &installation{bin: cfg.Bin, log: log}
+// findCLI finds and inspects the CLI that bin, CODEX_BIN, names. It may be "". environ
+// is our environment.
+func findCLI(ctx context.Context, bin string, environ []string, log *slog.Logger) (*installation, error) {
+	i := &installation{bin: bin, env: only(environ, "PATH"), log: log}
 	if _, err := i.current(ctx); err != nil {
 		return nil, fmt.Errorf("CODEX_BIN: %w", err)
 	}
 	return i, nil
 }
 
-// known is the CLI as it was found last.
+// known is the CLI as it was inspected last.
 func (i *installation) known() cli {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.found
 }
 
-// current is the CLI as it is now: a new one is asked for its version and its
-// catalog before the first child is started from it.
+// current is the CLI as it is now. A new one is inspected before the first child is
+// started from it.
 func (i *installation) current(ctx context.Context) (cli, error) {
-	i.looking.Lock()
-	defer i.looking.Unlock()
+	i.inspecting.Lock()
+	defer i.inspecting.Unlock()
 	was := i.known()
 	path, err := cliPath(i.bin) // a link may lead elsewhere by now
 	if err != nil {
@@ -82,7 +84,7 @@ func (i *installation) current(ctx context.Context) (cli, error) {
 	if i.file != nil && os.SameFile(i.file, file) && i.file.ModTime().Equal(file.ModTime()) {
 		return was, nil
 	}
-	found, err := inspect(ctx, path, i.log)
+	found, err := i.inspect(ctx, path)
 	if err != nil {
 		return cli{}, err
 	}
@@ -99,17 +101,16 @@ func (i *installation) current(ctx context.Context) (cli, error) {
 	return found, nil
 }
 
-// inspect asks the CLI at path what it is, and takes its catalog.
-func inspect(ctx context.Context, path string, log *slog.Logger) (cli, error) {
-	env := []string{"PATH=" + os.Getenv("PATH")}
-	version, err := codex.Version(ctx, path, env)
+// inspect reads the version and the catalog of the CLI at path.
+func (i *installation) inspect(ctx context.Context, path string) (cli, error) {
+	version, err := codex.Version(ctx, path, i.env)
 	if err != nil {
 		return cli{}, err
 	}
 	if version != codex.Pinned {
-		log.Warn("not the Codex CLI that codexpool was tested with", "version", version, "tested", codex.Pinned)
+		i.log.Warn("not the Codex CLI that codexpool was tested with", "version", version, "tested", codex.Pinned)
 	}
-	original, models, err := codex.Catalog(ctx, path, env)
+	original, models, err := codex.Catalog(ctx, path, i.env)
 	if err != nil {
 		return cli{}, err
 	}
@@ -120,8 +121,8 @@ func inspect(ctx context.Context, path string, log *slog.Logger) (cli, error) {
 	return cli{path: path, version: version, catalog: catalog, models: models}, nil
 }
 
-// cliPath is where the operator says, or the pinned CLI in the checkout that the
-// program was built in, or codex from PATH.
+// cliPath is the path in CODEX_BIN, or the pinned CLI in the checkout that the program
+// was built in, or codex from PATH.
 func cliPath(given string) (string, error) {
 	if given != "" {
 		return codex.Locate(given)

@@ -11,13 +11,11 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"codexpool/configs"
 )
 
-// TestAConnectionThatTheNetworkSwallowedIsLeft has a network that drops all that
-// is sent over the first connection, without closing it.
-func TestAConnectionThatTheNetworkSwallowedIsLeft(t *testing.T) {
+// TestTransportGivesUpADeadConnection has a network that drops all that is sent over
+// the first connection, without closing it.
+func TestTransportGivesUpADeadConnection(t *testing.T) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, r.Proto)
 	}))
@@ -27,7 +25,7 @@ func TestAConnectionThatTheNetworkSwallowedIsLeft(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Certificate())
 
-	network := transport(configs.Config{PoolSize: 1})
+	network := transport(2)
 	defer network.CloseIdleConnections()
 	if c := network.HTTP2; c == nil || c.SendPingTimeout <= 0 || c.SendPingTimeout+c.PingTimeout > 30*time.Second {
 		t.Fatalf("HTTP/2: %+v", c)

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/lmittmann/tint"
+)
+
+// logger logs to stderr, from this level on (LOG_LEVEL). format is LOG_FORMAT: tint,
+// which is for people, or json; "" is tint on a terminal, else json. color allows tint
+// to use color on a terminal.
+func logger(minimum, format string, color bool, stderr io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(minimum)); err != nil {
+		panic("BUG: a log level that was not checked: " + minimum)
+	}
+	if format == "" && terminal(stderr) {
+		format = "tint"
+	}
+	if format == "tint" {
+		return slog.New(tint.NewTextHandler(stderr, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !color || !terminal(stderr)}))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: seconds}))
+}
+
+// seconds writes durations as Prometheus does, not as nanoseconds.
+func seconds(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.Float64Value(a.Value.Duration().Seconds())
+	}
+	return a
+}
+
+func terminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

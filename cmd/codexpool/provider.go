@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/lean"
+	"codexpool/codex/login"
+	"codexpool/configs"
+	"codexpool/upstream"
+)
+
+// provider is where children find their model: a loopback port of ours with the
+// relay, or with direct what the operator's own configuration says.
+type provider struct {
+	providerConfig
+	choice     string          // as in CODEX_UPSTREAM; a base URL without what may be secret in it
+	credential string          // its kind, never its value
+	relay      *upstream.Relay // nil for direct
+	login      *login.Login    // nil where there is none to keep
+	gate       *upstream.Gate
+	addr       string
+	servers    []*http.Server
+	log        *slog.Logger
+}
+
+// providerConfig is what a provider needs of the configuration.
+type providerConfig struct {
+	upstream   string        // CODEX_UPSTREAM
+	key        string        // of that upstream; "" for none
+	home       string        // CODEX_HOME; "" for none
+	refreshURL string        // where the keeper refreshes the login; "" for Codex's own address
+	environ    []string      // our environment, for children
+	echoDelay  time.Duration // before each word of the echo model
+	stopGrace  time.Duration // for each step of stopping the keeper
+	children   int           // at most
+}
+
+// newProvider starts the relay on a port of its own. Close the provider after use.
+func newProvider(cfg providerConfig, found *installation, hooks upstream.Hooks, log *slog.Logger) (_ *provider, err error) {
+	p := &provider{providerConfig: cfg, choice: cfg.upstream, credential: "none", log: log}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	if cfg.upstream == configs.Direct {
+		if err = p.openLogin(found); err == nil {
+			_, err = p.directConfig()
+		}
+		return p, err
+	}
+	target, err := p.target(found)
+	if err != nil {
+		return p, err
+	}
+	p.relay = upstream.NewRelay(target, transport(2*cfg.children), hooks)
+	p.gate, p.addr, err = p.serve(p.relay)
+	return p, err
+}
+
+// target is the provider behind the relay.
+func (p *provider) target(found *installation) (target upstream.Provider, err error) {
+	base := p.upstream
+	switch p.upstream {
+	case configs.Echo:
+		gate, addr, err := p.serve(upstream.Echo(p.echoDelay))
+		if err != nil {
+			return target, err
+		}
+		path, _ := gate.Admit() // never revoked: the echo model lives as long as the relay
+		base, target.Kind = "http://"+addr+path+"/v1", upstream.EchoModel
+	case configs.OpenAI:
+		base, target.Kind = "https://api.openai.com/v1", upstream.OpenAI
+	case configs.ChatGPT:
+		if err := p.openLogin(found); err != nil {
+			return target, err
+		}
+		base, target.Kind = "https://chatgpt.com/backend-api/codex", upstream.ChatGPT
+		target.Credential, target.Rejected = p.bearer, p.rejected
+	}
+	if target.Base, err = url.Parse(base); err != nil {
+		return target, err
+	}
+	if base == p.upstream {
+		p.choice = target.Base.Redacted()
+	}
+	if p.key != "" {
+		p.credential, target.Credential = "API key", upstream.Bearer(p.key)
+	}
+	return target, nil
+}
+
+// openLogin opens the ChatGPT login in CODEX_HOME. With direct there may be none.
+func (p *provider) openLogin(found *installation) (err error) {
+	p.login, err = login.Open(p.home, func(home string) codex.Command { return p.keeper(found.known().path, home) }, p.log)
+	switch {
+	case err == nil:
+		p.credential = "ChatGPT login"
+	case p.upstream == configs.Direct && errors.Is(err, login.ErrNone):
+		p.login, p.credential, err = nil, "as CODEX_HOME says", nil
+	default:
+		err = fmt.Errorf("CODEX_HOME: %w", err)
+	}
+	return err
+}
+
+// keeper is the command of the child that refreshes the login. It calls the login's
+// service itself, so it needs the network variables.
+func (p *provider) keeper(path, home string) codex.Command {
+	child := lean.Keeper()
+	cmd := codex.Command{
+		Path:      path,
+		Args:      []string{"app-server"},
+		Home:      home,
+		Files:     child.Files,
+		Env:       append(child.Env, only(p.environ, append(configs.Network(), "PATH")...)...),
+		StopGrace: p.stopGrace,
+		Log:       p.log,
+	}
+	if p.refreshURL != "" {
+		cmd.Env = append(cmd.Env, "CODEX_REFRESH_TOKEN_URL_OVERRIDE="+p.refreshURL)
+	}
+	return cmd
+}
+
+// bearer adds the ChatGPT login's credential to the headers of a request.
+func (p *provider) bearer(h http.Header) error {
+	token, account, err := p.login.Bearer()
+	if err != nil {
+		return err
+	}
+	h.Set("Authorization", "Bearer "+token)
+	h.Set("Chatgpt-Account-Id", account)
+	return nil
+}
+
+// rejected reports to the login that the provider rejected the token of a request.
+func (p *provider) rejected(h http.Header) {
+	p.login.Rejected(strings.TrimPrefix(h.Get("Authorization"), "Bearer "))
+}
+
+// keep does the provider's work in the background. It probes a credential that was
+// rejected, and refreshes a login. With direct, children hold the login's access
+// token themselves, so recycle is called when there is another. keep returns when ctx
+// ends and a refresh that is running has finished.
+func (p *provider) keep(ctx context.Context, recycle func()) {
+	var tasks sync.WaitGroup
+	if p.relay != nil {
+		tasks.Go(func() { p.relay.Watch(ctx, 30*time.Second) }) // ends with ctx
+	}
+	if p.login != nil {
+		if p.relay == nil {
+			p.login.Changed = recycle
+		}
+		tasks.Go(func() { p.login.Keep(ctx) }) // ends with ctx and a refresh that is running
+	}
+	tasks.Wait()
+}
+
+// serve serves h on a loopback port of its own, behind a gate.
+func (p *provider) serve(h http.Handler) (*upstream.Gate, string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, "", err
+	}
+	gate := upstream.NewGate(h)
+	server := &http.Server{Handler: gate, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
+	p.servers = append(p.servers, server)
+	go server.Serve(listener) // ends with Close
+	return gate, listener.Addr().String(), nil
+}
+
+// transport keeps that many idle connections to the provider: two for each child, one
+// of which may carry the end of its last answer. It has no deadline for the first
+// byte: the turn has one, and ends the request with it. Its proxy is net/http's, from
+// the process's own environment.
+func transport(idle int) *http.Transport {
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		ForceAttemptHTTP2:   true,
+		MaxIdleConnsPerHost: idle,
+		IdleConnTimeout:     90 * time.Second,
+		DisableCompression:  true,
+		ReadBufferSize:      64 << 10, // Codex scans an event again with each piece of it that arrives
+		// One connection carries all requests. When the network drops it silently, these
+		// pings notice long before TCP does.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+	}
+}
+
+// admit gives one child its base URL; revoke takes it back.
+func (p *provider) admit() (baseURL string, revoke func()) {
+	path, revoke := p.gate.Admit()
+	return "http://" + p.addr + path + "/v1", revoke
+}
+
+// Close stops the servers of the relay and of the echo model.
+func (p *provider) Close() {
+	for _, s := range p.servers {
+		s.Close()
+	}
+}

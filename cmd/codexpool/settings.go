@@ -1,0 +1,95 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"text/tabwriter"
+
+	"codexpool/api"
+	"codexpool/codex"
+	"codexpool/configs"
+	"codexpool/pool"
+)
+
+// The functions here pick what each package needs from the configuration.
+
+func newProviderConfig(cfg configs.Config, environ []string) providerConfig {
+	p := providerConfig{
+		upstream: cfg.Upstream, home: cfg.Home, refreshURL: cfg.RefreshURL, environ: environ,
+		echoDelay: cfg.EchoDelay, stopGrace: cfg.StopGrace, children: cfg.PoolSize,
+	}
+	switch cfg.Upstream {
+	case configs.Echo, configs.ChatGPT, configs.Direct: // they use no key
+	case configs.OpenAI:
+		p.key = cmp.Or(cfg.UpstreamKey, cfg.OpenAIKey)
+	default:
+		p.key = cfg.UpstreamKey
+	}
+	return p
+}
+
+func newSpawnConfig(cfg configs.Config, homes string) spawnConfig {
+	return spawnConfig{homes: homes, startTimeout: cfg.StartTimeout, stopGrace: cfg.StopGrace}
+}
+
+func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, error), hooks pool.Hooks, log *slog.Logger) pool.Config {
+	return pool.Config{
+		Size: cfg.PoolSize, MinIdle: cfg.MinIdle, MaxWaiting: cfg.MaxWaiting, AcquireTimeout: cfg.AcquireTimeout,
+		MaxTurns: cfg.MaxTurns, MaxAge: cfg.MaxAge, MaxMemory: cfg.MaxChildBytes, MinLife: cfg.MinLife, Jitter: cfg.Jitter,
+		ProbeEvery: cfg.ProbeEvery, ProbeTimeout: cfg.ProbeTimeout,
+		BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
+		Spawn: spawn, Hooks: hooks, Log: log,
+	}
+}
+
+func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
+	prefix := "codex-5"
+	if cfg.Dev() {
+		prefix = "codev-5"
+	}
+	return api.Config{
+		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Models: func() api.Models {
+			c := found()
+			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream()}
+		},
+		Upstream: api.Upstream{Choice: p.choice, Credential: p.credential},
+		Sandbox:  cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: min(cfg.MaxChoices, cfg.PoolSize+cfg.MaxWaiting),
+		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
+		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
+		WriteTimeout: cfg.WriteTimeout,
+	}
+}
+
+// greet prints a command that a developer can paste.
+func greet(stdout io.Writer, cfg configs.Config, addr net.Addr) {
+	if !cfg.Dev() || cfg.Upstream != configs.Echo {
+		return
+	}
+	auth := ` -H "Authorization: Bearer $PROXY_API_KEY"`
+	switch {
+	case len(cfg.APIKeys) == 0:
+		auth = ""
+	case cfg.APIKeys[0] == configs.DevKey:
+		auth = " -H 'Authorization: Bearer " + configs.DevKey + "'"
+	}
+	fmt.Fprintf(stdout, `The offline echo model answers; no network, no credential. Try: curl -N http://%s/v1/chat/completions%s -H 'Content-Type: application/json' -d '{"model":"codex-5","stream":true,"messages":[{"role":"user","content":"one two three"}]}'`+"\n", addr, auth)
+}
+
+// printConfig prints every setting with its value in effect. It prints nothing where the
+// settings could not be read.
+func printConfig(w io.Writer, cfg configs.Config) {
+	if len(cfg.Settings()) == 0 {
+		return
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "VARIABLE\tVALUE\tSOURCE\tMEANING")
+	for _, s := range cfg.Settings() {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", s.Name, s.Value, s.Source, s.Meaning)
+	}
+	table.Flush()
+}

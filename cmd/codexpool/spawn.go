@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"codexpool/codex"
+	"codexpool/codex/lean"
+	"codexpool/configs"
+)
+
+// spawnConfig is what the start of a child needs of the configuration.
+type spawnConfig struct {
+	homes        string        // the folder of the children's homes; see claim
+	startTimeout time.Duration // for a start with its handshake
+	stopGrace    time.Duration // for each step of stopping
+}
+
+// spawner makes the function that starts one child, with the CLI that is then on
+// disk.
+func spawner(cfg spawnConfig, found *installation, p *provider, log *slog.Logger) func(context.Context) (*codex.Client, error) {
+	return func(ctx context.Context) (*codex.Client, error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, cfg.startTimeout, codex.ErrUnresponsive)
+		defer cancel()
+		c, err := found.current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		cmd := codex.Command{
+			Path:      c.path,
+			Home:      filepath.Join(cfg.homes, "child-"+rand.Text()[:8]),
+			StopGrace: cfg.stopGrace,
+			Log:       log,
+		}
+		var child lean.Child
+		if p.relay != nil {
+			child, cmd.Exited = p.relayedChild(cmd.CodexHome(), c.catalog)
+		} else if child, err = p.directChild(cmd.CodexHome(), c.catalog); err != nil {
+			return nil, err
+		}
+		cmd.Args, cmd.Files, cmd.Env = append([]string{"app-server"}, child.Args...), child.Files, child.Env
+		return codex.Start(ctx, cmd)
+	}
+}
+
+// relayedChild configures a child that calls the relay. revoke takes back its base
+// URL; call it when the child is gone.
+func (p *provider) relayedChild(home string, catalog []byte) (child lean.Child, revoke func()) {
+	baseURL, revoke := p.admit()
+	child = lean.Relayed(home, baseURL, catalog)
+	child.Env = append(child.Env, only(p.environ, "PATH")...) // for the CLI's own helpers
+	return child, revoke
+}
+
+// directChild configures a child that calls the provider itself: with the
+// operator's config.toml and credentials, and with our environment, because
+// config.toml may name variables that hold keys.
+func (p *provider) directChild(home string, catalog []byte) (lean.Child, error) {
+	config, err := p.directConfig()
+	if err != nil {
+		return lean.Child{}, err
+	}
+	child := lean.Direct(home, config, catalog)
+	if p.login != nil {
+		child.Files["auth.json"] = p.login.WithoutRefresh()
+	} else if auth, err := os.ReadFile(filepath.Join(p.home, "auth.json")); err == nil {
+		child.Files["auth.json"] = auth // an API key
+	}
+	for _, entry := range p.environ {
+		if !slices.Contains(configs.Secrets(), variable(entry)) {
+			child.Env = append(child.Env, entry)
+		}
+	}
+	return child, nil
+}
+
+// directConfig reads the operator's config.toml; it is nil where there is none. It
+// rejects one that runs programs: every caller's model could then run them.
+func (p *provider) directConfig() ([]byte, error) {
+	config, err := os.ReadFile(filepath.Join(p.home, "config.toml"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("CODEX_HOME: %w", err)
+	}
+	keys, err := configs.Programs(config)
+	if err != nil {
+		return nil, fmt.Errorf("CODEX_HOME: config.toml: %w", err)
+	}
+	if len(keys) > 0 {
+		return nil, fmt.Errorf("CODEX_HOME: config.toml runs programs, which CODEX_UPSTREAM=direct does not allow: %s", strings.Join(keys, ", "))
+	}
+	return config, nil
+}
+
+// only returns the entries of environ for these variables.
+func only(environ []string, names ...string) []string {
+	var entries []string
+	for _, entry := range environ {
+		if slices.Contains(names, variable(entry)) {
+			entries = append(entries, entry)
+		}
+	}
+	return entries
+}
+
+// variable is the name in an entry such as "PATH=/bin".
+func variable(entry string) string {
+	name, _, _ := strings.Cut(entry, "=")
+	return name
+}
