@@ -7,24 +7,24 @@ import (
 	"time"
 )
 
-// maxInbox bounds what the child may be ahead of its lessee, in bytes: a client
-// that reads slowly for PROXY_WRITE_TIMEOUT_MS is waited for that long.
+// maxInbox bounds the messages that the lessee has not read yet, in bytes. They add up
+// while the lessee waits for a slow client, for at most PROXY_WRITE_TIMEOUT_MS.
 const maxInbox = 2 * maxLine
 
 // inbox carries messages from the reader to the lessee. put never blocks.
 //
-// While nobody uses the child the inbox is shut: notifications are dropped, and
-// anything else says that the child and we disagree about what is going on.
+// While nobody uses the child the inbox is shut: notifications are dropped, and any
+// other message is a breach of the protocol.
 type inbox struct {
 	wake chan struct{} // buffer 1; a token says that something has changed
 
 	mu     sync.Mutex
-	opened bool      // guarded by mu
-	queue  []message // guarded by mu
-	bytes  int       // sum of the sizes in queue; guarded by mu
-	end    error     // set once, by finish; guarded by mu
-	odd    error     // first thing that arrived while shut and was not a notification; guarded by mu
-	over   chan struct{}
+	opened bool          // guarded by mu
+	queue  []message     // guarded by mu
+	bytes  int           // sum of the sizes in queue; guarded by mu
+	end    error         // set once, by finish; guarded by mu
+	odd    error         // the first message that arrived while shut and was not a notification; guarded by mu
+	over   chan struct{} // closed by finish
 }
 
 func newInbox() *inbox {
@@ -41,7 +41,7 @@ func (b *inbox) open() {
 	b.opened = true
 }
 
-// shut ends the lessee's use and says what was odd about it, if anything was.
+// shut ends the lessee's use. The error names the first unexpected message.
 func (b *inbox) shut() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -77,7 +77,7 @@ func (b *inbox) put(m message) error {
 	return nil
 }
 
-// finish is called by the reader, once: after what is queued comes err.
+// finish is called by the reader, once. next returns err after the queued messages.
 func (b *inbox) finish(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -121,13 +121,14 @@ func (b *inbox) pop() (message, bool, error) {
 	m := b.queue[0]
 	b.queue[0] = message{}
 	if b.queue = b.queue[1:]; len(b.queue) == 0 {
-		b.queue = nil // lets go of the array that deltas grew
+		b.queue = nil // free the array, which deltas may have grown
 	}
 	b.bytes -= m.size
 	return m, true, nil
 }
 
-// waitEnd says whether the child ended before ctx.
+// waitEnd waits for the end of the child or of ctx, and reports whether it was the
+// child's.
 func (b *inbox) waitEnd(ctx context.Context) bool {
 	select {
 	case <-b.over:
@@ -137,7 +138,7 @@ func (b *inbox) waitEnd(ctx context.Context) bool {
 	}
 }
 
-// fault says why the child must not be used again, as far as the inbox knows.
+// fault is why the child must not be used again: its end, or an unexpected message.
 func (b *inbox) fault() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -147,7 +148,7 @@ func (b *inbox) fault() error {
 	return b.odd
 }
 
-// resting says that nobody uses the child.
+// resting reports that nobody uses the child.
 func (b *inbox) resting() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -2,10 +2,10 @@ package codex
 
 import "encoding/json"
 
-// What is here is what we say and read, and only that. The contract test holds
-// it against the schemas that the CLI generates of itself.
+// These are the fields that we send and read, and only those. The contract test compares
+// them with the schemas that the CLI generates of itself.
 
-// unread are the notifications that nobody reads: the child need not send them.
+// unread are the notifications that the child does not need to send: nobody reads them.
 var unread = []string{
 	"account/rateLimits/updated",
 	"mcpServer/startupStatus/updated",
@@ -44,7 +44,7 @@ type threadStartParams struct {
 	Environments     []string `json:"environments"` // [] and not absent: no shell, no files
 
 	// For turns with tools only: raw events repeat the whole history, 10 ms for a
-	// megabyte, and tell nothing that a plain turn need know.
+	// megabyte, and a plain turn needs none of them.
 	DynamicTools          []dynamicTool `json:"dynamicTools,omitempty"`
 	ExperimentalRawEvents bool          `json:"experimentalRawEvents,omitempty"`
 }
@@ -73,7 +73,7 @@ type injectItemsParams struct {
 
 type turnStartParams struct {
 	ThreadID       string            `json:"threadId"`
-	Input          []string          `json:"input"` // always empty: the history was injected
+	Input          []string          `json:"input"` // always empty: the history is injected
 	Model          string            `json:"model,omitempty"`
 	Effort         string            `json:"effort,omitempty"`
 	Summary        string            `json:"summary,omitempty"`

@@ -14,45 +14,44 @@ import (
 type Tool struct {
 	Name        string // at most 128 letters, digits, "_" and "-"; each name once
 	Description string
-	Parameters  json.RawMessage // a JSON schema of an object; nil for a function that takes nothing
+	Parameters  json.RawMessage // a JSON schema of an object; nil for a function without parameters
 }
 
-// ToolCall is one call of a function, by its model's own words.
+// ToolCall is one call of a function, as the model wrote it.
 type ToolCall struct {
-	ID        string // what its function_call_output names as call_id
-	Name      string // not always that of a Tool: models err
-	Arguments string // exactly as written, also where that is no JSON
+	ID        string // the call_id of its function_call_output
+	Name      string // not always that of a Tool: models make mistakes
+	Arguments string // exactly as written, even where that is not JSON
 }
 
-// What Codex makes of calls is not what we want. It asks us to run each one
-// that it knows (item/tool/call), waits for all results, and asks the model
-// again; but the results are the caller's to give, in another turn. So these
-// requests are left unanswered, and the turn is interrupted as soon as the
-// model's answer is over (rawResponse/completed). Then the child forgets what it
-// has asked, and is as good as new.
+// Codex runs the calls of a model within one turn: it sends us a request for each
+// (item/tool/call), waits for all results, and sends them to the model. But here the
+// caller has the results, and sends them with another turn. So we do not answer these
+// requests, and interrupt the turn as soon as the model's answer is complete
+// (rawResponse/completed). The child then drops its requests, and can be used again.
 //
-// Two things are not in our hands:
+// Two cases need more:
 //
-//   - A call of a function that the child does not know, or whose arguments are
-//     no JSON, it answers by itself, and asks the model again about 2 ms after the
-//     answer was over. The interrupt comes too late for one in twenty on an idle
-//     host, for most on a busy one. So the relay refuses that second request.
-//   - When the upstream fails after a call, the child says so only once its
+//   - The child itself answers a call of a function that was not declared, or whose
+//     arguments are not JSON. It sends that to the model about 2 ms after the answer
+//     was complete. The interrupt is too late for one in twenty of these on an idle
+//     host, for most on a busy one. So the relay rejects this second request.
+//   - When the upstream fails after a call, the child reports it only after its
 //     requests are answered. See [callsHeld].
 
-// callsHeld is how long the child may be silent before its requests to run calls
-// are answered after all, with a failure: there may be no more to come. If there
-// is, a call that it has not asked for yet still holds it.
+// callsHeld is how long the child may be silent before its requests to run calls are
+// answered, with a failure. The answer may be complete by then. If it is not, the
+// request for a later call keeps the child waiting again.
 const callsHeld = time.Second
 
-// maxNesting is how deep the parameters of a tool may nest: what the child reads
-// of one line is 127 levels, and four of them are the request around these.
+// maxNesting is how deep the parameters of a tool may nest. The child reads 127 levels
+// of one line; the request around the parameters has four of them.
 const maxNesting = 123
 
-// dynamicTools are the tools as thread/start takes them. Names that Codex keeps
-// for MCP servers are left out, for it would refuse the whole thread; exec_command
-// and shell_command it leaves out by itself. A provider may have been told of
-// them all the same, by the relay, and a call of one arrives like any other.
+// dynamicTools are the tools as thread/start accepts them. Names that Codex reserves
+// for MCP servers are omitted, because the whole thread/start would fail. Codex itself
+// omits exec_command and shell_command. The relay may declare them to the provider
+// all the same, and a call of one arrives like any other.
 func dynamicTools(tools []Tool) ([]dynamicTool, error) {
 	var declared []dynamicTool
 	for _, t := range tools {
@@ -68,10 +67,10 @@ func dynamicTools(tools []Tool) ([]dynamicTool, error) {
 	return declared, nil
 }
 
-// readable decodes a schema, so that it is sent as the child can read it: a line
-// with half of a surrogate pair in it, or one that nests too deep, it ignores
-// without an answer, and of one that is not UTF-8 it dies. The order of its names
-// is lost on Codex anyway.
+// readable decodes a schema, so that it is sent in a form that the child can read.
+// Without an answer, the child ignores a line with half of a surrogate pair in it, or
+// one that nests too deep; a line that is not UTF-8 kills it. The order of names is
+// lost, but Codex does not keep it anyway.
 func readable(parameters json.RawMessage) (schema any, err error) {
 	if parameters == nil {
 		parameters = json.RawMessage(`{"type":"object","properties":{}}`)
@@ -79,7 +78,7 @@ func readable(parameters json.RawMessage) (schema any, err error) {
 	dec := json.NewDecoder(bytes.NewReader(parameters))
 	dec.UseNumber()
 	if dec.Decode(&schema) != nil {
-		return nil, errors.New("are no JSON")
+		return nil, errors.New("are not JSON")
 	}
 	if nesting(schema) > maxNesting {
 		return nil, fmt.Errorf("nest deeper than %d levels", maxNesting)
@@ -87,7 +86,7 @@ func readable(parameters json.RawMessage) (schema any, err error) {
 	return schema, nil
 }
 
-// nesting is how many objects and arrays lie in each other.
+// nesting is how deep objects and arrays are nested.
 func nesting(v any) int {
 	deepest := 0
 	switch v := v.(type) {
@@ -105,10 +104,10 @@ func nesting(v any) int {
 	return 1 + deepest
 }
 
-// asks takes a request of the child.
-func (t *turn) asks(ctx context.Context, m message) {
+// requested handles a request of the child.
+func (t *turn) requested(ctx context.Context, m message) {
 	if m.Method == "item/tool/call" {
-		t.asked = append(t.asked, m.ID)
+		t.pending = append(t.pending, m.ID)
 		return
 	}
 	ctx, cancel := t.c.callContext(ctx)
@@ -116,20 +115,20 @@ func (t *turn) asks(ctx context.Context, m message) {
 	t.c.answer(ctx, m)
 }
 
-// release answers what the child has asked, with failures.
+// release answers the child's requests to run calls, with failures.
 func (t *turn) release(ctx context.Context) {
 	ctx, cancel := t.c.callContext(ctx)
 	defer cancel()
-	for _, id := range t.asked {
+	for _, id := range t.pending {
 		t.c.write(ctx, outgoing{ID: id, Result: toolCallResult{ContentItems: []string{}}}) // an error spoils the child
 	}
-	t.asked = nil
+	t.pending = nil
 }
 
-// wrote takes a raw item: only it has the arguments as they are, and calls of
-// functions that are unknown. Items of the history come too, when it is injected,
-// as those of a turn of their own.
-func (t *turn) wrote(n *notification) {
+// rawItem notes the call in a raw item. Only raw items have the arguments as the model
+// wrote them, and the calls of unknown functions. Raw items of the history arrive too,
+// when it is injected, with the id of another turn.
+func (t *turn) rawItem(n *notification) {
 	if n.Item.Type != "function_call" {
 		return
 	}
@@ -138,9 +137,9 @@ func (t *turn) wrote(n *notification) {
 	t.calls[n.TurnID] = append(t.calls[n.TurnID], call)
 }
 
-// responded is the end of the model's answer, unless that is cut or fails: then
-// nothing tells of it but turn/completed. The child tells the usage of a turn only
-// once it is done with the calls.
+// responded handles the end of the model's answer. Where the answer is cut short or
+// fails, only turn/completed arrives. The usage is added up here, because the child
+// reports that of the turn only after it has the results of the calls.
 func (t *turn) responded(n *notification) []Event {
 	calls := t.calls[n.TurnID]
 	if len(calls) == 0 {

@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// TurnParams is one completion. It holds what a caller wrote: never log it.
+// TurnParams is one completion. It holds the caller's messages: never log it.
 //
-// Items reach the model as they are, with these exceptions: Codex drops a message
-// of role "system", drops a function_call_output whose function_call is not there,
-// and gives a function_call without its output the output "aborted". They must be
-// as encoding/json writes them: of bytes that are not UTF-8 a child dies.
+// Items reach the model unchanged, with these exceptions: Codex drops a message
+// of role "system", drops a function_call_output whose function_call is missing,
+// and gives a function_call without its output the output "aborted". Items must be
+// as encoding/json writes them: bytes that are not UTF-8 kill a child.
 type TurnParams struct {
 	Model   string            // catalog id; "" = the catalog's default
 	Effort  string            // reasoning effort; "" = the model's default
 	Summary string            // of the reasoning: auto, concise, detailed or none; "" = the model's default
 	Items   []json.RawMessage // the whole history, as Responses items
-	Tools   []Tool            // what the model may call; with any the turn may end in ToolCalls
-	Meta    map[string]string // comes out upstream in the header x-codex-turn-metadata
+	Tools   []Tool            // functions that the model may call; the turn may then end in ToolCalls
+	Meta    map[string]string // reaches the upstream in the header x-codex-turn-metadata
 	Tick    time.Duration     // how often a Tick is yielded; 0 means 1 s
 }
 
@@ -30,11 +30,10 @@ type TurnParams struct {
 // [Usage], [Completed].
 type Event interface{ event() }
 
-// Tick says that the turn is running. The first comes as soon as the turn was
-// sent, then one every TurnParams.Tick, so that its reader can act on silence
-// without a goroutine of its own.
+// Tick is yielded as soon as the turn was sent, and then every TurnParams.Tick while
+// it runs, so that its reader can act on silence without a goroutine of its own.
 type Tick struct {
-	Silent time.Duration // since the child last said anything about this turn
+	Silent time.Duration // since the child last sent anything about this turn
 }
 
 // TextDelta is the next piece of the answer.
@@ -48,12 +47,12 @@ type Refusal struct{ Text string }
 // that the model marks as commentary.
 type ReasoningDelta struct{ Text string }
 
-// ToolCalls are all the functions that the answer calls, in its order. What they
-// return goes into the history of another turn: the call as an item of type
+// ToolCalls are all the functions that the answer calls, in its order. Their results
+// belong into the history of another turn: the call as an item of type
 // function_call, its result as a function_call_output.
 type ToolCalls struct{ Calls []ToolCall }
 
-// Usage is what the upstream counted, in tokens, for the whole turn.
+// Usage is the upstream's count of the tokens of the whole turn.
 type Usage struct {
 	Input, Cached     int64 // Cached is part of Input
 	Output, Reasoning int64 // Reasoning is part of Output
@@ -83,19 +82,18 @@ func (Usage) event()          {}
 func (Completed) event()      {}
 
 var (
-	errTick    = errors.New("tick")
-	errStopped = errors.New("reader left the turn")
+	errTick  = errors.New("tick")
+	errBreak = errors.New("the reader ended the loop")
 )
 
 // Turn runs one turn on a thread of its own. The last pair is Completed or an
 // error: a *TurnError or a *ToolsError (the child is well), an *ExitError, a
 // *ProtocolError, ErrUnresponsive, an *RPCError, or the cause of ctx's end.
-// Leaving the loop early, in whatever way, interrupts the turn and waits for its
-// end.
+// A loop that ends early, in whatever way, interrupts the turn and waits for its end.
 func (c *Client) Turn(ctx context.Context, p TurnParams) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		err := c.turn(ctx, p, func(e Event) bool { return yield(e, nil) })
-		if err != nil && err != errStopped {
+		if err != nil && err != errBreak {
 			yield(nil, err)
 		}
 	}
@@ -123,22 +121,22 @@ func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool)
 
 // turn is the state of one running turn.
 type turn struct {
-	c          *Client
-	thread     string
-	request    int64  // id of our turn/start
-	id         string // the turn's, once turn/start is answered
-	answered   bool   // turn/start is answered
-	interrupt  int64  // id of our turn/interrupt, or 0
-	stopped    bool   // turn/interrupt is answered
-	over       bool   // turn/completed has come, or turn/start was refused
-	spoke      bool   // text has been passed on
-	heard      time.Time
-	commentary map[string]bool       // items of phase commentary
-	streamed   map[string]bool       // items whose text came in deltas
-	usage      Usage                 // as last told
-	calls      map[string][]ToolCall // written so far, by the id of the turn
-	asked      []json.RawMessage     // ids of the child's requests to run them, not answered
-	called     bool                  // the answer is over, and has calls
+	c           *Client
+	thread      string
+	startID     int64                 // of our turn/start
+	id          string                // the turn's, once turn/start is answered
+	started     bool                  // turn/start is answered
+	interruptID int64                 // of our turn/interrupt, or 0
+	interrupted bool                  // turn/interrupt is answered
+	over        bool                  // turn/completed has arrived, or turn/start failed
+	hasText     bool                  // text was yielded
+	active      time.Time             // when the child last sent anything about this turn
+	commentary  map[string]bool       // items of phase commentary
+	streamed    map[string]bool       // items whose text arrived in deltas
+	usage       Usage                 // the last that arrived
+	calls       map[string][]ToolCall // by the id of the turn, so far
+	pending     []json.RawMessage     // ids of the child's requests to run calls, not answered
+	called      bool                  // the answer is complete, and has calls
 }
 
 func (t *turn) start(ctx context.Context, p TurnParams) error {
@@ -152,7 +150,7 @@ func (t *turn) start(ctx context.Context, p TurnParams) error {
 		Summary:        p.Summary,
 		ClientMetadata: p.Meta,
 	})
-	t.request, t.heard = id, time.Now()
+	t.startID, t.active = id, time.Now()
 	return err
 }
 
@@ -165,7 +163,7 @@ func (t *turn) events(ctx context.Context, every time.Duration, yield func(Event
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	if !yield(Tick{}) {
-		return errStopped
+		return errBreak
 	}
 	for !t.over && !t.called {
 		events, err := t.next(ctx, ticker.C)
@@ -174,14 +172,14 @@ func (t *turn) events(ctx context.Context, every time.Duration, yield func(Event
 		}
 		for _, e := range events {
 			if !yield(e) {
-				return errStopped
+				return errBreak
 			}
 		}
 	}
 	return nil
 }
 
-// next takes one message, or a tick.
+// next handles one message, or a tick.
 func (t *turn) next(ctx context.Context, tick <-chan time.Time) ([]Event, error) {
 	m, err := t.c.inbox.next(ctx, tick)
 	switch {
@@ -192,13 +190,13 @@ func (t *turn) next(ctx context.Context, tick <-chan time.Time) ([]Event, error)
 	}
 	events, err := t.handle(ctx, m)
 	if t.called {
-		t.stop(ctx) // before the reader hears of it, who may take his time
+		t.interrupt(ctx) // before the events are yielded, because the reader may be slow
 	}
 	return events, err
 }
 
 func (t *turn) tick(ctx context.Context) ([]Event, error) {
-	silent := time.Since(t.heard)
+	silent := time.Since(t.active)
 	if t.id == "" && silent > t.c.callTimeout {
 		t.c.spoil(ErrUnresponsive)
 		return nil, fmt.Errorf("turn/start: %w", ErrUnresponsive)
@@ -209,28 +207,29 @@ func (t *turn) tick(ctx context.Context) ([]Event, error) {
 	return []Event{Tick{Silent: silent}}, nil
 }
 
-// handle takes one message; there are no events where nobody need know.
+// handle handles one message. It returns no events for a message that the reader does
+// not need.
 func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 	switch {
 	case m.isRequest():
-		t.heard = time.Now()
-		t.asks(ctx, m)
+		t.active = time.Now()
+		t.requested(ctx, m)
 		return nil, nil
-	case m.answers(t.request) && m.Error != nil:
-		t.answered, t.over = true, true
+	case m.answers(t.startID) && m.Error != nil:
+		t.started, t.over = true, true
 		return nil, fmt.Errorf("turn/start: %w", m.Error)
-	case m.answers(t.request):
-		t.answered = true
+	case m.answers(t.startID):
+		t.started = true
 		var r turnStartResult
 		if err := json.Unmarshal(m.Result, &r); err != nil || r.Turn.ID == "" {
 			err := &ProtocolError{Problem: "turn/start was answered without a turn id"}
 			t.c.spoil(err)
 			return nil, err
 		}
-		t.id, t.heard = r.Turn.ID, time.Now()
+		t.id, t.active = r.Turn.ID, time.Now()
 		return nil, nil
-	case t.interrupt != 0 && m.answers(t.interrupt):
-		t.stopped = true
+	case t.interruptID != 0 && m.answers(t.interruptID):
+		t.interrupted = true
 		return nil, nil
 	case !m.isNotification():
 		return nil, nil
@@ -244,17 +243,18 @@ func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 	if n.ThreadID != t.thread {
 		return nil, nil
 	}
-	t.heard = time.Now()
+	t.active = time.Now()
 	return t.notified(m.Method, &n)
 }
 
-// notified is the one place that knows what the notifications of a turn mean.
+// notified turns a notification of the turn into events. It is one switch over the
+// methods, so that their meanings are in one place.
 func (t *turn) notified(method string, n *notification) ([]Event, error) {
 	switch method {
 	case "item/started":
 		if n.Item.Type == "contextCompaction" {
-			// Codex is about to ask the model, at full price, for a summary of a
-			// history that is too long, and would answer to that instead.
+			// The history is too long. Codex is about to have the model summarize it, at
+			// full price, and to answer the summary instead.
 			return nil, &TurnError{Info: InfoContextWindow, Message: "the conversation is longer than the model's context window"}
 		}
 		t.commentary[n.Item.ID] = n.Item.Phase != nil && *n.Item.Phase == "commentary"
@@ -268,15 +268,15 @@ func (t *turn) notified(method string, n *notification) ([]Event, error) {
 	case "item/reasoning/summaryTextDelta":
 		return []Event{ReasoningDelta{Text: n.Delta}}, nil
 	case "rawResponseItem/completed":
-		t.wrote(n)
+		t.rawItem(n)
 	case "rawResponse/completed":
 		return t.responded(n), nil
 	case "thread/tokenUsage/updated":
 		t.usage = Usage(n.TokenUsage.Total)
 		return []Event{t.usage}, nil
 	case "error":
-		if n.WillRetry && n.Error != nil && t.spoke {
-			// The answer would start again from its beginning.
+		if n.WillRetry && n.Error != nil && t.hasText {
+			// The retry would repeat the answer from its beginning.
 			return nil, n.Error.turnError()
 		}
 	case "turn/completed":
@@ -293,12 +293,12 @@ func (t *turn) text(item, text string) []Event {
 	if t.commentary[item] {
 		return []Event{ReasoningDelta{Text: text}}
 	}
-	t.spoke = true
+	t.hasText = true
 	return []Event{TextDelta{Text: text}}
 }
 
-// completed reads the end of the turn. Codex reports an answer that the
-// upstream cut as a failure, with its reason in a sentence.
+// completed reads the end of the turn. Codex reports an answer that the upstream cut
+// short as a failure, with the reason in a sentence.
 func (t *turn) completed(n *notification) ([]Event, error) {
 	switch {
 	case n.Turn.Status == "completed":
@@ -313,7 +313,7 @@ func (t *turn) completed(n *notification) ([]Event, error) {
 	return nil, n.Turn.Error.turnError()
 }
 
-// cut is the end of an answer that is not whole; its calls are.
+// cut is the end of an answer that was cut short. Its calls are complete.
 func (t *turn) cut(id string, finish Finish) []Event {
 	if calls := t.calls[id]; len(calls) > 0 {
 		return []Event{ToolCalls{Calls: calls}, Completed{Finish: finish}}
@@ -321,24 +321,24 @@ func (t *turn) cut(id string, finish Finish) []Event {
 	return []Event{Completed{Finish: finish}}
 }
 
-// stop interrupts the turn, once, as soon as it has an id.
-func (t *turn) stop(ctx context.Context) {
-	if t.interrupt != 0 || t.id == "" || t.over {
+// interrupt sends turn/interrupt, once, as soon as the turn has an id.
+func (t *turn) interrupt(ctx context.Context) {
+	if t.interruptID != 0 || t.id == "" || t.over {
 		return
 	}
 	ctx, cancel := t.c.callContext(ctx)
 	defer cancel()
-	t.interrupt, _ = t.c.send(ctx, "turn/interrupt", turnInterruptParams{ThreadID: t.thread, TurnID: t.id}) // an error spoils the child
+	t.interruptID, _ = t.c.send(ctx, "turn/interrupt", turnInterruptParams{ThreadID: t.thread, TurnID: t.id}) // an error spoils the child
 }
 
-// end makes sure that the turn is over: a second turn/start on a busy thread
-// would steer the old turn, and an abandoned one costs the caller money. It
-// interrupts, then waits for turn/completed and whatever answer is still due.
+// end makes sure that the turn is over: a second turn/start on a busy thread would
+// steer the old turn, and an abandoned turn costs the caller money. It interrupts the
+// turn, then waits for turn/completed and for the answers to our own requests.
 func (t *turn) end(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), endTimeout, ErrUnresponsive)
 	defer cancel()
-	for !t.over || !t.answered || (t.interrupt != 0 && !t.stopped) {
-		t.stop(ctx)
+	for !t.over || !t.started || (t.interruptID != 0 && !t.interrupted) {
+		t.interrupt(ctx)
 		if t.c.Err() != nil {
 			return
 		}
@@ -347,6 +347,6 @@ func (t *turn) end(ctx context.Context) {
 			t.c.spoil(err)
 			return
 		}
-		t.handle(ctx, m) // what the turn still says does not matter
+		t.handle(ctx, m) // its events are dropped
 	}
 }

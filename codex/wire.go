@@ -10,13 +10,13 @@ import (
 	"strconv"
 )
 
-// maxLine bounds one line of the child, in bytes. The longest lines repeat a
-// whole answer, half a megabyte for 128,000 tokens, or, in a turn with tools, one
-// item of the history: as long as a request may be, and a little more.
+// maxLine bounds one line of the child, in bytes. The longest lines repeat a whole
+// answer, half a megabyte for 128,000 tokens. In a turn with tools they repeat one item
+// of the history, which may be as long as a request, and a little more.
 const maxLine = 17 << 20
 
 // message is one line from the child: a request (method and id), a notification
-// (method), or an answer (id). The "jsonrpc" member is left out by app-server.
+// (method), or an answer (id). app-server omits the "jsonrpc" member.
 type message struct {
 	ID     json.RawMessage `json:"id"`
 	Method string          `json:"method"`
@@ -70,8 +70,8 @@ func newLineReader(r io.Reader) *lineReader {
 	return &lineReader{r: bufio.NewReaderSize(r, 16<<10)}
 }
 
-// next returns the next message, a *ProtocolError, or what ended the stream.
-// Half a line at the end is the end: its writer died.
+// next returns the next message, a *ProtocolError, or the error that ended the stream.
+// Half a line at the end is dropped: its writer died.
 func (l *lineReader) next() (message, error) {
 	for {
 		line, err := l.line()
@@ -100,10 +100,10 @@ func (l *lineReader) line() ([]byte, error) {
 	}
 	line := l.buf
 	if cap(l.buf) > 1<<20 {
-		l.buf = nil // one long answer must not be remembered for the child's whole life
+		l.buf = nil // one long line must not hold memory for the child's whole life
 	}
 	return line, err
 }
 
-// drain reads on to the end and forgets it.
+// drain reads to the end and drops it.
 func (l *lineReader) drain() { io.Copy(io.Discard, l.r) }
