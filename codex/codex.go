@@ -155,7 +155,7 @@ func (c *Client) Pid() int {
 func (c *Client) Version() string { return c.version }
 
 // Warnings are the child's complaints about its configuration so far. The one
-// about a missing bubblewrap is left out: children run no shell commands.
+// about a missing bubblewrap is omitted: children run no shell commands.
 func (c *Client) Warnings() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -24,8 +24,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What these tests hold is the real CLI's side of the contract: drift shows
-// here on the day that the pin moves.
+// These tests check the real CLI's side of the contract. They fail when a new pinned
+// version behaves in another way.
 
 func message(role, kind, text string) json.RawMessage {
 	return object(map[string]any{"type": "message", "role": role, "content": []any{map[string]any{"type": kind, "text": text}}})
@@ -39,7 +39,7 @@ func object(fields map[string]any) json.RawMessage {
 	return b
 }
 
-func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
+func TestUpstreamGetsOnlyTheCallersMessages(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
@@ -62,7 +62,7 @@ func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
 		t.Fatalf("%d requests for 2 turns", len(bodies))
 	}
 	if len(bodies[0]) >= 2500 {
-		t.Errorf("hello takes %d bytes upstream:\n%s", len(bodies[0]), bodies[0])
+		t.Errorf("hello needs %d bytes upstream:\n%s", len(bodies[0]), bodies[0])
 	}
 	for i, items := range [][]json.RawMessage{{codextest.UserItem("hello")}, conversation} {
 		var body struct {
@@ -79,7 +79,7 @@ func TestTheUpstreamGetsTheCallersMessagesAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestAHistoryOfCallsArrivesAsItWasGiven(t *testing.T) {
+func TestUpstreamGetsAHistoryOfCallsUnchanged(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
@@ -131,7 +131,7 @@ func arrivesAs(t *testing.T, items []json.RawMessage, request []byte) {
 	}
 }
 
-func TestTheKeyOfATurnComesOutUpstream(t *testing.T) {
+func TestMetaReachesTheUpstream(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
@@ -145,7 +145,7 @@ func TestTheKeyOfATurnComesOutUpstream(t *testing.T) {
 	}
 }
 
-func TestAChildForgetsTheThreadsOfItsTurns(t *testing.T) {
+func TestThreadsAreClosedAfterTheirTurns(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t)
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
@@ -168,7 +168,7 @@ func TestAChildForgetsTheThreadsOfItsTurns(t *testing.T) {
 	}
 }
 
-func TestTheCatalogListsWhatAChildLists(t *testing.T) {
+func TestCatalogListsTheModelsOfAChild(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()
@@ -186,7 +186,7 @@ func TestTheCatalogListsWhatAChildLists(t *testing.T) {
 	}
 }
 
-func TestTheModelEffortAndSummaryOfATurnReachTheUpstream(t *testing.T) {
+func TestModelEffortAndSummaryReachTheUpstream(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	cmd := codextest.Real(t, up.URL+"/v1")
@@ -213,7 +213,7 @@ func TestTheModelEffortAndSummaryOfATurnReachTheUpstream(t *testing.T) {
 	}
 }
 
-func TestTheModelIsAskedOnceForATurnWithCalls(t *testing.T) {
+func TestCallsCostOneRequestOfTheModel(t *testing.T) {
 	t.Parallel()
 	calls := []codex.ToolCall{{ID: "call_1", Name: "weather", Arguments: `{"city":  "Oslo"}`}, {ID: "call_2", Name: "clock", Arguments: `{}`}}
 	up := codextest.NewUpstream(t, codextest.Calls(calls...))
@@ -247,9 +247,9 @@ func TestTheModelIsAskedOnceForATurnWithCalls(t *testing.T) {
 	}
 }
 
-// throughRelay is a real child whose provider is up, behind the relay, and a
-// turn that it lets pass.
-func throughRelay(t *testing.T, up *codextest.Upstream) (*codex.Client, func() codex.TurnParams) {
+// throughRelay is a real child whose provider is up, behind the relay. params makes the
+// params of a turn that the relay lets pass.
+func throughRelay(t *testing.T, up *codextest.Upstream) (c *codex.Client, params func() codex.TurnParams) {
 	t.Helper()
 	base, err := url.Parse(up.URL + "/v1")
 	if err != nil {
@@ -267,16 +267,16 @@ func throughRelay(t *testing.T, up *codextest.Upstream) (*codex.Client, func() c
 	}
 }
 
-func TestTheModelIsAskedOnceAlsoWhereTheChildAnswersACallByItself(t *testing.T) {
+func TestCallsCostOneRequestEvenWhereTheChildAnswersThem(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t)
 	c, params := throughRelay(t, up)
-	asked := 0
+	turns := 0
 	for name, call := range map[string]codex.ToolCall{
-		"a function that it does not know":       {ID: "c", Name: "nope", Arguments: `{}`},
-		"a name that it keeps for MCP":           {ID: "c", Name: "mcp__files__read", Arguments: `{}`},
+		"a function that was not declared":       {ID: "c", Name: "nope", Arguments: `{}`},
+		"a name that it reserves for MCP":        {ID: "c", Name: "mcp__files__read", Arguments: `{}`},
 		"a function of its own":                  {ID: "c", Name: "exec_command", Arguments: `{"cmd":"id"}`},
-		"arguments that are no JSON":             {ID: "c", Name: "weather", Arguments: `{"city":`},
+		"arguments that are not JSON":            {ID: "c", Name: "weather", Arguments: `{"city":`},
 		"no arguments, not even an empty object": {ID: "c", Name: "weather"},
 	} {
 		up.Script(codextest.Calls(call))
@@ -288,13 +288,13 @@ func TestTheModelIsAskedOnceAlsoWhereTheChildAnswersACallByItself(t *testing.T) 
 		if want := fmt.Sprintf("codex.ToolCalls{Calls:[%+v]}", call); err != nil || len(events) != 3 || events[0] != want {
 			t.Errorf("%s: %q, %v", name, events, err)
 		}
-		if asked++; len(up.Bodies()) != asked {
-			t.Fatalf("%s: %d requests for %d turns", name, len(up.Bodies()), asked)
+		if turns++; len(up.Bodies()) != turns {
+			t.Fatalf("%s: %d requests for %d turns", name, len(up.Bodies()), turns)
 		}
 	}
 }
 
-func TestAnUpstreamThatFailsAfterACallIsHeardOf(t *testing.T) {
+func TestCallsDoNotHideAFailureOfTheUpstream(t *testing.T) {
 	t.Parallel()
 	call := codex.ToolCall{ID: "c", Name: "clock", Arguments: `{}`}
 	up := codextest.NewUpstream(t)
@@ -303,8 +303,8 @@ func TestAnUpstreamThatFailsAfterACallIsHeardOf(t *testing.T) {
 		end  func(*codextest.Stream)
 		want string
 	}{
-		"it says so":         {func(s *codextest.Stream) { s.Fail("rate_limit_exceeded", "slow down") }, "[] turn failed: rateLimitExceeded"},
-		"it has said enough": {func(s *codextest.Stream) { s.Incomplete("max_output_tokens") }, fmt.Sprintf("[codex.ToolCalls{Calls:[%+v]} codex.Completed{Finish:length}] <nil>", call)},
+		"it reports an error": {func(s *codextest.Stream) { s.Fail("rate_limit_exceeded", "slow down") }, "[] turn failed: rateLimitExceeded"},
+		"it cuts the answer":  {func(s *codextest.Stream) { s.Incomplete("max_output_tokens") }, fmt.Sprintf("[codex.ToolCalls{Calls:[%+v]} codex.Completed{Finish:length}] <nil>", call)},
 	} {
 		up.Script(func(w http.ResponseWriter, r *http.Request) {
 			s := codextest.StartStream(w)
@@ -324,7 +324,7 @@ func TestAnUpstreamThatFailsAfterACallIsHeardOf(t *testing.T) {
 	}
 }
 
-func TestAReaderWhoLeavesWhileTheModelCallsEndsItsRequest(t *testing.T) {
+func TestCallsEndTheRequestWhenTheReaderStops(t *testing.T) {
 	t.Parallel()
 	gone := make(chan struct{})
 	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
@@ -352,7 +352,7 @@ func TestAReaderWhoLeavesWhileTheModelCallsEndsItsRequest(t *testing.T) {
 	}
 }
 
-func TestWhatTheChildTakesForATool(t *testing.T) {
+func TestToolsThatTheChildAccepts(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	c := start(t, codextest.Real(t, up.URL+"/v1"))
@@ -380,8 +380,8 @@ func TestWhatTheChildTakesForATool(t *testing.T) {
 		p.Tools = test.tools
 		_, err := run(t, c, p)
 		problem := ""
-		if refused := (*codex.ToolsError)(nil); errors.As(err, &refused) {
-			problem, err = refused.Problem, nil
+		if failed := (*codex.ToolsError)(nil); errors.As(err, &failed) {
+			problem, err = failed.Problem, nil
 		}
 		if problem != test.want || err != nil || !c.Reusable() {
 			t.Errorf("%s: %q, %v, want %q; reusable: %v", name, problem, err, test.want, c.Reusable())
@@ -389,7 +389,7 @@ func TestWhatTheChildTakesForATool(t *testing.T) {
 	}
 }
 
-func TestACallInAPlainTurnIsAFailure(t *testing.T) {
+func TestCallInAPlainTurnFailsTheTurn(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Calls(codex.ToolCall{ID: "c", Name: "nope", Arguments: `{}`}), codextest.Text("again"))
 	c, params := throughRelay(t, up)
@@ -402,7 +402,7 @@ func TestACallInAPlainTurnIsAFailure(t *testing.T) {
 	}
 }
 
-func TestReasoningAndCommentaryAreNoneOfTheAnswer(t *testing.T) {
+func TestReasoningAndCommentaryAreNoPartOfTheAnswer(t *testing.T) {
 	t.Parallel()
 	call := codex.ToolCall{ID: "c", Name: "clock", Arguments: `{}`}
 	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
@@ -436,7 +436,7 @@ func TestReasoningAndCommentaryAreNoneOfTheAnswer(t *testing.T) {
 	}
 }
 
-func TestVersionNamesWhatIsNotCodex(t *testing.T) {
+func TestVersionFailsForAnotherProgram(t *testing.T) {
 	if v, err := codex.Version(t.Context(), codextest.Binary(t), nil); err != nil || v != codex.Pinned {
 		t.Errorf("%q, %v", v, err)
 	}
@@ -445,7 +445,7 @@ func TestVersionNamesWhatIsNotCodex(t *testing.T) {
 	}
 }
 
-func TestAWrapperThatHangsLeavesNothingBehind(t *testing.T) {
+func TestVersionKillsAWrapperThatHangs(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "codex")
 	if err := os.WriteFile(path, []byte("#!/bin/sh\nsleep 1000 & echo $! >"+path+".pid\nwait\n"), 0o700); err != nil {
 		t.Fatal(err)
@@ -468,7 +468,7 @@ func TestAWrapperThatHangsLeavesNothingBehind(t *testing.T) {
 	})
 }
 
-func TestThePinIsTheSameEverywhere(t *testing.T) {
+func TestPinnedIsTheSameEverywhere(t *testing.T) {
 	for _, file := range []string{"package.json", "package-lock.json"} {
 		data, err := os.ReadFile(filepath.Join("..", "configs", "codex", file))
 		if err != nil {
@@ -492,7 +492,7 @@ type schema struct {
 	Ref        string `json:"$ref"`
 }
 
-func TestWhatWeSayAndHearIsInTheSchemasOfTheCLI(t *testing.T) {
+func TestProtocolIsInTheSchemasOfTheCLI(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	cmd := exec.Command(codextest.Binary(t), "app-server", "generate-json-schema", "--experimental", "--out", dir)
@@ -503,7 +503,7 @@ func TestWhatWeSayAndHearIsInTheSchemasOfTheCLI(t *testing.T) {
 
 	requests := readSchema(t, filepath.Join(dir, "ClientRequest.json"))
 	definitions := readDefinitions(t, filepath.Join(dir, "ClientRequest.json"))
-	for method, params := range codex.Spoken {
+	for method, params := range codex.Sent {
 		i := slices.IndexFunc(requests.OneOf, func(s schema) bool { return slices.Contains(s.Properties["method"].Enum, method) })
 		if i < 0 {
 			t.Errorf("the CLI has no method %s", method)
@@ -517,11 +517,11 @@ func TestWhatWeSayAndHearIsInTheSchemasOfTheCLI(t *testing.T) {
 		}
 		for _, field := range known.Required {
 			if !slices.Contains(fieldNames(t, params), field) {
-				t.Errorf("%s wants the param %s", method, field)
+				t.Errorf("%s needs the param %s", method, field)
 			}
 		}
 	}
-	holds(t, filepath.Join(dir, "ServerNotification.json"), append(codex.Heard, codex.Unread...))
+	holds(t, filepath.Join(dir, "ServerNotification.json"), append(codex.Read, codex.Unread...))
 	holds(t, filepath.Join(dir, "ServerRequest.json"), codex.Answered)
 	for file, fields := range codex.Schemas {
 		known := readSchema(t, filepath.Join(dir, file))

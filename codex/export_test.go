@@ -2,9 +2,9 @@ package codex
 
 import "context"
 
-// Spoken is everything that we send, for the contract test: method -> params,
-// with every field set that is left out when empty.
-var Spoken = map[string]any{
+// Sent are all requests that we send, for the contract test: method -> params. Fields
+// that are omitted when empty are set.
+var Sent = map[string]any{
 	"initialize":          initializeParams{Capabilities: capabilities{OptOutNotificationMethods: unread}},
 	"thread/start":        threadStartParams{Sandbox: "read-only", ApprovalPolicy: "never", Environments: []string{}, DynamicTools: []dynamicTool{{}}, ExperimentalRawEvents: true},
 	"thread/unsubscribe":  threadParams{},
@@ -15,9 +15,9 @@ var Spoken = map[string]any{
 	"server/diagnostics":  struct{}{},
 }
 
-// Heard are the notifications that a turn reads; Unread those that we opt out of.
+// Read are the notifications that a turn reads; Unread those that we opt out of.
 var (
-	Heard = []string{
+	Read = []string{
 		"configWarning", "error", "item/agentMessage/delta", "item/completed", "item/reasoning/summaryTextDelta",
 		"item/started", "thread/tokenUsage/updated", "turn/completed",
 	}
@@ -30,8 +30,8 @@ var Answered = []string{
 	"execCommandApproval", "applyPatchApproval", "mcpServer/elicitation/request",
 }
 
-// Schemas are the files of schemas for what has no method in the lists of
-// methods, or is a part of something, and the fields of it that we write or read.
+// Schemas are the schema files of messages that are in no list of methods, with the
+// fields that we write or read.
 var Schemas = map[string][]string{
 	"DynamicToolCallResponse.json":                 {"contentItems", "success"},
 	"v2/RawResponseItemCompletedNotification.json": {"threadId", "turnId", "item"},
@@ -39,8 +39,8 @@ var Schemas = map[string][]string{
 	"v2/ThreadTokenUsageUpdatedNotification.json":  {"threadId", "turnId", "tokenUsage"},
 }
 
-// Models are those that the child itself lists, in its order: the contract test
-// holds [Catalog] against them.
+// Models are those that the child itself lists, in its order. The contract test compares
+// [Catalog] with them.
 func (c *Client) Models(ctx context.Context) ([]Model, error) {
 	defer c.enter()()
 	var answer struct {

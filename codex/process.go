@@ -158,7 +158,7 @@ func (p *process) Write(b []byte) (int, error) { return p.stdin.Write(b) }
 // Close ends the child's input, at which a healthy child exits (35 ms).
 func (p *process) Close() error { return p.stdin.Close() }
 
-// stop returns once the child is reaped. now leaves out the polite steps, but for a
+// stop returns once the child is reaped. now skips the polite steps, but not for a
 // patient process. Several goroutines may call it.
 func (p *process) stop(now bool) {
 	p.stdin.Close()

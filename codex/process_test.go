@@ -65,10 +65,10 @@ var children = map[string]func(){
 	"stops-reading": func() {
 		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Do(func() { select {} })})
 	},
-	"tells-environment": func() {
+	"prints-environment": func() {
 		codextest.Play(codextest.Script{
 			codextest.Handshake(), codextest.Expect("thread/start"),
-			codextest.Do(func() { tellEnvironment(os.Stderr) }), codextest.Exit(0),
+			codextest.Do(func() { printEnvironment(os.Stderr) }), codextest.Exit(0),
 		})
 	},
 }
@@ -83,7 +83,7 @@ func withGrandchild(stdout, stderr *os.File) {
 	codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
 }
 
-func tellEnvironment(w io.Writer) {
+func printEnvironment(w io.Writer) {
 	dir, _ := os.Getwd()
 	fmt.Fprintln(w, "cwd", dir)
 	for _, entry := range os.Environ() {
@@ -99,12 +99,12 @@ func tellEnvironment(w io.Writer) {
 	}
 }
 
-func TestAChildHasItsOwnPrivateWorld(t *testing.T) {
+func TestStartGivesTheChildPrivateFoldersAndItsOwnEnvironment(t *testing.T) {
 	t.Setenv("SECRET_OF_THE_DAEMON", "x")
-	cmd := codextest.Command(t, "tells-environment")
+	cmd := codextest.Command(t, "prints-environment")
 	c := start(t, cmd)
 	exit := exitOf(t, c)
-	told := strings.Join(exit.Stderr, "\n")
+	printed := strings.Join(exit.Stderr, "\n")
 	for _, want := range []string{
 		"cwd " + filepath.Join(cmd.Home, "work"),
 		"env HOME=" + cmd.Home,
@@ -112,16 +112,16 @@ func TestAChildHasItsOwnPrivateWorld(t *testing.T) {
 		"env CODEX_SQLITE_HOME=" + filepath.Join(cmd.Home, "codex"),
 		"mode -rwx------\nmode -rwx------\nmode -rwx------",
 	} {
-		if !strings.Contains(told, want) {
-			t.Errorf("no %q in\n%s", want, told)
+		if !strings.Contains(printed, want) {
+			t.Errorf("no %q in\n%s", want, printed)
 		}
 	}
-	if strings.Contains(told, "SECRET_OF_THE_DAEMON") {
+	if strings.Contains(printed, "SECRET_OF_THE_DAEMON") {
 		t.Error("the daemon's environment was inherited")
 	}
 }
 
-// exitOf runs one turn on a child that leaves during it.
+// exitOf runs one turn on a child that exits during it.
 func exitOf(t *testing.T, c *codex.Client) *codex.ExitError {
 	t.Helper()
 	_, err := run(t, c, hello())
@@ -148,7 +148,7 @@ func TestStartFailsWhenTheChildNeverInitializes(t *testing.T) {
 	}
 }
 
-func TestStartTellsTheLastWordsOfAChildThatExits(t *testing.T) {
+func TestStartReturnsStderrOfAChildThatExits(t *testing.T) {
 	exited := 0
 	cmd := codextest.Command(t, "exits-in-handshake")
 	cmd.Exited = func() { exited++ }
@@ -174,7 +174,7 @@ func TestStartCleansUpWhenTheBinaryIsMissing(t *testing.T) {
 	}
 }
 
-func TestAHomeThatExistsIsNobodysToRemove(t *testing.T) {
+func TestStartDoesNotRemoveAHomeThatExists(t *testing.T) {
 	cmd := codextest.Command(t, "serve")
 	cmd.Home = t.TempDir()
 	if c, err := codex.Start(t.Context(), cmd); !errors.Is(err, os.ErrExist) {
@@ -186,7 +186,7 @@ func TestAHomeThatExistsIsNobodysToRemove(t *testing.T) {
 	}
 }
 
-func TestAnExitInMidTurnIsTheTurnsError(t *testing.T) {
+func TestTurnFailsWhenTheChildExits(t *testing.T) {
 	c := start(t, codextest.Command(t, "exits-mid-turn"))
 	events, err := run(t, c, hello())
 	exit := (*codex.ExitError)(nil)
@@ -216,8 +216,8 @@ func TestCloseEndsEveryKindOfChild(t *testing.T) {
 			if !errors.As(c.Err(), &exit) || exit.Status != want {
 				t.Errorf("it ended with %v, want %s", c.Err(), want)
 			}
-			if left := livingGroup(t, pid); len(left) > 0 {
-				t.Errorf("of its process group are left: %q", left)
+			if alive := livingGroup(t, pid); len(alive) > 0 {
+				t.Errorf("members of its process group are alive: %q", alive)
 			}
 		})
 	}
@@ -246,7 +246,7 @@ func livingGroup(t *testing.T, group int) []string {
 	return living
 }
 
-func TestAKilledChildIsNoticedWhileNobodyUsesIt(t *testing.T) {
+func TestDoneAfterAKillBetweenTurns(t *testing.T) {
 	c := start(t, codextest.Command(t, "serve"))
 	syscall.Kill(c.Pid(), syscall.SIGKILL)
 	<-c.Done()
@@ -255,7 +255,7 @@ func TestAKilledChildIsNoticedWhileNobodyUsesIt(t *testing.T) {
 	}
 }
 
-func TestGarbageEndsTheTurnAndTheChild(t *testing.T) {
+func TestTurnFailsOnGarbageAndSpoilsTheChild(t *testing.T) {
 	t.Parallel()
 	for _, child := range []string{"prints-garbage", "prints-20MB-line"} {
 		t.Run(child, func(t *testing.T) {
@@ -271,7 +271,7 @@ func TestGarbageEndsTheTurnAndTheChild(t *testing.T) {
 	}
 }
 
-func TestAFloodOnStderrIsBounded(t *testing.T) {
+func TestExitErrorHasOnlyTheLastLinesOfStderr(t *testing.T) {
 	t.Parallel()
 	exit := exitOf(t, start(t, codextest.Command(t, "floods-stderr")))
 	if len(exit.Stderr) != 20 || !strings.HasPrefix(exit.Stderr[19], "line 99999 ") {
@@ -279,7 +279,7 @@ func TestAFloodOnStderrIsBounded(t *testing.T) {
 	}
 }
 
-func TestAWriteToAChildThatStoppedReadingIsGivenUp(t *testing.T) {
+func TestTurnGivesUpAChildThatStopsReading(t *testing.T) {
 	t.Parallel()
 	c := start(t, codextest.Command(t, "stops-reading"))
 	if err := c.Warm(t.Context()); err != nil {
@@ -299,7 +299,7 @@ func TestAWriteToAChildThatStoppedReadingIsGivenUp(t *testing.T) {
 	}
 }
 
-func TestARealChildSaysWhenOthersEndedIt(t *testing.T) {
+func TestExitErrorShowsThatAnotherEndedARealChild(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("hi"))
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
@@ -311,11 +311,11 @@ func TestARealChildSaysWhenOthersEndedIt(t *testing.T) {
 		}
 	}
 	if exit := exitOf(t, start(t, codextest.Command(t, "exits-mid-turn"))); exit.Killed() {
-		t.Errorf("it left by itself: %v", exit)
+		t.Errorf("it exited by itself: %v", exit)
 	}
 }
 
-func TestARealChildLeavesNoTrace(t *testing.T) {
+func TestCloseRemovesEveryTraceOfARealChild(t *testing.T) {
 	up := codextest.NewUpstream(t, codextest.Text("hi"))
 	cmd := codextest.Real(t, up.URL+"/v1")
 	c := start(t, cmd)

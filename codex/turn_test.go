@@ -19,8 +19,8 @@ import (
 	"golang.org/x/tools/txtar"
 )
 
-// TestTranscripts plays what a child writes during one turn ("<"), asks ("?")
-// and must then read (">"), and compares what the turn yields.
+// TestTranscripts plays what a child notifies ("<"), requests ("?") and must then read
+// (">") during one turn, and compares what the turn yields.
 func TestTranscripts(t *testing.T) {
 	paths, err := filepath.Glob("testdata/turns/*.txtar")
 	if err != nil || len(paths) == 0 {
@@ -58,7 +58,7 @@ func transcribe(t *testing.T, wire []byte) string {
 	return strings.Join(append(events, fmt.Sprintf("reusable: %v", c.Reusable())), "\n") + "\n"
 }
 
-func TestTheHistoryArrivesAsItWasGiven(t *testing.T) {
+func TestTurnSendsTheHistoryUnchanged(t *testing.T) {
 	markup := json.RawMessage(`{"text":"<p>&</p>"}`)
 	var got, started string
 	c := connect(t, codextest.Handshake(), codextest.Thread(),
@@ -79,13 +79,13 @@ func TestTheHistoryArrivesAsItWasGiven(t *testing.T) {
 	}
 }
 
-func TestToolsAreToldToAThreadOfTheirOwn(t *testing.T) {
+func TestToolsAreDeclaredToAThreadOfTheirOwn(t *testing.T) {
 	var started string
 	c := connect(t, codextest.Handshake(), codextest.Thread(keep(&started)), codextest.Turn(), codextest.Complete(1, 1))
 	p := hello()
 	p.Tools = []codex.Tool{
 		{Name: "weather", Description: "of a city", Parameters: json.RawMessage(`{"type":"object","properties":{"city":{"type":"string"}}}`)},
-		{Name: "mcp__files__read"}, // Codex would refuse the name, and all others with it
+		{Name: "mcp__files__read"}, // with this name, Codex would reject the whole thread/start
 		{Name: "clock"},
 		{Name: "odd", Description: "\xff", Parameters: json.RawMessage(`{"b":[1.50,{"a":null},[]],"a":"\ud800` + "\xff" + `","":{},"é\n":true}`)},
 	}
@@ -101,7 +101,7 @@ func TestToolsAreToldToAThreadOfTheirOwn(t *testing.T) {
 	}
 }
 
-func TestATurnWithToolsLeavesTheReadyThreadToAPlainOne(t *testing.T) {
+func TestToolsDoNotUseTheReadyThread(t *testing.T) {
 	child := &codextest.Child{}
 	c := connect(t, codextest.Handshake(), codextest.Serve(child))
 	if err := c.Warm(t.Context()); err != nil {
@@ -114,19 +114,19 @@ func TestATurnWithToolsLeavesTheReadyThreadToAPlainOne(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if started, left := child.Calls("thread/start"), child.Calls("thread/unsubscribe"); started != 2 || left != 1 {
-		t.Errorf("%d threads were started for 2 turns, %d left", started, left)
+	if started, closed := child.Calls("thread/start"), child.Calls("thread/unsubscribe"); started != 2 || closed != 1 {
+		t.Errorf("%d threads were started for 2 turns, %d unsubscribed", started, closed)
 	}
 }
 
-func TestToolsThatTheChildCannotTakeDoNotCostIt(t *testing.T) {
+func TestToolsThatTheChildRejectsDoNotSpoilIt(t *testing.T) {
 	deep := json.RawMessage(strings.Repeat(`{"not":`, 124) + `{}` + strings.Repeat(`}`, 124))
-	refusal := "dynamic tool name must not be empty"
+	problem := "dynamic tool name must not be empty"
 	for name, test := range map[string]struct {
 		tool codex.Tool
 		wire []codextest.Step
 	}{
-		"the child refuses them":            {codex.Tool{}, []codextest.Step{codextest.Expect("thread/start"), codextest.Refuse(-32600, refusal)}},
+		"the child rejects them":            {codex.Tool{}, []codextest.Step{codextest.Expect("thread/start"), codextest.Refuse(-32600, problem)}},
 		"they nest deeper than it can read": {codex.Tool{Name: "deep", Parameters: deep}, nil},
 		"they are no JSON":                  {codex.Tool{Name: "cut", Parameters: json.RawMessage(`{"type":"object"`)}, nil},
 	} {
@@ -135,7 +135,7 @@ func TestToolsThatTheChildCannotTakeDoNotCostIt(t *testing.T) {
 			p := hello()
 			p.Tools = []codex.Tool{test.tool}
 			_, err := run(t, c, p)
-			if refused := (*codex.ToolsError)(nil); !errors.As(err, &refused) || refused.Problem == "" {
+			if failed := (*codex.ToolsError)(nil); !errors.As(err, &failed) || failed.Problem == "" {
 				t.Errorf("got %v", err)
 			}
 			if events, err := run(t, c, hello()); err != nil || events[0] != "codex.TextDelta{Text:fine}" {
@@ -145,12 +145,12 @@ func TestToolsThatTheChildCannotTakeDoNotCostIt(t *testing.T) {
 	}
 }
 
-func TestAnOverloadedChildDoesNotBlameTheTools(t *testing.T) {
+func TestToolsAreNotBlamedWhenTheChildIsOverloaded(t *testing.T) {
 	c := connect(t, codextest.Handshake(), codextest.Expect("thread/start"), codextest.Refuse(-32001, "overloaded"))
 	p := hello()
 	p.Tools = []codex.Tool{{Name: "clock"}}
 	_, err := run(t, c, p)
-	if refused := (*codex.RPCError)(nil); !errors.As(err, &refused) {
+	if failed := (*codex.RPCError)(nil); !errors.As(err, &failed) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -159,11 +159,11 @@ func TestAnOverloadedChildDoesNotBlameTheTools(t *testing.T) {
 func called() []codextest.Step {
 	return []codextest.Step{
 		codextest.Notify("rawResponseItem/completed", json.RawMessage(`{"threadId":"$thread","turnId":"$turn","item":{"type":"function_call","call_id":"c","name":"clock","arguments":"{}"}}`)),
-		codextest.Pose("item/tool/call", json.RawMessage(`{"threadId":"$thread","turnId":"$turn","callId":"c","tool":"clock","arguments":{}}`)),
+		codextest.Request("item/tool/call", json.RawMessage(`{"threadId":"$thread","turnId":"$turn","callId":"c","tool":"clock","arguments":{}}`)),
 	}
 }
 
-func TestTheChildIsStoppedBeforeTheReaderHearsOfCalls(t *testing.T) {
+func TestCallsAreYieldedAfterTheInterrupt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stopped := false
 		steps := append([]codextest.Step{codextest.Handshake(), codextest.Thread(), codextest.Turn()}, called()...)
@@ -175,9 +175,9 @@ func TestTheChildIsStoppedBeforeTheReaderHearsOfCalls(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, ok := e.(codex.ToolCalls); ok {
-				synctest.Wait() // the reader takes his time
+				synctest.Wait() // the reader is slow
 				if !stopped {
-					t.Error("the child could ask the model again")
+					t.Error("the child could send another request to the model")
 				}
 			}
 		}
@@ -185,10 +185,10 @@ func TestTheChildIsStoppedBeforeTheReaderHearsOfCalls(t *testing.T) {
 	})
 }
 
-func TestAReaderWhoLeavesDuringACallInterruptsTheTurn(t *testing.T) {
+func TestTurnIsInterruptedWhenTheReaderStopsDuringACall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		steps := append([]codextest.Step{codextest.Handshake(), codextest.Thread(), codextest.Turn()}, called()...)
-		c := connect(t, append(steps, codextest.Delta("left here"), codextest.Interrupted())...)
+		c := connect(t, append(steps, codextest.Delta("stop here"), codextest.Interrupted())...)
 		for e, err := range c.Turn(t.Context(), hello()) {
 			if err != nil {
 				t.Fatal(err)
@@ -211,7 +211,7 @@ func keep(to *string) func(json.RawMessage) error {
 	}
 }
 
-func TestNothingIsLostWhenDeltasOvertakeTheAnswerToTurnStart(t *testing.T) {
+func TestTurnYieldsDeltasThatOvertakeTheAnswerToTurnStart(t *testing.T) {
 	c := connect(t, codextest.Handshake(), codextest.Thread(),
 		codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
 		codextest.Expect("turn/start"), codextest.Delta("early"), codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
@@ -222,7 +222,7 @@ func TestNothingIsLostWhenDeltasOvertakeTheAnswerToTurnStart(t *testing.T) {
 	}
 }
 
-func TestATurnMayEndBeforeItsStartIsAnswered(t *testing.T) {
+func TestTurnMayEndBeforeItsStartIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := connect(t, codextest.Handshake(), codextest.Thread(),
 			codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
@@ -238,12 +238,12 @@ func TestATurnMayEndBeforeItsStartIsAnswered(t *testing.T) {
 	})
 }
 
-func TestARefusedTurnLeavesTheChildReusable(t *testing.T) {
+func TestTurnStartThatFailsDoesNotSpoilTheChild(t *testing.T) {
 	c := connect(t, codextest.Handshake(), codextest.Thread(),
 		codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
 		codextest.Expect("turn/start"), codextest.Refuse(-32602, "bad params"))
 	_, err := run(t, c, hello())
-	if refused := (*codex.RPCError)(nil); !errors.As(err, &refused) || refused.Code != -32602 {
+	if failed := (*codex.RPCError)(nil); !errors.As(err, &failed) || failed.Code != -32602 {
 		t.Errorf("got %v", err)
 	}
 	if !c.Reusable() {
@@ -251,7 +251,7 @@ func TestARefusedTurnLeavesTheChildReusable(t *testing.T) {
 	}
 }
 
-func TestAnUnexpectedAnswerBetweenTurnsSpoilsTheChild(t *testing.T) {
+func TestReusableIsFalseAfterAnUnexpectedAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := connect(t, codextest.Handshake(), codextest.Notify("skills/changed", struct{}{}), codextest.Raw(`{"id":99,"result":{}}`))
 		synctest.Wait()
@@ -262,7 +262,7 @@ func TestAnUnexpectedAnswerBetweenTurnsSpoilsTheChild(t *testing.T) {
 	})
 }
 
-func TestATurnThatDoesNotEndAfterItsInterruptSpoilsTheChild(t *testing.T) {
+func TestTurnThatDoesNotEndAfterItsInterruptSpoilsTheChild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := connect(t, codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("a"), codextest.Hang())
 		began := time.Now()
@@ -275,13 +275,13 @@ func TestATurnThatDoesNotEndAfterItsInterruptSpoilsTheChild(t *testing.T) {
 			t.Errorf("Err is %v", c.Err())
 		}
 		if took := time.Since(began); took != 2*time.Second {
-			t.Errorf("it was waited for %v", took)
+			t.Errorf("the wait was %v", took)
 		}
 		c.Close()
 	})
 }
 
-func TestTicksTellHowLongTheChildWasSilent(t *testing.T) {
+func TestTicksHaveTheTimeOfSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := connect(t, codextest.Handshake(), codextest.Thread(), codextest.Turn(),
 			codextest.Do(func() { time.Sleep(2500 * time.Millisecond) }), codextest.Delta("a"),
@@ -305,9 +305,9 @@ func TestTicksTellHowLongTheChildWasSilent(t *testing.T) {
 	})
 }
 
-// On a starved machine a child may need longer for its handshake than for any
-// other call, and whoever starts it says how long it may take.
-func TestTheHandshakeHasTheTimeThatItsCallerGivesIt(t *testing.T) {
+// On a starved machine a child may need longer for its handshake than for any other
+// call. The context of its start bounds it.
+func TestConnectHasTheTimeOfItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := codextest.Script{codextest.Do(func() { time.Sleep(time.Minute) }), codextest.Handshake(), codextest.Hang()}
 		for within, want := range map[time.Duration]error{2 * time.Minute: nil, time.Second: codex.ErrUnresponsive} {
@@ -325,7 +325,7 @@ func TestTheHandshakeHasTheTimeThatItsCallerGivesIt(t *testing.T) {
 	})
 }
 
-func TestAWedgedChildIsGivenUp(t *testing.T) {
+func TestWarmGivesUpAWedgedChild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := connect(t, codextest.Handshake(), codextest.Hang())
 		if err := c.Warm(t.Context()); !errors.Is(err, codex.ErrUnresponsive) {
@@ -338,7 +338,7 @@ func TestAWedgedChildIsGivenUp(t *testing.T) {
 	})
 }
 
-func TestACallerWhoLeavesDuringACallDoesNotCostTheChild(t *testing.T) {
+func TestTurnThatIsCanceledDuringACallDoesNotSpoilTheChild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		c := connect(t, codextest.Handshake(), codextest.Thread(),

@@ -35,7 +35,7 @@ func readAll(r *lineReader) string {
 	}
 }
 
-func TestALineMayBeLongerThanTheBuffer(t *testing.T) {
+func TestLinesMayBeLongerThanTheBuffer(t *testing.T) {
 	long := `{"method":"m","params":"` + strings.Repeat("x", 3<<20) + `"}` + "\n"
 	r := newLineReader(strings.NewReader(long + long))
 	for range 2 {

@@ -10,27 +10,27 @@ import (
 	"testing"
 )
 
-// rules say which of our packages each may import, and which package is the one
-// home of each dependency. An arrow that is not here is a change of the plan:
-// think first, then write down why.
+// rules are, for each package, those of ours that it may import, and the dependencies
+// that it is the one home of. why is what the package does, which needs no other import.
+// Another arrow is a change of the plan: think first, then write the reason here.
 var rules = map[string]struct {
 	ours  []string
 	third []string
 	why   string
 }{
-	"codex":           {nil, nil, "speaks to one child; knows nobody"},
-	"codex/lean":      {nil, nil, "says what a child is made of; starts none"},
-	"codex/codextest": {[]string{"codex", "codex/lean"}, nil, "plays a child; the real one needs the production profile"},
-	"codex/login":     {[]string{"codex"}, nil, "keeps a login fresh through one child; children that serve must not need it"},
-	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "golang.org/x/sync/semaphore", "github.com/prometheus/procfs"}, "lends children"},
-	"upstream":        {nil, nil, "serves children over HTTP; knows nobody"},
+	"codex":           {nil, nil, "speaks to one child, and needs nothing of the daemon"},
+	"codex/lean":      {nil, nil, "says what a child is made of, as data: it starts no child"},
+	"codex/codextest": {[]string{"codex", "codex/lean"}, nil, "plays a child; its real one is as lean as in production"},
+	"codex/login":     {[]string{"codex"}, nil, "keeps a login fresh, which takes one child; its caller configures that child"},
+	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "github.com/prometheus/procfs"}, "lends children"},
+	"upstream":        {nil, nil, "serves children over HTTP, and needs nothing of the daemon"},
 	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync/errgroup"}, "turns requests into turns"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
-	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and config.toml, which no reader of lines reads as Codex does"},
+	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and needs nothing of the daemon; TOML because config.toml must be read as Codex reads it"},
 	"cmd/codexpool":   {[]string{"api", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint"}, "wires them"},
 }
 
-func TestArrowsPointOneWay(t *testing.T) {
+func TestImportsPointOneWay(t *testing.T) {
 	list := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
 	list.Dir = "../.."
 	out, err := list.Output()

@@ -219,6 +219,33 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 	}
 }
 
+// TestProviderConfigHasEverySetting gives each setting a value of its own.
+func TestProviderConfigHasEverySetting(t *testing.T) {
+	home, environ := t.TempDir(), []string{"PATH=/given"}
+	for chosen, key := range map[string]string{"openai": "upstream's", "http://h/v1": "upstream's", "chatgpt": "", "direct": "", "echo": ""} {
+		cfg, err := configs.Load([]string{
+			"PROXY_ENV=dev", "CODEX_UPSTREAM=" + chosen, "CODEX_UPSTREAM_API_KEY=upstream's", "OPENAI_API_KEY=OpenAI's", "CODEX_HOME=" + home,
+			"CODEX_REFRESH_TOKEN_URL_OVERRIDE=http://r", "CODEX_ECHO_DELAY_MS=1", "CODEX_STOP_GRACE_MS=2", "POOL_SIZE=3", "PROXY_CODEX_WORKDIR=/w",
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := providerConfig{
+			upstream: chosen, key: key, home: home, refreshURL: "http://r", environ: environ,
+			echoDelay: time.Millisecond, stopGrace: 2 * time.Millisecond, children: 3,
+		}
+		if got := newProviderConfig(cfg, environ); !reflect.DeepEqual(got, want) {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+		if cfg.UpstreamKey = ""; chosen == "openai" && newProviderConfig(cfg, environ).key != "OpenAI's" {
+			t.Error("OPENAI_API_KEY is not used")
+		}
+		if chosen != "openai" && newProviderConfig(cfg, environ).key != "" {
+			t.Errorf("%s gets OPENAI_API_KEY", chosen)
+		}
+	}
+}
+
 func TestDirectRejectsAConfigThatRunsProgramsOrCannotBeRead(t *testing.T) {
 	for name, tt := range map[string]struct {
 		prepare func(path string) error

@@ -8,10 +8,29 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"codexpool/configs"
+	"codexpool/upstream"
 )
+
+func TestTargetIsOpenAIWithItsKey(t *testing.T) {
+	p := &provider{providerConfig: providerConfig{upstream: configs.OpenAI, key: "k"}}
+	target, err := p.target(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := http.Header{}
+	if err := target.Credential(h); err != nil || h.Get("Authorization") != "Bearer k" {
+		t.Errorf("credential %v, %v", h, err)
+	}
+	if target.Base.String() != "https://api.openai.com/v1" || !reflect.DeepEqual(target.Kind, upstream.OpenAI) || p.credential != "API key" {
+		t.Errorf("base %v, kind %v, credential %q", target.Base, target.Kind, p.credential)
+	}
+}
 
 // TestTransportGivesUpADeadConnection has a network that drops all that is sent over
 // the first connection, without closing it.

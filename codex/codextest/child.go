@@ -11,23 +11,22 @@ import (
 	"codexpool/codex"
 )
 
-// Child is a healthy child for as many turns as one likes: it answers with the
-// words of the last user message, as the echo model does behind a real child,
-// and with the calls that the message asks for (see [Calling]). Its methods may
-// be called while it serves.
+// Child is a healthy child for any number of turns. It answers with the words of the
+// last user message, as the echo model does behind a real child, and with the calls
+// that the message contains (see [Calling]). Its methods may be called while it serves.
 type Child struct {
 	Delay time.Duration // before each word
 
-	mu      sync.Mutex
-	out     io.Writer
-	calls   map[string]int // guarded by mu
-	threads map[string]*playedThread
-	turns   map[string]*playedTurn
-	asked   int // requests of its own
+	mu       sync.Mutex
+	out      io.Writer      // guarded by mu
+	calls    map[string]int // guarded by mu
+	threads  map[string]*playedThread
+	turns    map[string]*playedTurn
+	requests int // requests of its own
 }
 
 type playedThread struct {
-	raw   bool // raw events are wanted
+	raw   bool // with raw events
 	tools map[string]bool
 	text  string // last user message
 }
@@ -71,7 +70,7 @@ func (c *Child) Calls(method string) int {
 
 func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 	if m.Method == "" {
-		return nil // a result that it does not need
+		return nil // an answer to a request of its own, which it does not need
 	}
 	var params struct {
 		ThreadID string `json:"threadId"`
@@ -130,11 +129,11 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 func (c *Child) play(thread playedThread, id, turn string, stop <-chan struct{}) {
 	text, calls := callsIn(thread.text)
 	status := "interrupted"
-	if n, ok := c.say(text, id, turn, stop); ok {
+	if n, ok := c.sayWords(text, id, turn, stop); ok {
 		usage := map[string]any{"inputTokens": n, "outputTokens": n + len(calls), "totalTokens": 2*n + len(calls)}
 		if len(calls) > 0 {
 			c.call(thread, id, turn, calls, usage)
-			<-stop // results would make it ask the model again
+			<-stop // with the results a real child would send another request to the model
 		} else {
 			status = "completed"
 		}
@@ -143,8 +142,8 @@ func (c *Child) play(thread playedThread, id, turn string, stop <-chan struct{})
 	c.notify("turn/completed", map[string]any{"threadId": id, "turn": map[string]any{"id": turn, "status": status}})
 }
 
-// say says n words, unless it is stopped.
-func (c *Child) say(text, thread, turn string, stop <-chan struct{}) (n int, ok bool) {
+// sayWords sends the words of text, until it is stopped. It returns how many.
+func (c *Child) sayWords(text, thread, turn string, stop <-chan struct{}) (n int, ok bool) {
 	for word := range strings.SplitAfterSeq(text, " ") {
 		if c.Delay > 0 {
 			select {
@@ -163,7 +162,7 @@ func (c *Child) say(text, thread, turn string, stop <-chan struct{}) (n int, ok 
 	return n, true
 }
 
-// call calls functions, and asks for the results of those that it knows.
+// call calls functions, and requests the results of those that were declared.
 func (c *Child) call(thread playedThread, id, turn string, calls []codex.ToolCall, usage any) {
 	for _, call := range calls {
 		if thread.raw {
@@ -172,7 +171,7 @@ func (c *Child) call(thread playedThread, id, turn string, calls []codex.ToolCal
 			}})
 		}
 		if thread.tools[call.Name] {
-			c.ask("item/tool/call", map[string]any{"threadId": id, "turnId": turn, "callId": call.ID, "tool": call.Name, "arguments": json.RawMessage(call.Arguments)})
+			c.request("item/tool/call", map[string]any{"threadId": id, "turnId": turn, "callId": call.ID, "tool": call.Name, "arguments": json.RawMessage(call.Arguments)})
 		}
 	}
 	if thread.raw {
@@ -183,14 +182,14 @@ func (c *Child) call(thread playedThread, id, turn string, calls []codex.ToolCal
 func (c *Child) notify(method string, params any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.send(wireMessage{Method: method, Params: raw(params)}) // a client that has gone is no concern of a child
+	c.send(wireMessage{Method: method, Params: raw(params)}) // an error means that the client is gone, which Serve notices
 }
 
-func (c *Child) ask(method string, params any) {
+func (c *Child) request(method string, params any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.send(wireMessage{ID: raw(c.asked), Method: method, Params: raw(params)})
-	c.asked++
+	c.send(wireMessage{ID: raw(c.requests), Method: method, Params: raw(params)})
+	c.requests++
 }
 
 // send writes one message. The caller holds mu.

@@ -123,7 +123,7 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	reply(w, r)
 }
 
-// Script replaces the replies that are left.
+// Script replaces the replies that remain.
 func (u *Upstream) Script(replies ...http.HandlerFunc) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -161,12 +161,12 @@ func Calls(calls ...codex.ToolCall) http.HandlerFunc {
 	}
 }
 
-// Calling is the model next, but for a last user message with lines such as
+// Calling is a model that calls functions. Where the last user message has lines such as
 //
 //	call weather {"city":"Oslo"}
 //
-// which is answered with the other lines, word by word, and then those calls. A
-// played [Child] does the same.
+// it answers with the other lines, word by word, and then with those calls. Any other
+// request is for next. A played [Child] does the same.
 func Calling(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -198,7 +198,7 @@ func lastUserText(request []byte) (text string) {
 			Content []struct{ Text string }
 		}
 	}
-	json.Unmarshal(request, &body) // what cannot be read is for next to refuse
+	json.Unmarshal(request, &body) // next rejects a body that cannot be read
 	for _, item := range body.Input {
 		if item.Role == "user" && len(item.Content) > 0 {
 			text = item.Content[0].Text
@@ -207,7 +207,7 @@ func lastUserText(request []byte) (text string) {
 	return text
 }
 
-// callsIn takes the calls out of a text.
+// callsIn splits a text into its calls and the rest.
 func callsIn(text string) (rest string, calls []codex.ToolCall) {
 	var lines []string
 	for line := range strings.SplitSeq(text, "\n") {
@@ -231,7 +231,7 @@ func Status(code int, body string) http.HandlerFunc {
 	}
 }
 
-// Stream writes the events of one answer, for replies that take their time.
+// Stream writes the events of one answer, for replies that pause in between.
 type Stream struct {
 	w     http.ResponseWriter
 	id    string

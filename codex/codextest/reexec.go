@@ -21,14 +21,14 @@ const childVar = "CODEXTEST_CHILD"
 
 var (
 	startedMu sync.Mutex
-	started   = map[string]bool{} // children asked for by Command; guarded by startedMu
+	started   = map[string]bool{} // children that Command has started; guarded by startedMu
 )
 
 // Main runs the tests, or plays the child that the environment names: this test
-// binary is its own fake. Call it from TestMain; it does not return. A run of
-// all tests fails when a child was never started, or when a process that a test
-// started is still there at the end: a child that outlives its test is the bug
-// that codexpool most needs to catch.
+// binary is its own fake. Call it from TestMain; it does not return. A run of all
+// tests fails when one of the children was never started. Any run fails when a process
+// of a test is still there at the end: a child that outlives its test is the bug that
+// codexpool most needs to catch.
 func Main(m *testing.M, children map[string]func()) {
 	if name := os.Getenv(childVar); name != "" {
 		play, ok := children[name]
@@ -48,14 +48,14 @@ func Main(m *testing.M, children map[string]func()) {
 			}
 		}
 	}
-	if left := survivors(); len(left) > 0 {
-		fmt.Printf("processes left behind by the tests: %v\n", left)
+	if alive := survivors(); len(alive) > 0 {
+		fmt.Printf("processes of the tests are still alive: %v\n", alive)
 		code = 1
 	}
 	os.Exit(code)
 }
 
-// wholeRun says that no test was left out by a flag.
+// wholeRun reports that no flag excludes a test.
 func wholeRun() bool {
 	for _, arg := range os.Args[1:] {
 		for _, flag := range []string{"run", "short", "list", "bench", "fuzz", "skip"} {
@@ -71,23 +71,23 @@ func wholeRun() bool {
 // dead child have another parent, but keep the mark in their environment.
 func survivors() []string {
 	mark := markVar + "=" + strconv.Itoa(os.Getpid())
-	var left []string
-	for range 50 { // a killed group takes a moment to go
-		left = left[:0]
+	var alive []string
+	for range 50 { // a killed group needs a moment to end
+		alive = alive[:0]
 		environs, _ := filepath.Glob("/proc/[0-9]*/environ")
 		for _, path := range environs {
 			env, err := os.ReadFile(path)
 			if err == nil && slices.Contains(strings.Split(string(env), "\x00"), mark) {
 				comm, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "comm"))
-				left = append(left, filepath.Base(filepath.Dir(path))+" "+strings.TrimSpace(string(comm)))
+				alive = append(alive, filepath.Base(filepath.Dir(path))+" "+strings.TrimSpace(string(comm)))
 			}
 		}
-		if len(left) == 0 {
+		if len(alive) == 0 {
 			return nil
 		}
 		time.Sleep(20 * time.Millisecond) // there is nothing to wait on: they are not our children
 	}
-	return left
+	return alive
 }
 
 // markVar marks every process that a test starts, and its descendants.

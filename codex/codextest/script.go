@@ -30,14 +30,14 @@ type Step struct {
 
 // player is a script being played.
 type player struct {
-	in      *bufio.Scanner
-	out     io.Writer
-	last    wireMessage // the last expected request
-	asked   int         // requests of its own
-	threads int
-	thread  string // "$thread" in what is sent
-	turn    string // "$turn" in what is sent
-	exit    func(code int)
+	in       *bufio.Scanner
+	out      io.Writer
+	last     wireMessage // the last expected request
+	requests int         // requests of its own
+	threads  int
+	thread   string // "$thread" in what is sent
+	turn     string // "$turn" in what is sent
+	exit     func(code int)
 }
 
 type wireMessage struct {
@@ -48,7 +48,7 @@ type wireMessage struct {
 	Error  json.RawMessage `json:"error,omitempty"`
 }
 
-// errExit ends a script whose child has left.
+// errExit ends the script of a child that exits.
 var errExit = errors.New("exit")
 
 // Serve plays the script on the child's side of a stream. After its last step
@@ -131,12 +131,12 @@ func Notify(method string, params any) Step {
 	}}
 }
 
-// Ask sends a request and waits for its answer. The first one has id 0, as with
-// a real child.
-func Ask(method string, params any, checks ...func(answer json.RawMessage) error) Step {
-	return Step{"ask " + method, func(p *player) error {
-		id := raw(p.asked)
-		if err := Pose(method, params).do(p); err != nil {
+// RequestAnswered sends a request and waits for its answer. The first request has id 0,
+// as with a real child.
+func RequestAnswered(method string, params any, checks ...func(answer json.RawMessage) error) Step {
+	return Step{"answered request " + method, func(p *player) error {
+		id := raw(p.requests)
+		if err := Request(method, params).do(p); err != nil {
 			return err
 		}
 		m, err := p.read()
@@ -155,11 +155,11 @@ func Ask(method string, params any, checks ...func(answer json.RawMessage) error
 	}}
 }
 
-// Pose sends a request and goes on without an answer.
-func Pose(method string, params any) Step {
-	return Step{"pose " + method, func(p *player) error {
-		id := raw(p.asked)
-		p.asked++
+// Request sends a request and does not wait for an answer.
+func Request(method string, params any) Step {
+	return Step{"request " + method, func(p *player) error {
+		id := raw(p.requests)
+		p.requests++
 		return p.send(wireMessage{ID: id, Method: method, Params: raw(params)})
 	}}
 }
@@ -206,7 +206,7 @@ func all(name string, steps ...Step) Step {
 	}}
 }
 
-// Handshake answers initialize and takes initialized.
+// Handshake answers initialize and reads initialized.
 func Handshake() Step {
 	return all("handshake",
 		Expect("initialize"),
@@ -219,7 +219,7 @@ func Handshake() Step {
 func Thread(checks ...func(json.RawMessage) error) Step {
 	return Step{"thread", func(p *player) error {
 		if p.threads > 0 {
-			if err := all("leave", Expect("thread/unsubscribe"), Reply(map[string]any{})).do(p); err != nil {
+			if err := all("unsubscribe", Expect("thread/unsubscribe"), Reply(map[string]any{})).do(p); err != nil {
 				return err
 			}
 		}
@@ -230,7 +230,7 @@ func Thread(checks ...func(json.RawMessage) error) Step {
 	}}
 }
 
-// Turn takes the history and starts the turn.
+// Turn reads the history and starts the turn.
 func Turn() Step {
 	return all("turn",
 		Expect("thread/inject_items"), Reply(map[string]any{}),
@@ -258,7 +258,7 @@ func Fail(info any, message string) Step {
 	}})
 }
 
-// Interrupted expects the interrupt of the running turn and obeys.
+// Interrupted expects the interrupt of the running turn, and ends the turn.
 func Interrupted() Step {
 	return all("interrupted",
 		Expect("turn/interrupt"), Reply(map[string]any{}),
@@ -295,8 +295,8 @@ func Pipe(t testing.TB, s Script) io.ReadWriteCloser {
 	}()
 	t.Cleanup(func() {
 		ours.Close()
-		// A client that leaves in mid-script is the test's business: it asserts
-		// on what it saw. A script that saw something unexpected is ours.
+		// The test itself asserts on a client that disconnects before the end of the
+		// script. Here the test fails when the script received something unexpected.
 		if err := <-ended; err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrClosedPipe) && !errors.Is(err, os.ErrClosed) {
 			t.Errorf("played child: %v", err)
 		}

@@ -12,12 +12,12 @@ import (
 // Wire reads the wire part of a transcript: what a child does during a turn, a
 // line each.
 //
-//	< METHOD PARAMS            it notifies
-//	? METHOD PARAMS => ANSWER  it asks, and wants this line
-//	? METHOD PARAMS            it asks, and goes on
-//	> turn/interrupt           it is interrupted, and obeys
-//	~ DURATION                 it takes its time
-//	! TEXT                     it writes a line that is no message
+//	< METHOD PARAMS            it sends a notification
+//	? METHOD PARAMS => ANSWER  it sends a request, and expects this line as the answer
+//	? METHOD PARAMS            it sends a request, and does not wait for an answer
+//	> turn/interrupt           it is interrupted, and ends the turn
+//	~ DURATION                 it pauses
+//	! TEXT                     it writes a line that is not a message
 //	exit                       it dies
 func Wire(t testing.TB, data []byte) []Step {
 	t.Helper()
@@ -41,9 +41,9 @@ func wireStep(line string) (Step, error) {
 	case kind == "?":
 		params, want, waits := strings.Cut(params, " => ")
 		if !waits {
-			return Pose(method, json.RawMessage(params)), nil
+			return Request(method, json.RawMessage(params)), nil
 		}
-		return Ask(method, json.RawMessage(params), func(answer json.RawMessage) error {
+		return RequestAnswered(method, json.RawMessage(params), func(answer json.RawMessage) error {
 			if !bytes.Equal(answer, []byte(want)) {
 				return fmt.Errorf("answered %s, want %s", answer, want)
 			}

@@ -56,7 +56,7 @@ func TestKeepWaitsForASlowTokenEndpoint(t *testing.T) {
 			dir := codextest.Workdir(t)
 			codextest.AuthFile(t, dir, "rt-old", life)
 			tokens := codextest.NewTokens(t)
-			tokens.During(func() { <-time.After(11 * time.Second) }) // longer than any other call may take; a process knows no other clock
+			tokens.During(func() { <-time.After(11 * time.Second) }) // longer than other calls may last; a process has no fake clock
 			keepLogin(t, opened(t, dir, keeperOf(t, tokens)))
 			codextest.Until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) == "rt-fresh" })
 			if spent := tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
@@ -196,7 +196,7 @@ func TestKeepFinishesARunningRefreshBeforeItReturns(t *testing.T) {
 	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
 	ctx, stop := context.WithCancel(t.Context())
 	tokens := codextest.NewTokens(t)
-	// A call outlives its caller by 2 s; a process knows no other clock.
+	// A call outlives its context by 2 s; a process has no fake clock.
 	tokens.During(func() { stop(); <-time.After(3 * time.Second) })
 	opened(t, dir, keeperOf(t, tokens)).Keep(ctx)
 	if got := codextest.RefreshToken(t, dir); got != "rt-fresh" {

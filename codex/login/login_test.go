@@ -44,7 +44,7 @@ func keepLogin(t *testing.T, l *login.Login) {
 // other when it is called to. Either way the refresh token is spent once.
 func TestKeepRefreshesLoginOnceAndWritesItBack(t *testing.T) {
 	t.Parallel()
-	for name, life := range map[string]time.Duration{"half of its life is left": 50 * time.Minute, "it expires in a minute": time.Minute, "it has expired": -time.Minute} {
+	for name, life := range map[string]time.Duration{"half of its life remains": 50 * time.Minute, "it expires in a minute": time.Minute, "it has expired": -time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			dir := codextest.Workdir(t)
 			codextest.AuthFile(t, dir, "rt-old", life)
