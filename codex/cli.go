@@ -23,8 +23,8 @@ type Model struct {
 	Default bool     // used by a turn without a model
 }
 
-// Version reads the version of the CLI at path, with "codex --version". The error
-// says so where path is another program. env is the CLI's environment, complete but
+// Version reads the version of the CLI at path, with "codex --version". It fails where
+// path is another program. env is the CLI's environment, complete but
 // for HOME and CODEX_HOME; a wrapper needs its PATH.
 func Version(ctx context.Context, path string, env []string) (string, error) {
 	out, err := run(ctx, path, env, "--version")

@@ -171,7 +171,7 @@ func (c *Client) Reusable() bool {
 // Done is closed once the child is gone: reaped, with its home removed.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Err says why the child cannot be used again, or nil: an [*ExitError], an
+// Err is why the child cannot be used again, or nil: an [*ExitError], an
 // error that wraps [ErrUnresponsive], or a breach of the protocol.
 func (c *Client) Err() error {
 	c.mu.Lock()
@@ -194,7 +194,7 @@ func (c *Client) spoil(err error) {
 // Close stops the child and waits until it is gone: its input is closed, then
 // its process group gets SIGTERM, then SIGKILL, a StopGrace apart. A child that
 // did not answer in time is killed at once, but with Command.KeepHome. Close is
-// idempotent and its error is always nil; [Client.Err] says how the child ended.
+// idempotent and its error is always nil; [Client.Err] has how the child ended.
 func (c *Client) Close() error {
 	c.closing.Store(true)
 	c.stream.Close()

@@ -16,7 +16,7 @@ const maxInbox = 2 * maxLine
 // While nobody uses the child the inbox is shut: notifications are dropped, and any
 // other message is a breach of the protocol.
 type inbox struct {
-	wake chan struct{} // buffer 1; a token says that something has changed
+	wake chan struct{} // buffer 1; holds a token when something has changed
 
 	mu     sync.Mutex
 	opened bool          // guarded by mu

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Command says how to run one child. Nothing is inherited.
+// Command is how to run one child. The child inherits nothing else.
 type Command struct {
 	Path string   // the CLI's native binary; see [Locate]
 	Args []string // without the program's name; usually "app-server"

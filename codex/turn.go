@@ -62,7 +62,7 @@ type Usage struct {
 // Completed is the last event of a turn that did not fail.
 type Completed struct{ Finish Finish }
 
-// Finish says why the model stopped.
+// Finish is why the model stopped.
 type Finish string
 
 // The ends of an answer.

@@ -19,9 +19,9 @@ var rules = map[string]struct {
 	why   string
 }{
 	"codex":           {nil, nil, "speaks to one child, and needs nothing of the daemon"},
-	"codex/lean":      {nil, nil, "says what a child is made of, as data: it starts no child"},
+	"codex/lean":      {nil, nil, "makes the configuration of a child, as data: it starts no child"},
 	"codex/codextest": {[]string{"codex", "codex/lean"}, nil, "plays a child; its real one is as lean as in production"},
-	"codex/login":     {[]string{"codex"}, nil, "keeps a login fresh, which takes one child; its caller configures that child"},
+	"codex/login":     {[]string{"codex"}, nil, "keeps a login fresh through one child; its caller configures that child"},
 	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "github.com/prometheus/procfs"}, "lends children"},
 	"upstream":        {nil, nil, "serves children over HTTP, and needs nothing of the daemon"},
 	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync/errgroup"}, "turns requests into turns"},

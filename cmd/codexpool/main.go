@@ -40,7 +40,7 @@ const (
 
 func main() {
 	// net/http's transport has no logger of its own. Its messages quote what a provider
-	// sends out of turn, which may be the model's words. The errors tell us enough.
+	// sends out of turn, which may be the model's words. The errors that it returns are enough.
 	stdlog.SetOutput(io.Discard)
 	// Ignore SIGPIPE: keep serving when the reader of our log goes away.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)

@@ -20,7 +20,7 @@ import (
 )
 
 // provider is where children find their model: a loopback port of ours with the
-// relay, or with direct what the operator's own configuration says.
+// relay, or with direct the provider that the operator's config.toml names.
 type provider struct {
 	providerConfig
 	choice     string          // as in CODEX_UPSTREAM; a base URL without what may be secret in it
@@ -200,7 +200,7 @@ func transport(idle int) *http.Transport {
 	}
 }
 
-// admit gives one child its base URL; revoke takes it back.
+// admit returns the base URL for one child, which is valid until revoke.
 func (p *provider) admit() (baseURL string, revoke func()) {
 	path, revoke := p.gate.Admit()
 	return "http://" + p.addr + path + "/v1", revoke

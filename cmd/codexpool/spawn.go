@@ -52,8 +52,8 @@ func spawner(cfg spawnConfig, found *installation, p *provider, log *slog.Logger
 	}
 }
 
-// relayedChild configures a child that calls the relay. revoke takes back its base
-// URL; call it when the child is gone.
+// relayedChild configures a child that calls the relay. revoke ends the validity of its
+// base URL; call it when the child is gone.
 func (p *provider) relayedChild(home string, catalog []byte) (child lean.Child, revoke func()) {
 	baseURL, revoke := p.admit()
 	child = lean.Relayed(home, baseURL, catalog)

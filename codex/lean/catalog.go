@@ -11,7 +11,7 @@ const catalogName = "models.json"
 
 // Catalog returns a copy of the CLI's model catalog whose models are all plain.
 // With the original, newer models add Codex's own instructions and a 10 KB
-// JavaScript tool to every request, whatever config.toml says.
+// JavaScript tool to every request, whatever config.toml contains.
 func Catalog(original []byte) ([]byte, error) {
 	var catalog map[string]json.RawMessage
 	if err := json.Unmarshal(original, &catalog); err != nil {

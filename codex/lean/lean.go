@@ -1,4 +1,4 @@
-// Package lean says what a child is made of: its arguments, files and environment.
+// Package lean configures a child: its arguments, files and environment.
 // They make a plain model of Codex, which is an agent by itself. The provider gets
 // the caller's messages and nothing else, and no tool runs on this machine.
 //
@@ -57,7 +57,7 @@ stream_idle_timeout_ms = 300000
 	return c
 }
 
-// Direct configures a child that calls the provider itself, as config says: the
+// Direct configures a child that calls the provider itself, according to config, the
 // operator's config.toml. The child is lean by its arguments, which win over that
 // file. home and catalog are as for [Relayed].
 func Direct(home string, config, catalog []byte) Child {

@@ -23,8 +23,8 @@ type auth struct {
 	whole    json.RawMessage
 	tokens   tokens
 	renewed  time.Time // by our clock
-	issued   time.Time // of the access token; renewed where it does not say
-	expires  time.Time // of the access token, by our clock; zero where it does not say
+	issued   time.Time // of the access token; renewed where the token has no such time
+	expires  time.Time // of the access token, by our clock; zero where the token has no such time
 	rejected bool      // the provider rejected the access token
 }
 

@@ -342,7 +342,7 @@ func TestKeepPausesBetweenRefreshes(t *testing.T) {
 		later int64         // so many, at most
 		least int64
 	}{
-		"refreshes":          {soon: 1, after: 20 * time.Minute, later: 5, least: 5},  // the login that it writes has expired, as far as we can tell
+		"refreshes":          {soon: 1, after: 20 * time.Minute, later: 5, least: 5},  // the login that it writes has expired by our clock
 		"rejects":            {soon: 1, after: 20 * time.Minute, later: 3, least: 3},  // tried again: a program in between may have rejected it
 		"exits-in-handshake": {soon: 4, after: 5 * time.Minute, later: 23, least: 20}, // a poll every 2 s, a pause of 15 s
 	} {

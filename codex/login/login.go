@@ -34,10 +34,10 @@ const (
 	pauseRefreshed = 5 * time.Minute  // between two refreshes, however soon the new token expires
 )
 
-// ErrNone says that a CODEX_HOME has no ChatGPT login.
+// ErrNone means that a CODEX_HOME has no ChatGPT login.
 var ErrNone = errors.New("there is no ChatGPT login in it (codex login makes one; an API key belongs in OPENAI_API_KEY)")
 
-// errRejected says that the token endpoint rejected the refresh token.
+// errRejected means that the token endpoint rejected the refresh token.
 var errRejected = errors.New("the login was rejected, log in again (codex login)")
 
 // Login is a ChatGPT login as Codex stores it, in the auth.json of a CODEX_HOME.
