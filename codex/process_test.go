@@ -39,6 +39,13 @@ var children = map[string]func(){
 		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
 		select {}
 	},
+	"notes-sigterm": func() {
+		terminated := make(chan os.Signal, 1)
+		signal.Notify(terminated, syscall.SIGTERM)
+		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
+		<-terminated
+		os.WriteFile(os.Getenv("NOTE"), []byte("terminated\n"), 0o600)
+	},
 	"ignores-sigterm": func() {
 		signal.Ignore(syscall.SIGTERM)
 		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Hang()})
@@ -220,6 +227,67 @@ func TestCloseEndsEveryKindOfChild(t *testing.T) {
 				t.Errorf("members of its process group are alive: %q", alive)
 			}
 		})
+	}
+}
+
+func TestCallTimeoutBoundsACall(t *testing.T) {
+	cmd := codextest.Command(t, "ignores-stdin-close")
+	cmd.CallTimeout = 50 * time.Millisecond
+	c := start(t, cmd)
+	began := time.Now()
+	if _, err := c.Ping(t.Context()); !errors.Is(err, codex.ErrUnresponsive) || time.Since(began) > 5*time.Second {
+		t.Errorf("got %v after %v", err, time.Since(began))
+	}
+}
+
+// Its end shows whether SIGTERM came before SIGKILL.
+func TestKeepHomeKeepsFilesAndNeverKillsAtOnce(t *testing.T) {
+	for keep, want := range map[bool]string{true: "terminated\n", false: ""} {
+		cmd := codextest.Command(t, "notes-sigterm")
+		cmd.CallTimeout, cmd.KeepHome = 50*time.Millisecond, keep
+		note := filepath.Join(t.TempDir(), "note")
+		cmd.Env = append(cmd.Env, "NOTE="+note)
+		c, err := codex.Start(t.Context(), cmd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Ping(t.Context()); !errors.Is(err, codex.ErrUnresponsive) {
+			t.Errorf("got %v", err)
+		}
+		c.Close()
+		got, _ := os.ReadFile(note) // none where it was killed at once
+		if string(got) != want {
+			t.Errorf("KeepHome %v: the child noted %q, want %q", keep, got, want)
+		}
+		if _, err := os.Stat(cmd.CodexHome()); (err == nil) != keep {
+			t.Errorf("KeepHome %v: home: %v", keep, err)
+		}
+	}
+}
+
+func TestExtraFilesAreOpenInTheChild(t *testing.T) {
+	lock := func() (*os.File, error) {
+		file, err := os.OpenFile(filepath.Join(filepath.Dir(t.TempDir()), "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close() })
+		return file, syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	held, err := lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := codextest.Command(t, "serve")
+	cmd.ExtraFiles = []*os.File{held}
+	c := start(t, cmd)
+	held.Close()
+	if _, err := lock(); !errors.Is(err, syscall.EWOULDBLOCK) {
+		t.Errorf("while the child runs: %v", err)
+	}
+	c.Close()
+	if _, err := lock(); err != nil {
+		t.Errorf("after its end: %v", err)
 	}
 }
 
