@@ -241,10 +241,10 @@ func TestBlameIsForWhatNeverReachedTheProvider(t *testing.T) {
 			return codextest.Script{codextest.Turn(), codextest.Fail(map[string]any{"responseStreamConnectionFailed": map[string]any{}}, "no route")}
 		}, true},
 		"it refuses what is right": {func(*upstream.Relay) codextest.Script {
-			return codextest.Script{items, codextest.Refuse(-32603, "internal error")}
+			return codextest.Script{items, codextest.ReplyError(-32603, "internal error")}
 		}, true},
 		"it refuses what is wrong": {func(*upstream.Relay) codextest.Script {
-			return codextest.Script{items, codextest.Refuse(-32602, "invalid params")}
+			return codextest.Script{items, codextest.ReplyError(-32602, "invalid params")}
 		}, false},
 		"the provider is down": {func(relay *upstream.Relay) codextest.Script {
 			return codextest.Script{items, ok, posted(relay), started, codextest.Fail("other", "stream disconnected")}

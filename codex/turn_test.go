@@ -126,7 +126,7 @@ func TestToolsThatTheChildRejectsDoNotSpoilIt(t *testing.T) {
 		tool codex.Tool
 		wire []codextest.Step
 	}{
-		"the child rejects them":            {codex.Tool{}, []codextest.Step{codextest.Expect("thread/start"), codextest.Refuse(-32600, problem)}},
+		"the child rejects them":            {codex.Tool{}, []codextest.Step{codextest.Expect("thread/start"), codextest.ReplyError(-32600, problem)}},
 		"they nest deeper than it can read": {codex.Tool{Name: "deep", Parameters: deep}, nil},
 		"they are no JSON":                  {codex.Tool{Name: "cut", Parameters: json.RawMessage(`{"type":"object"`)}, nil},
 	} {
@@ -146,7 +146,7 @@ func TestToolsThatTheChildRejectsDoNotSpoilIt(t *testing.T) {
 }
 
 func TestToolsAreNotBlamedWhenTheChildIsOverloaded(t *testing.T) {
-	c := connect(t, codextest.Handshake(), codextest.Expect("thread/start"), codextest.Refuse(-32001, "overloaded"))
+	c := connect(t, codextest.Handshake(), codextest.Expect("thread/start"), codextest.ReplyError(-32001, "overloaded"))
 	p := hello()
 	p.Tools = []codex.Tool{{Name: "clock"}}
 	_, err := run(t, c, p)
@@ -241,7 +241,7 @@ func TestTurnMayEndBeforeItsStartIsAnswered(t *testing.T) {
 func TestTurnStartThatFailsDoesNotSpoilTheChild(t *testing.T) {
 	c := connect(t, codextest.Handshake(), codextest.Thread(),
 		codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
-		codextest.Expect("turn/start"), codextest.Refuse(-32602, "bad params"))
+		codextest.Expect("turn/start"), codextest.ReplyError(-32602, "bad params"))
 	_, err := run(t, c, hello())
 	if failed := (*codex.RPCError)(nil); !errors.As(err, &failed) || failed.Code != -32602 {
 		t.Errorf("got %v", err)

@@ -1,5 +1,5 @@
 // Package configs reads the settings from the environment, and holds what
-// operators deploy: the profiles and the children's configuration.
+// operators deploy: the profiles, and the package.json that pins the Codex CLI.
 //
 // Every setting is one environment variable and one field of [Config]; the field's
 // tags contain its default and its meaning. [Load] has three steps: resolve merges

@@ -231,7 +231,7 @@ func TestProbeRetiresAnIdleChildThatRunsATurn(t *testing.T) {
 
 func TestProbeThatIsAnsweredWithAnErrorIsAnswered(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
-		n.raise(born(codextest.Expect("server/diagnostics"), codextest.Refuse(-32601, "unknown method"), codextest.Serve(&codextest.Child{})))
+		n.raise(born(codextest.Expect("server/diagnostics"), codextest.ReplyError(-32601, "unknown method"), codextest.Serve(&codextest.Child{})))
 		n.start(pool.Config{Size: 1, MinIdle: 1, ProbeEvery: 10 * time.Second})
 		time.Sleep(time.Minute)
 		expect(t, "counts", n.counts(), "spawned 1 failed 0 retired map[]")

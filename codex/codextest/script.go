@@ -116,8 +116,8 @@ func Reply(result any) Step {
 	}}
 }
 
-// Refuse answers the last expected request with an error.
-func Refuse(code int64, message string) Step {
+// ReplyError answers the last expected request with an error.
+func ReplyError(code int64, message string) Step {
 	return Step{"refuse", func(p *player) error {
 		return p.send(wireMessage{ID: p.last.ID, Error: raw(map[string]any{"code": code, "message": message})})
 	}}
