@@ -21,9 +21,9 @@ const maxBody = 16 << 20
 // problems collects errors, each of which begins with its variable.
 type problems []error
 
-func (p *problems) add(bad bool, variable, format string, args ...any) {
+func (p *problems) add(bad bool, variable, message string, args ...any) {
 	if bad {
-		*p = append(*p, fmt.Errorf(variable+": "+format, args...))
+		*p = append(*p, fmt.Errorf(variable+": "+message, args...))
 	}
 }
 

@@ -108,18 +108,18 @@ func Load(environ, envFiles []string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c, problems := resolve(values, sources)
+	c, errs := resolve(values, sources)
 	unresolved := map[string]bool{} // one problem for each of these is enough
-	for _, p := range problems {
+	for _, p := range errs {
 		unresolved[variableOf(p)] = true
 	}
 	for _, p := range c.check(values) {
 		if !unresolved[variableOf(p)] {
-			problems = append(problems, p)
+			errs = append(errs, p)
 		}
 	}
 	c.Warnings = c.warnings(values)
-	return c, errors.Join(problems...)
+	return c, errors.Join(errs...)
 }
 
 // variableOf is the variable that a problem begins with.
@@ -164,9 +164,9 @@ func settingFields() []reflect.StructField {
 	})
 }
 
-func byVariable(fields []reflect.StructField) map[string]reflect.StructField {
+func byVariable(list []reflect.StructField) map[string]reflect.StructField {
 	names := map[string]reflect.StructField{}
-	for _, f := range fields {
+	for _, f := range list {
 		names[f.Tag.Get("env")] = f
 	}
 	return names

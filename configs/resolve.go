@@ -44,16 +44,16 @@ func gather(environ, envFiles []string) (values, sources map[string]string, err 
 }
 
 // resolve adds the defaults to values, decodes them, and derives what they do not
-// set. The problems are of values that cannot be decoded or derived; check finds
+// set. The errors are about values that cannot be decoded or derived; check finds
 // the others.
 func resolve(values, sources map[string]string) (Config, []error) {
 	c := Config{sources: sources}
 	fillDefaults(values)
-	problems := c.decode(values)
+	errs := c.decode(values)
 	c.normalize()
-	problems = append(problems, c.resolvePaths()...)
+	errs = append(errs, c.resolvePaths()...)
 	c.chooseUpstream()
-	return c, problems
+	return c, errs
 }
 
 // fillDefaults adds the default of each setting that is not set; some differ in
@@ -86,16 +86,16 @@ func (c *Config) decode(values map[string]string) []error {
 	case !errors.As(err, &aggregate):
 		return []error{err}
 	}
-	var problems []error
+	var errs []error
 	for _, e := range aggregate.Errors {
 		parse := env.ParseError{}
 		if errors.As(e, &parse) { // it names the field, not the variable
 			f, _ := reflect.TypeFor[Config]().FieldByName(parse.Name)
 			e = fmt.Errorf("%s: %w", f.Tag.Get("env"), plain(parse))
 		}
-		problems = append(problems, e)
+		errs = append(errs, e)
 	}
-	return problems
+	return errs
 }
 
 // milliseconds parses a duration, of a year at most.
@@ -133,11 +133,11 @@ func (c *Config) normalize() {
 
 // resolvePaths makes the folders absolute, because children have another working
 // directory.
-func (c *Config) resolvePaths() (problems []error) {
+func (c *Config) resolvePaths() (errs []error) {
 	if c.Workdir == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
-			problems = append(problems, fmt.Errorf("PROXY_CODEX_WORKDIR: it must be set: %w", err))
+			errs = append(errs, fmt.Errorf("PROXY_CODEX_WORKDIR: it must be set: %w", err))
 		} else {
 			c.Workdir = filepath.Join(cache, "codexpool")
 		}
@@ -151,12 +151,12 @@ func (c *Config) resolvePaths() (problems []error) {
 		}
 		abs, err := filepath.Abs(*p.path)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("%s: %w", p.variable, err))
+			errs = append(errs, fmt.Errorf("%s: %w", p.variable, err))
 			continue
 		}
 		*p.path = abs
 	}
-	return problems
+	return errs
 }
 
 // chooseUpstream picks the provider where CODEX_UPSTREAM is empty. In production

@@ -29,10 +29,10 @@ type Metrics struct {
 
 	acquireWait *prometheus.HistogramVec
 	starts      *prometheus.CounterVec
-	startTime   prometheus.Histogram
+	startTime   prometheus.Observer
 	deaths      *prometheus.CounterVec
 	probes      *prometheus.CounterVec
-	probeTime   prometheus.Histogram
+	probeTime   prometheus.Observer
 	requests    *prometheus.CounterVec
 	errors      *prometheus.CounterVec
 	duration    *prometheus.HistogramVec
@@ -41,7 +41,7 @@ type Metrics struct {
 	keyRequests *prometheus.CounterVec
 
 	upstreamRequests  *prometheus.CounterVec
-	upstreamFirstByte prometheus.Histogram
+	upstreamFirstByte prometheus.Observer
 	upstreamRetries   prometheus.Counter
 	upstreamSent      prometheus.Counter
 	upstreamReceived  prometheus.Counter
@@ -60,83 +60,44 @@ var (
 // New makes a registry with the series of the process and of ours. version is
 // the daemon's.
 func New(version string) *Metrics {
-	m := &Metrics{
-		registry: prometheus.NewRegistry(),
-		acquireWait: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "codexpool_pool_acquire_wait_seconds", Buckets: waitBuckets,
-			Help: "Time that requests waited for a child, by how the wait ended.",
-		}, []string{"outcome"}),
-		starts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_child_starts_total", Help: "Starts of children, by how they ended.",
-		}, []string{"outcome"}),
-		startTime: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "codexpool_child_start_seconds", Buckets: waitBuckets,
-			Help: "Time from the start of a child until it was warm.",
-		}),
-		deaths: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_child_deaths_total", Help: "Children that were stopped or died, by reason.",
-		}, []string{"reason"}),
-		probes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_child_probes_total", Help: "Health probes of idle children, by how they ended.",
-		}, []string{"outcome"}),
-		probeTime: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "codexpool_child_probe_seconds", Buckets: waitBuckets,
-			Help: "Time that children took to answer a health probe.",
-		}),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_http_requests_total", Help: "Requests, by route and status; 499 where the client disconnected first.",
-		}, []string{"route", "code"}),
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "codexpool_http_errors_total", Help: "Requests that failed, by route and error code; also those that failed after their 200, not those whose client disconnected.",
-		}, []string{"route", "error"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "codexpool_http_request_duration_seconds", Buckets: requestBuckets,
-			Help: "Time that requests took, by route.",
-		}, []string{"route"}),
-		firstToken: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "codexpool_time_to_first_token_seconds", Buckets: tokenBuckets,
-			Help: "Time from a request to the first text of its answer, by route.",
-		}, []string{"route"}),
+	m := &Metrics{registry: prometheus.NewRegistry(), version: version}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(c)
+		return c
 	}
-	m.tokens = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "codexpool_tokens_total", Help: "Tokens as the upstream counted them; cached ones are a part of input, reasoning ones of output.",
-	}, []string{"kind"})
-	m.keyRequests = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "codexpool_key_requests_total", Help: "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.",
-	}, []string{"key", "outcome"})
-	m.upstreamLimit = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "codexpool_upstream_limit", Help: "The provider's rate limits as it last reported them, and what remains of them.",
-	}, []string{"kind", "unit"})
-	m.upstreamUsed = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "codexpool_upstream_used_ratio", Help: "The used part of the provider's usage windows, as it last reported it.",
-	}, []string{"window"})
-	m.upstreamRequests = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "codexpool_upstream_requests_total", Help: "Requests to the provider, each try counted, by its status (0 = no answer) and whether the connection was warm.",
-	}, []string{"code", "connection"})
-	m.upstreamFirstByte = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: "codexpool_upstream_first_byte_seconds", Buckets: tokenBuckets, Help: "Time until the provider's headers came.",
-	})
-	m.upstreamRetries = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "codexpool_upstream_retries_total", Help: "Second tries at the provider.",
-	})
-	m.upstreamSent = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "codexpool_upstream_sent_bytes_total", Help: "Request bodies sent to the provider.",
-	})
-	m.upstreamReceived = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "codexpool_upstream_received_bytes_total", Help: "Response bodies that came from the provider.",
-	})
-	m.upstreamOverrides = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "codexpool_upstream_overrides_total", Help: "Fields of callers that were written into requests to the provider, by their name there.",
-	}, []string{"field"})
-	m.info = prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "codexpool_build_info", Help: "Always 1; the versions are in the labels.",
-	}, []string{"version", "codex_version"})
-	m.version = version
-	m.registry.MustRegister(
-		m.acquireWait, m.starts, m.startTime, m.deaths, m.probes, m.probeTime, m.requests, m.errors, m.duration, m.firstToken, m.info,
-		m.upstreamRequests, m.upstreamFirstByte, m.upstreamRetries, m.upstreamSent, m.upstreamReceived, m.upstreamOverrides, m.upstreamLimit, m.upstreamUsed, m.tokens, m.keyRequests,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	)
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(g)
+		return g
+	}
+	histogram := func(buckets []float64, name, help string, labels ...string) *prometheus.HistogramVec {
+		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+		m.registry.MustRegister(h)
+		return h
+	}
+	m.acquireWait = histogram(waitBuckets, "codexpool_pool_acquire_wait_seconds", "Time that requests waited for a child, by how the wait ended.", "outcome")
+	m.starts = counter("codexpool_child_starts_total", "Starts of children, by how they ended.", "outcome")
+	m.startTime = histogram(waitBuckets, "codexpool_child_start_seconds", "Time from the start of a child until it was warm.").WithLabelValues()
+	m.deaths = counter("codexpool_child_deaths_total", "Children that were stopped or died, by reason.", "reason")
+	m.probes = counter("codexpool_child_probes_total", "Health probes of idle children, by how they ended.", "outcome")
+	m.probeTime = histogram(waitBuckets, "codexpool_child_probe_seconds", "Time that children took to answer a health probe.").WithLabelValues()
+	m.requests = counter("codexpool_http_requests_total", "Requests, by route and status; 499 where the client disconnected first.", "route", "code")
+	m.errors = counter("codexpool_http_errors_total", "Requests that failed, by route and error code; also those that failed after their 200, not those whose client disconnected.", "route", "error")
+	m.duration = histogram(requestBuckets, "codexpool_http_request_duration_seconds", "Time that requests took, by route.", "route")
+	m.firstToken = histogram(tokenBuckets, "codexpool_time_to_first_token_seconds", "Time from a request to the first text of its answer, by route.", "route")
+	m.tokens = counter("codexpool_tokens_total", "Tokens as the upstream counted them; cached ones are a part of input, reasoning ones of output.", "kind")
+	m.keyRequests = counter("codexpool_key_requests_total", "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.", "key", "outcome")
+	m.upstreamLimit = gauge("codexpool_upstream_limit", "The provider's rate limits as it last reported them, and what remains of them.", "kind", "unit")
+	m.upstreamUsed = gauge("codexpool_upstream_used_ratio", "The used part of the provider's usage windows, as it last reported it.", "window")
+	m.upstreamRequests = counter("codexpool_upstream_requests_total", "Requests to the provider, each try counted, by its status (0 = no answer) and whether the connection was warm.", "code", "connection")
+	m.upstreamFirstByte = histogram(tokenBuckets, "codexpool_upstream_first_byte_seconds", "Time until the provider's headers came.").WithLabelValues()
+	m.upstreamRetries = counter("codexpool_upstream_retries_total", "Second tries at the provider.").WithLabelValues()
+	m.upstreamSent = counter("codexpool_upstream_sent_bytes_total", "Request bodies sent to the provider.").WithLabelValues()
+	m.upstreamReceived = counter("codexpool_upstream_received_bytes_total", "Response bodies that came from the provider.").WithLabelValues()
+	m.upstreamOverrides = counter("codexpool_upstream_overrides_total", "Fields of callers that were written into requests to the provider, by their name there.", "field")
+	m.info = gauge("codexpool_build_info", "Always 1; the versions are in the labels.", "version", "codex_version")
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	// Series of a closed list exist from the start: a rate over one that appears
 	// with its first event misses that event.
 	for _, r := range pool.Reasons {

@@ -60,8 +60,8 @@ func (c *Call) Failure() *Failure { return c.failure.Load() }
 // Refusal returns the model's refusal, "" where there was none. Codex does not
 // report it.
 func (c *Call) Refusal() string {
-	if text := c.refusal.Load(); text != nil {
-		return *text
+	if said := c.refusal.Load(); said != nil {
+		return *said
 	}
 	return ""
 }

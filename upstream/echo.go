@@ -40,7 +40,7 @@ type responsesRequest struct {
 
 // lastUser returns the text of the last user message, and how many words the
 // whole input has.
-func (req responsesRequest) lastUser() (text string, count int) {
+func (req responsesRequest) lastUser() (last string, count int) {
 	for _, item := range req.Input {
 		var b strings.Builder
 		for _, part := range item.Content {
@@ -48,15 +48,15 @@ func (req responsesRequest) lastUser() (text string, count int) {
 		}
 		count += len(strings.Fields(b.String()))
 		if item.Role == "user" {
-			text = b.String()
+			last = b.String()
 		}
 	}
-	return text, count
+	return last, count
 }
 
 // echo writes one answer. It stops when its client disconnects.
 func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay time.Duration) {
-	text, input := req.lastUser()
+	answer, input := req.lastUser()
 	w.Header().Set("Content-Type", "text/event-stream")
 	flush := http.NewResponseController(w).Flush
 	send := func(kind string, fields map[string]any) {
@@ -74,10 +74,10 @@ func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay ti
 
 	send("response.created", map[string]any{"response": map[string]any{"id": "resp_echo"}})
 	send("response.output_item.added", map[string]any{"output_index": 0, "item": message("in_progress")})
-	pieces, end := words(text), "completed"
+	pieces, end := words(answer), "completed"
 	if most := req.MaxOutputTokens; most != nil && *most < len(pieces) {
 		pieces, end = pieces[:*most], "incomplete"
-		text = strings.Join(pieces, "")
+		answer = strings.Join(pieces, "")
 	}
 	for _, word := range pieces {
 		select {
@@ -88,8 +88,8 @@ func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay ti
 		send("response.output_text.delta", map[string]any{"item_id": "msg_echo", "output_index": 0, "content_index": 0, "delta": word})
 	}
 	send("response.output_item.done", map[string]any{"output_index": 0, "item": message(end,
-		map[string]any{"type": "output_text", "text": text, "annotations": []any{}})})
-	output := len(strings.Fields(text))
+		map[string]any{"type": "output_text", "text": answer, "annotations": []any{}})})
+	output := len(strings.Fields(answer))
 	response := map[string]any{"id": "resp_echo", "status": end, "usage": map[string]any{
 		"input_tokens": input, "input_tokens_details": map[string]any{"cached_tokens": 0},
 		"output_tokens": output, "output_tokens_details": map[string]any{"reasoning_tokens": 0},
@@ -101,20 +101,20 @@ func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay ti
 	send("response."+end, map[string]any{"response": response})
 }
 
-// words cuts text before each word; the pieces together are the text.
-func words(text string) []string {
+// words cuts s before each word; the pieces together are s.
+func words(s string) []string {
 	var pieces []string
 	start, inSpace := 0, true
-	for i, r := range text {
+	for i, r := range s {
 		space := unicode.IsSpace(r)
 		if space && !inSpace && i > start {
-			pieces = append(pieces, text[start:i])
+			pieces = append(pieces, s[start:i])
 			start = i
 		}
 		inSpace = space
 	}
-	if start < len(text) {
-		pieces = append(pieces, text[start:])
+	if start < len(s) {
+		pieces = append(pieces, s[start:])
 	}
 	return pieces
 }

@@ -36,12 +36,12 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	}
 	fmt.Fprintln(stdout, "model:     ", model)
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
-	homes, release, err := claim(cfg.Workdir, log)
+	homes, unclaim, err := claim(cfg.Workdir, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:     PROXY_CODEX_WORKDIR:", err)
 		return exitFailed
 	}
-	defer release()
+	defer unclaim()
 	p, err := newProvider(newProviderConfig(cfg, environ), found, upstream.Hooks{}, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)

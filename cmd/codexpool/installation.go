@@ -103,12 +103,12 @@ func (i *installation) current(ctx context.Context) (cli, error) {
 
 // inspect reads the version and the catalog of the CLI at path.
 func (i *installation) inspect(ctx context.Context, path string) (cli, error) {
-	version, err := codex.Version(ctx, path, i.env)
+	found, err := codex.Version(ctx, path, i.env)
 	if err != nil {
 		return cli{}, err
 	}
-	if version != codex.Pinned {
-		i.log.Warn("not the Codex CLI that codexpool was tested with", "version", version, "tested", codex.Pinned)
+	if found != codex.Pinned {
+		i.log.Warn("not the Codex CLI that codexpool was tested with", "version", found, "tested", codex.Pinned)
 	}
 	original, models, err := codex.Catalog(ctx, path, i.env)
 	if err != nil {
@@ -118,7 +118,7 @@ func (i *installation) inspect(ctx context.Context, path string) (cli, error) {
 	if err != nil {
 		return cli{}, err
 	}
-	return cli{path: path, version: version, catalog: catalog, models: models}, nil
+	return cli{path: path, version: found, catalog: catalog, models: models}, nil
 }
 
 // cliPath is the path in CODEX_BIN, or the pinned CLI in the checkout that the program

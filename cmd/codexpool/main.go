@@ -130,12 +130,12 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		return exitCode(err)
 	}
 
-	homes, release, err := claim(cfg.Workdir, log)
+	homes, unclaim, err := claim(cfg.Workdir, log)
 	if err != nil {
 		log.Error("PROXY_CODEX_WORKDIR", "err", err)
 		return exitFailed
 	}
-	defer release()
+	defer unclaim()
 
 	public, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)))
 	if err != nil {
@@ -157,13 +157,13 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	m := metrics.New(version())
 	m.SetCLI(found.known().version)
 	found.changed = func(now cli) { m.SetCLI(now.version) }
-	provider, err := newProvider(newProviderConfig(cfg, environ), found, m.RelayHooks(), log)
+	up, err := newProvider(newProviderConfig(cfg, environ), found, m.RelayHooks(), log)
 	if err != nil {
 		log.Error("upstream", "err", err)
 		return exitCode(err)
 	}
-	defer provider.Close()
-	spawn := spawner(newSpawnConfig(cfg, homes), found, provider, log)
+	defer up.Close()
+	spawn := spawner(newSpawnConfig(cfg, homes), found, up, log)
 	children, err := pool.New(poolConfig(cfg, spawn, m.PoolHooks(), log))
 	if err != nil {
 		log.Error("pool", "err", err)
@@ -176,14 +176,14 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	kept := make(chan struct{})
 	go func() { // ends with stopKeeping and a refresh of a login that is running
 		defer close(kept)
-		provider.keep(keeping, children.Recycle)
+		up.keep(keeping, children.Recycle)
 	}()
 	defer func() {
 		stopKeeping()
 		<-kept
 	}()
 
-	server := api.New(apiConfig(cfg, found.known, provider), children, provider.relay, log, m.ObserveRequest)
+	server := api.New(apiConfig(cfg, found.known, up), children, up.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
 	m.SetKeys(server.Keys())
 
@@ -197,7 +197,7 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	if admin != nil {
 		defer serveHTTP(turns, admin, server.Admin(m.Handler()), failed, log).Close()
 	}
-	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", provider.choice, "credential", provider.credential, "codex", found.known().version, "size", cfg.PoolSize)
+	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", up.choice, "credential", up.credential, "codex", found.known().version, "size", cfg.PoolSize)
 	greet(stdout, cfg, public.Addr())
 	ready(public.Addr().String())
 

@@ -12,12 +12,12 @@ import (
 )
 
 // claim makes a folder in workdir for the homes of this daemon's children, and removes
-// the folders of killed daemons. release removes it.
+// the folders of killed daemons. unclaim removes it.
 //
 // A daemon holds a lock on a file in its folder as long as it lives. A folder whose
 // file can be locked belongs to a daemon that is gone. The children of a killed daemon
 // read the end of their input and exit within a moment.
-func claim(workdir string, log *slog.Logger) (dir string, release func(), err error) {
+func claim(workdir string, log *slog.Logger) (dir string, unclaim func(), err error) {
 	if err := os.MkdirAll(workdir, 0o700); err != nil {
 		return "", nil, err
 	}
