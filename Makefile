@@ -68,9 +68,15 @@ SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases
 	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'ASoak|ManyLeases' .
 
-bench: need-go $(CLI) ## times and their ratios, side by side
+ifdef BASE
+export BASE
+bench: need-go $(CLI) ## times and their ratios, side by side; BASE=COMMIT compares with that commit's daemon
+	@e2e/bench-base
+else
+bench: need-go $(CLI)
 	cd e2e && go test -run - -bench 'FirstToken|FarProvider' -benchtime 100x . | grep -v level=
 	cd e2e && go test -run - -bench 'Throughput|Recovery' -benchtime 10x . | grep -v level=
+endif
 
 fuzz: need-go ## each fuzz target for a minute
 	go test -run - -fuzz FuzzLines -fuzztime 1m ./codex

@@ -55,7 +55,7 @@ func median(d []time.Duration) time.Duration {
 // firstToken is one streamed request at a time when the pool is at rest.
 func (d *daemon) firstToken(b *testing.B) time.Duration {
 	b.Helper()
-	eventually(b, 5*time.Second, "rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 1 })
+	d.rest(b)
 	began := time.Now()
 	res, err := d.post(ask("hello", true))
 	if err != nil {
@@ -71,6 +71,15 @@ func (d *daemon) firstToken(b *testing.B) time.Duration {
 		b.Fatal("no token", err)
 	}
 	return took
+}
+
+// rest waits until each child is idle.
+func (d *daemon) rest(b *testing.B) {
+	b.Helper()
+	eventually(b, 5*time.Second, "rest", func() bool {
+		m := d.metrics()
+		return m[`codexpool_pool_children{state="idle"}`] == m["codexpool_pool_size"]
+	})
 }
 
 // firstToken is one turn on a child whose thread is ready, as in the pool.

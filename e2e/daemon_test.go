@@ -63,9 +63,15 @@ type daemon struct {
 	log bytes.Buffer // guarded by mu
 }
 
-// start runs the daemon on free ports, with the real CLI, and waits until its
-// pool is warm.
+// start runs this tree's daemon on free ports, with the real CLI, and waits until
+// its pool is warm.
 func start(t testing.TB, environ ...string) *daemon {
+	t.Helper()
+	return startProgram(t, program, environ...)
+}
+
+// startProgram is [start] for a binary that may be of another commit.
+func startProgram(t testing.TB, program string, environ ...string) *daemon {
 	t.Helper()
 	workdir := codextest.Workdir(t)
 	d := &daemon{t: t, workdir: workdir, ended: make(chan struct{})}

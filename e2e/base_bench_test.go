@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"codexpool/codex/codextest"
+)
+
+const (
+	baseProgramVar = "BASE_PROGRAM" // the daemon that was built from the base commit
+	baseNameVar    = "BASE"         // the name of that commit, for the output
+
+	slicesPerRound   = 6   // of each round: both daemons serve in each slice
+	tokensPerSlice   = 16  // first tokens that each daemon serves in a slice
+	requestsPerSlice = 128 // completions that each daemon serves in a slice
+	clientsAtOnce    = 16  // that send those completions
+)
+
+// contender is one of the two daemons that [BenchmarkAgainstBase] compares.
+type contender struct {
+	*daemon
+	children []int // their pids; no child is replaced meanwhile
+
+	// Of this round:
+	tokens   []time.Duration // each until the first token
+	requests int             // completions at full load
+	elapsed  time.Duration   // of those: wall clock
+	own      time.Duration   // the daemon's CPU
+	theirs   time.Duration   // the children's CPU
+}
+
+// costs names what is compared, in the order of [contender.costs]. Less is
+// better for each of them.
+var costs = [4]string{"first token over HTTP", "time a completion", "daemon's CPU a completion", "children's CPU a completion"}
+
+// BenchmarkAgainstBase compares this tree's daemon with that of a base commit:
+// both serve in turns, against one endpoint, in this one run. Each round is cut
+// into slices, in which the order of the two alternates, so that a machine that
+// becomes slower meanwhile slows both alike. Run it with make bench BASE=COMMIT.
+func BenchmarkAgainstBase(b *testing.B) {
+	base := os.Getenv(baseProgramVar)
+	if base == "" {
+		b.Skip("needs the daemon of a base commit: run make bench BASE=COMMIT")
+	}
+	up := codextest.NewUpstream(b, codextest.Text("one ", "two ", "three"))
+	transport := http.DefaultTransport.(*http.Transport)
+	defer func(n int) { transport.MaxIdleConnsPerHost = n }(transport.MaxIdleConnsPerHost)
+	transport.MaxIdleConnsPerHost = clientsAtOnce // clients keep their connections
+
+	contend := func(program string) *contender {
+		d := startProgram(b, program, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_TURNS=0", "POOL_MAX_AGE_MS=0", "CODEX_UPSTREAM="+up.URL+"/v1")
+		c := &contender{daemon: d, children: d.children()}
+		c.work(b) // what is made once is made now
+		c.endRound()
+		return c
+	}
+	before, now := contend(base), contend(program)
+
+	var ratios [len(costs)][]float64
+	var baseCosts, nowCosts [len(costs)][]time.Duration
+	began := time.Now()
+	for round := 0; b.Loop(); round++ {
+		for slice := range slicesPerRound {
+			pair := []*contender{before, now}
+			if (round+slice)%2 == 1 {
+				slices.Reverse(pair)
+			}
+			for range tokensPerSlice {
+				for _, c := range pair {
+					c.tokens = append(c.tokens, c.firstToken(b))
+				}
+			}
+			for _, c := range pair {
+				c.work(b)
+			}
+		}
+		b.StopTimer()
+		was, is := before.endRound(), now.endRound()
+		for i := range costs {
+			ratios[i] = append(ratios[i], ms(is[i])/ms(was[i]))
+			baseCosts[i], nowCosts[i] = append(baseCosts[i], was[i]), append(nowCosts[i], is[i])
+		}
+		b.StartTimer()
+	}
+
+	b.ReportMetric(0, "ns/op") // the round itself tells nothing
+	var out strings.Builder
+	fmt.Fprintf(&out, "\n\nThis tree (%s) against base %s: %d rounds in turns, %v. Ratio = this tree / base; more than 1 is worse.\n",
+		describe(), cmp.Or(os.Getenv(baseNameVar), base), len(ratios[0]), time.Since(began).Round(time.Second))
+	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "\tbase\tthis tree\tMEDIAN RATIO\tmin\tmax\t")
+	for i, name := range costs {
+		r := ratios[i]
+		slices.Sort(r)
+		verdict := "no worse"
+		if r[len(r)/2] > 1.05 {
+			verdict = "WORSE"
+		}
+		fmt.Fprintf(table, "%s\t%.2f ms\t%.2f ms\t%.3f\t%.3f\t%.3f\t%s\n", name, ms(median(baseCosts[i])), ms(median(nowCosts[i])), r[len(r)/2], r[0], r[len(r)-1], verdict)
+	}
+	table.Flush()
+	fmt.Fprintln(&out, "No worse means: the median ratio of five rounds is at most 1.05.")
+	fmt.Fprintln(os.Stdout, out.String())
+}
+
+// work serves the completions of one slice.
+func (c *contender) work(b *testing.B) {
+	b.Helper()
+	c.rest(b)
+	c.own -= cpu(b, c.cmd.Process.Pid)
+	c.theirs -= cpu(b, c.children...)
+	began := time.Now()
+	c.spread(requestsPerSlice, clientsAtOnce, func(int) error {
+		chunks, err := c.stream("hello")
+		if err == nil {
+			_, err = answer(chunks)
+		}
+		return err
+	})
+	c.elapsed += time.Since(began)
+	c.rest(b) // what children do after their turns is a part of its cost
+	c.own += cpu(b, c.cmd.Process.Pid)
+	c.theirs += cpu(b, c.children...)
+	c.requests += requestsPerSlice
+}
+
+// endRound returns what a first token and a completion cost in this round, in the
+// order of [costs], and begins the next.
+func (c *contender) endRound() [len(costs)]time.Duration {
+	n := time.Duration(c.requests)
+	cost := [len(costs)]time.Duration{0, c.elapsed / n, c.own / n, c.theirs / n}
+	if len(c.tokens) > 0 { // there are none before the first round
+		cost[0] = median(c.tokens)
+	}
+	c.tokens, c.elapsed, c.own, c.theirs, c.requests = nil, 0, 0, 0, 0
+	return cost
+}
+
+// describe names the commit of this tree, and whether the tree has changes.
+func describe() string {
+	out, err := exec.Command("git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "not in git"
+	}
+	return strings.TrimSpace(string(out))
+}
