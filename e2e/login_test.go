@@ -44,7 +44,7 @@ func newChatGPT(t *testing.T, life time.Duration) *chatGPT {
 // ServeHTTP is the backend. It takes what came with a token that has not expired,
 // and nothing that it is known to refuse.
 func (g *chatGPT) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != "/backend-api/codex/responses" {
+	if r.Host != "chatgpt.com" || r.URL.Path != "/backend-api/codex/responses" {
 		http.NotFound(w, r) // the keeper looks around
 		return
 	}

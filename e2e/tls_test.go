@@ -32,9 +32,9 @@ func secure(t testing.TB, h http.Handler, http2 bool) (server *httptest.Server, 
 	return server, roots
 }
 
-// authority makes a root and a certificate for loopback and ChatGPT that it vouches for, and
-// a file of the system's roots with that root. (httptest's own certificate is
-// its own root, which Codex refuses.)
+// authority makes a root, a certificate of that root for loopback, ChatGPT and
+// OpenAI, and a file with the system's roots and this one. (httptest's own
+// certificate is its own root, which Codex rejects.)
 func authority(t testing.TB) (server tls.Certificate, roots string) {
 	t.Helper()
 	root := &x509.Certificate{
@@ -43,7 +43,7 @@ func authority(t testing.TB) (server tls.Certificate, roots string) {
 	}
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "e2e provider"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"chatgpt.com"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"chatgpt.com", "api.openai.com"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	rootKey, leafKey := newKey(t), newKey(t)
 	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
