@@ -23,29 +23,77 @@ import (
 	"codexpool/codex/codextest"
 )
 
-// program is the built binary.
-var program string
+// program is the built binary: that of programVar, or TestMain builds it.
+var program = os.Getenv(programVar)
+
+const programVar = "CODEXPOOL_E2E_PROGRAM"
 
 func TestMain(m *testing.M) {
 	if fault := os.Getenv(faultVar); fault != "" {
 		faults[fault]()
 		os.Exit(0)
 	}
-	dir, err := os.MkdirTemp("", "codexpool-e2e-")
+	if mark := os.Getenv(guardianVar); mark != "" {
+		guard(mark, os.Args[1:])
+		os.Exit(0)
+	}
+	leave, err := prepare()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	program = filepath.Join(dir, "codexpool")
-	build := exec.Command("go", "build", "-o", program, "./cmd/codexpool")
-	build.Dir, build.Stderr = "..", os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "go build:", err)
-		os.Exit(1)
-	}
 	code := m.Run()
-	os.RemoveAll(dir)
+	if left := survivors(); len(left) > 0 {
+		fmt.Println("processes left behind by the tests:", names(left))
+		code = 1
+	}
+	leave()
 	os.Exit(code)
+}
+
+// prepare builds the program, makes folders for all files of this run, and starts
+// the guardian. leave removes the folders.
+func prepare() (leave func(), err error) {
+	temp, err := os.MkdirTemp("", "codexpool-e2e-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(temp)
+		}
+	}()
+	if program == "" {
+		program = filepath.Join(temp, "codexpool")
+		build := exec.Command("go", "build", "-o", program, "./cmd/codexpool")
+		build.Dir, build.Stderr = "..", os.Stderr
+		if err := build.Run(); err != nil {
+			return nil, fmt.Errorf("go build: %w", err)
+		}
+	}
+	cache, err := os.UserCacheDir() // homes of children must not lie below /tmp
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		return nil, err
+	}
+	homes, err := os.MkdirTemp(cache, "codexpool-e2e-")
+	if err != nil {
+		return nil, err
+	}
+	// From here on, t.TempDir and codextest.Workdir lie in these.
+	os.Setenv("TMPDIR", temp)
+	os.Setenv("XDG_CACHE_HOME", homes)
+	leave = func() {
+		os.RemoveAll(temp)
+		os.RemoveAll(homes)
+	}
+	if err := startGuardian(temp, homes); err != nil {
+		leave()
+		return nil, err
+	}
+	return leave, nil
 }
 
 const key = "k-e2e"
@@ -78,7 +126,7 @@ func startProgram(t testing.TB, program string, environ ...string) *daemon {
 	d.cmd = exec.Command(program)
 	d.cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "CODEX_BIN=" + codextest.Binary(t),
-		"PROXY_ENV=dev", "PROXY_API_KEY=" + key, "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "PROXY_CODEX_WORKDIR=" + workdir,
+		markVar + "=" + runMark, "PROXY_ENV=dev", "PROXY_API_KEY=" + key, "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "PROXY_CODEX_WORKDIR=" + workdir,
 	}, environ...)
 	stderr, err := d.cmd.StderrPipe()
 	if err != nil {
