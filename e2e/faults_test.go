@@ -33,6 +33,7 @@ var faults = map[string]func(){
 	"ignores EOF":          func() { serve(); hang() },
 	"ignores EOF and TERM": func() { signal.Ignore(syscall.SIGTERM); serve(); hang() },
 	"leaves a grandchild":  func() { grandchild(); serve() },
+	"leaves an orphan":     func() { exec.Command("sh", "-c", "sleep 1000 &").Run(); serve() },
 	"floods stderr":        func() { floodStderr(); serve() },
 	"writes garbage": func() {
 		onTurn(func(json.RawMessage) { fmt.Println("thread 'main' panicked at") })
