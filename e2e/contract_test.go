@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -307,7 +308,8 @@ func TestAnswersOfEveryKind(t *testing.T) {
 }
 
 // arrivesBeside asserts which fields a request to the provider has beside those
-// that it always has.
+// that it always has, and their values. TestFieldsArriveByteForByte compares
+// bytes, where bytes are promised.
 func arrivesBeside(t *testing.T, body []byte, fields string) {
 	t.Helper()
 	var got, want map[string]any
@@ -328,9 +330,50 @@ func arrivesBeside(t *testing.T, body []byte, fields string) {
 	}
 }
 
-// TestAConversationOfEveryKindArrivesItemForItem is what a client sends, and the
-// input that must arrive for it, byte by byte.
-func TestAConversationOfEveryKindArrivesItemForItem(t *testing.T) {
+// TestFieldsArriveByteForByte has what the caller wrote as JSON values of its own:
+// schemas, metadata, numbers, strings. They arrive as they were written, with the
+// order of names, the form of numbers, and the escapes; only white space between
+// tokens may be gone.
+func TestFieldsArriveByteForByte(t *testing.T) {
+	t.Parallel()
+	const (
+		schema = `{"type":"object","z":{"enum":[1.0,1e2,12345678901234567890123,-0,"<b>\u00e9é&amp;\/\u2028\ud83d\ude00\ud800"]},"properties":{"b":{},"a":{"$ref":"#"}}}`
+		spaced = "{ \"type\" :\t\"object\",\n\"z\":1 }"
+	)
+	d, up := withRelay(t, codextest.Text("ok"))
+	for _, tt := range []struct {
+		name, sent string
+		arrive     []string // bytes of the request to the provider
+	}{
+		{"a tool's parameters", `"tools":[{"type":"function","function":{"name":"f","parameters":` + schema + `}}]`, []string{`"parameters":` + schema}},
+		{"a legacy function's parameters", `"functions":[{"name":"f","parameters":` + schema + `}]`, []string{`"parameters":` + schema}},
+		{"parameters with white space", `"tools":[{"type":"function","function":{"name":"f","parameters":` + spaced + `}}]`, []string{`"parameters":{"type":"object","z":1}`}},
+		{"the schema of an answer", `"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":` + schema + `}}`, []string{`"schema":` + schema}},
+		{"metadata", `"metadata":{"z":"<\u00e9\/>","a":"é"}`, []string{`"metadata":{"z":"<\u00e9\/>","a":"é"}`}},
+		{"numbers", `"temperature":2.5e-1,"top_p":1.0`, []string{`"temperature":2.5e-1`, `"top_p":1.0`}},
+		{"strings", `"user":"\u00e9<","prompt_cache_key":"\u0061\/"`, []string{`"user":"\u00e9<"`, `"prompt_cache_key":"\u0061\/"`}},
+	} {
+		for _, stream := range []bool{false, true} {
+			t.Run(fmt.Sprint(tt.name, " stream ", stream), func(t *testing.T) {
+				before := len(up.Bodies())
+				d.complete(hi+","+tt.sent, stream)
+				body := up.Bodies()[before]
+				for _, want := range tt.arrive {
+					if !bytes.Contains(body, []byte(want)) {
+						t.Errorf("no %s in\n%s", want, body)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestConversationsOfEveryKindArriveItemForItem is what a client sends, and the
+// input that must arrive for it: the same items, each with the same values, so that
+// every text, call and image has the same characters. The order of an item's names,
+// and the escapes in which JSON writes a character, are not promised: the child
+// writes the items anew.
+func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("0123456789abcdef", 3<<20/16)
 	d, up := withRelay(t, codextest.Text("ok"))
@@ -392,7 +435,7 @@ func TestAConversationOfEveryKindArrivesItemForItem(t *testing.T) {
 						t.Fatalf("%d items arrived, want %d", len(body.Input), len(want))
 					}
 					for i := range want {
-						if got := unescaped(t, body.Input[i]); got != unescaped(t, want[i]) {
+						if got := canonical(t, body.Input[i]); got != canonical(t, want[i]) {
 							t.Fatalf("item %d:\ngot  %.500s\nwant %.500s", i, got, want[i])
 						}
 					}
@@ -402,8 +445,8 @@ func TestAConversationOfEveryKindArrivesItemForItem(t *testing.T) {
 	}
 }
 
-// unescaped is JSON written in one way.
-func unescaped(t *testing.T, data []byte) string {
+// canonical writes JSON in one way, so that equal values are equal text.
+func canonical(t *testing.T, data []byte) string {
 	t.Helper()
 	var v any
 	if err := json.Unmarshal(data, &v); err != nil {
