@@ -5,7 +5,7 @@ SHELL := /bin/bash -o pipefail
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
-MODULES     := . e2e e2e/image
+MODULES     := . e2e e2e/deploy
 
 # The Codex CLI is fetched once, unless CODEX_BIN names one.
 FETCHED := configs/codex/node_modules/.package-lock.json
@@ -60,9 +60,9 @@ test: lint unit e2e ## everything that CI runs
 unit: need-go $(CLI) ## each package, with the race detector
 	go test $(RACE) $(TESTS) -shuffle=on -parallel 4 ./...
 
-e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and the image's Dockerfile
+e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and what operators deploy
 	cd e2e && go test $(TESTS) -count=1 -parallel 3 ./...
-	cd e2e/image && go test $(TESTS) -count=1 ./...
+	cd e2e/deploy && go test $(TESTS) -count=1 ./...
 
 SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases

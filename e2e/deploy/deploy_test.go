@@ -1,10 +1,11 @@
-// Package image checks the Dockerfile without building it: that takes neither a
-// container engine nor a network. It is a module of its own because BuildKit,
-// whose linter this is, brings more dependencies than the rest of the project.
+// Package deploy checks what operators deploy, such as the Dockerfile, without
+// deploying it: that needs neither a container engine nor a network. It is a module
+// of its own because BuildKit, whose linter it uses, brings more dependencies than
+// the rest of the project.
 //
-// Run it with -count=1: go test does not see that a file outside of the module has
-// changed, and would repeat an old result.
-package image
+// Run it with -count=1: go test does not notice that a file outside of the module
+// has changed, and would repeat an old result.
+package deploy
 
 import (
 	"bytes"

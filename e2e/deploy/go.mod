@@ -1,4 +1,4 @@
-module codexpool/e2e/image
+module codexpool/e2e/deploy
 
 go 1.26.8
 
