@@ -66,7 +66,7 @@ e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and what operat
 
 SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases
-	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'ASoak|ManyLeases' .
+	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'TestSoak|TestManyLeases' .
 
 ifdef BASE
 export BASE

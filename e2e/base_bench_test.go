@@ -56,10 +56,10 @@ func BenchmarkAgainstBase(b *testing.B) {
 	defer func(n int) { transport.MaxIdleConnsPerHost = n }(transport.MaxIdleConnsPerHost)
 	transport.MaxIdleConnsPerHost = clientsAtOnce // clients keep their connections
 
-	contend := func(program string) *contender {
-		d := startProgram(b, program, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_TURNS=0", "POOL_MAX_AGE_MS=0", "CODEX_UPSTREAM="+up.URL+"/v1")
+	contend := func(binary string) *contender {
+		d := startProgram(b, binary, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_TURNS=0", "POOL_MAX_AGE_MS=0", "CODEX_UPSTREAM="+up.URL+"/v1")
 		c := &contender{daemon: d, children: d.children()}
-		c.work(b) // what is made once is made now
+		c.work(b) // connections and buffers that are made only once
 		c.endRound()
 		return c
 	}
@@ -92,7 +92,7 @@ func BenchmarkAgainstBase(b *testing.B) {
 		b.StartTimer()
 	}
 
-	b.ReportMetric(0, "ns/op") // the round itself tells nothing
+	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
 	var out strings.Builder
 	fmt.Fprintf(&out, "\n\nThis tree (%s) against base %s: %d rounds in turns, %v. Ratio = this tree / base; more than 1 is worse.\n",
 		describe(), cmp.Or(os.Getenv(baseNameVar), base), len(ratios[0]), time.Since(began).Round(time.Second))
@@ -122,7 +122,7 @@ func (c *contender) work(b *testing.B) {
 	c.spread(requestsPerSlice, clientsAtOnce, func(int) error {
 		chunks, err := c.stream("hello")
 		if err == nil {
-			_, err = answer(chunks)
+			_, err = wholeText(chunks)
 		}
 		return err
 	})

@@ -18,8 +18,8 @@ import (
 // BenchmarkFirstToken measures the time to the first token in three ways, one
 // after the other in each round, against one endpoint: over the daemon's HTTP,
 // from a warm lean child over stdio, and from a codex exec that is started for
-// the request. The medians and their ratios are what counts: machines are
-// shared and noisy. Run it with -benchtime 100x.
+// the request. Only the medians and their ratios count: machines are shared and
+// noisy. Run it with -benchtime 100x.
 func BenchmarkFirstToken(b *testing.B) {
 	up := codextest.NewUpstream(b, codextest.Text("token"))
 	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
@@ -37,7 +37,7 @@ func BenchmarkFirstToken(b *testing.B) {
 		started = append(started, run())
 	}
 	h, c, e := median(overHTTP), median(direct), median(started)
-	b.ReportMetric(0, "ns/op") // the round itself says nothing
+	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
 	b.ReportMetric(ms(h), "ms-http")
 	b.ReportMetric(ms(c), "ms-child")
 	b.ReportMetric(ms(e), "ms-exec")
@@ -57,13 +57,13 @@ func (d *daemon) firstToken(b *testing.B) time.Duration {
 	b.Helper()
 	d.rest(b)
 	began := time.Now()
-	res, err := d.post(ask("hello", true))
+	res, err := d.post(chatBody("hello", true))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer res.Body.Close()
 	var took time.Duration
-	if err := read(res.Body, func(c chunk) {
+	if err := readStream(res.Body, func(c chunk) {
 		if c.text != "" && took == 0 {
 			took = time.Since(began)
 		}

@@ -27,7 +27,7 @@ func install(t *testing.T, path, version string) {
 }
 
 // Many package managers replace a version by moving a link, and remove the old one.
-func TestACLIWhoseLinkMovesWhileWeRun(t *testing.T) {
+func TestCLILinkMayMoveWhileServing(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	link := filepath.Join(dir, "current")
@@ -60,7 +60,7 @@ func TestACLIWhoseLinkMovesWhileWeRun(t *testing.T) {
 	}
 }
 
-func TestACLIThatIsReplacedOrRemovedWhileWeRun(t *testing.T) {
+func TestCLIMayBeReplacedOrRemovedWhileServing(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "codex")
 	install(t, path, codex.Pinned)

@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// TestUnmodifiedClientsWork runs clients/NAME.mjs: it plays every scenario of
-// the provider with one client, and asserts what the client makes of it. What
-// arrives upstream is asserted by the provider.
-func TestUnmodifiedClientsWork(t *testing.T) {
+// TestClientsWorkUnmodified runs clients/NAME.mjs: it plays every scenario of
+// the provider with one client, and asserts the answers that the client returns.
+// The provider asserts the requests that arrive.
+func TestClientsWorkUnmodified(t *testing.T) {
 	t.Parallel()
 	const draft7 = `"$schema":"http://json-schema.org/draft-07/schema#",`
 	for _, tt := range []struct{ name, format string }{
-		{"openai", format("report", "{"+draft7+fields+"}")},
-		{"langchain", format("report", `{"$schema":"https://json-schema.org/draft/2020-12/schema","title":"report","type":"object",`+
+		{"openai", formatOf("report", "{"+draft7+reportFields+"}")},
+		{"langchain", formatOf("report", `{"$schema":"https://json-schema.org/draft/2020-12/schema","title":"report","type":"object",`+
 			`"properties":{"city":{"type":"string","title":"report"},"degrees":{"type":"number","title":"report"}},`+
 			`"required":["city","degrees"],"additionalProperties":false}`)},
-		{"ai-sdk", format("report", "{"+draft7+fields+"}")},
-		{"agents", format("output", "{"+draft7+fields+"}")},
+		{"ai-sdk", formatOf("report", "{"+draft7+reportFields+"}")},
+		{"agents", formatOf("output", "{"+draft7+reportFields+"}")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -31,16 +31,16 @@ func TestUnmodifiedClientsWork(t *testing.T) {
 	}
 }
 
-// fields are the schema of the type that the clients ask for.
-const fields = `"type":"object","properties":{"city":{"type":"string"},"degrees":{"type":"number"}},"required":["city","degrees"],"additionalProperties":false`
+// reportFields are the schema of the type that the clients request.
+const reportFields = `"type":"object","properties":{"city":{"type":"string"},"degrees":{"type":"number"}},"required":["city","degrees"],"additionalProperties":false`
 
-// format is how a schema must arrive.
-func format(name, schema string) string {
+// formatOf is how a schema must arrive.
+func formatOf(name, schema string) string {
 	return `{"type":"json_schema","name":"` + name + `","strict":true,"schema":` + schema + `}`
 }
 
 // stage is where a client plays: the provider, a daemon before it with one
-// child, which must outlive the play, and one without keys, which refuses the
+// child, which must outlive the play, and one without keys, which rejects the
 // pages of other hosts.
 func stage(t *testing.T, format string) (p *provider, d, open *daemon) {
 	t.Helper()

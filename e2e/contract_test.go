@@ -31,8 +31,8 @@ func ending(events ...map[string]any) http.HandlerFunc {
 	}
 }
 
-// said are the events of a whole message.
-func said(id, phase string, part map[string]any) []map[string]any {
+// messageEvents are the events of a whole message.
+func messageEvents(id, phase string, part map[string]any) []map[string]any {
 	message := func(content ...any) map[string]any {
 		m := map[string]any{"type": "message", "id": id, "role": "assistant", "content": append([]any{}, content...)}
 		if phase != "" {
@@ -51,12 +51,12 @@ func said(id, phase string, part map[string]any) []map[string]any {
 	return append(events, map[string]any{"type": "response.output_item.done", "item": message(part)})
 }
 
-func text(id, phase, text string) []map[string]any {
-	return said(id, phase, map[string]any{"type": "output_text", "text": text, "annotations": []any{}})
+func textMessage(id, phase, text string) []map[string]any {
+	return messageEvents(id, phase, map[string]any{"type": "output_text", "text": text, "annotations": []any{}})
 }
 
-// thought are the events of reasoning.
-func thought(summary string) []map[string]any {
+// reasoningEvents are the events of reasoning.
+func reasoningEvents(summary string) []map[string]any {
 	item := func(summary ...any) map[string]any {
 		return map[string]any{"type": "reasoning", "id": "rs_1", "summary": append([]any{}, summary...)}
 	}
@@ -114,7 +114,7 @@ func (c completion) String() string {
 	return out + " finish " + c.finish
 }
 
-// complete asks for one completion, in one piece or as a stream, and gives the
+// complete requests one completion, in one piece or as a stream, and returns the
 // response too. fields are those of the request beside stream.
 func (d *daemon) complete(fields string, stream bool) (completion, *http.Response) {
 	d.t.Helper()
@@ -131,7 +131,7 @@ func (d *daemon) complete(fields string, stream bool) (completion, *http.Respons
 		Message, Delta completion
 		FinishReason   string `json:"finish_reason"`
 	}
-	read := func(data []byte) (c choice) {
+	decode := func(data []byte) (c choice) {
 		var b struct{ Choices []choice }
 		if err := json.Unmarshal(data, &b); err != nil || len(b.Choices) != 1 {
 			d.t.Fatalf("%v in %.1000s", err, data)
@@ -139,7 +139,7 @@ func (d *daemon) complete(fields string, stream bool) (completion, *http.Respons
 		return b.Choices[0]
 	}
 	if !stream {
-		c := read(body)
+		c := decode(body)
 		c.Message.finish = c.FinishReason
 		return c.Message, res
 	}
@@ -149,7 +149,7 @@ func (d *daemon) complete(fields string, stream bool) (completion, *http.Respons
 		d.t.Fatalf("no [DONE] in %.1000s", body)
 	}
 	for _, e := range events[:len(events)-1] {
-		c := read([]byte(strings.TrimPrefix(e, "data: ")))
+		c := decode([]byte(strings.TrimPrefix(e, "data: ")))
 		all.add(c.Delta)
 		all.finish += c.FinishReason
 	}
@@ -193,10 +193,10 @@ const (
 	twoTools = `"tools":[{"type":"function","function":{"name":"weather","description":"d","parameters":{"type":"object","properties":{"city":{"type":"string","minLength":2}}},"strict":true}},{"type":"function","function":{"name":"clock"}}]`
 )
 
-// TestAnswersOfEveryKind has, for each kind of answer, what the caller asks for,
-// what must arrive at the provider beside the conversation, what that answers,
-// and what must come back, in one piece and as a stream (the same, but that a
-// stream's content begins empty and is never null).
+// TestAnswersOfEveryKind has, for each kind of answer, the caller's request, the
+// fields that must arrive at the provider beside the conversation, the provider's
+// reply, and the answer that the caller must get, in one piece and as a stream (the
+// same, except that a stream's content begins empty and is never null).
 func TestAnswersOfEveryKind(t *testing.T) {
 	oslo, noon := codex.ToolCall{ID: "call_1", Name: "weather", Arguments: `{ "city": "Oslo"}`}, codex.ToolCall{ID: "call_2", Name: "clock", Arguments: "{"}
 	arrivedTools := `"tools":[{"type":"function","name":"weather","description":"d","parameters":{"type":"object","properties":{"city":{"type":"string","minLength":2}}},"strict":true},{"type":"function","name":"clock","parameters":{"type":"object","properties":{}},"strict":false}]`
@@ -251,20 +251,20 @@ func TestAnswersOfEveryKind(t *testing.T) {
 			"a schema that is not strict", hi + `,"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":` + schema + `}}`,
 			`{"text":{"format":{"type":"json_schema","name":"n","strict":false,"schema":` + schema + `}}}`, codextest.Text(`{"a":1}`), `assistant content "{\"a\":1}" finish stop`,
 		},
-		{"a refusal", hi, `{}`, ending(said("msg_1", "", map[string]any{"type": "refusal", "refusal": "I will not."})...), `assistant content null refusal "I will not." finish stop`},
+		{"a refusal", hi, `{}`, ending(messageEvents("msg_1", "", map[string]any{"type": "refusal", "refusal": "I will not."})...), `assistant content null refusal "I will not." finish stop`},
 		{
 			"reasoning that was asked for", hi + `,"reasoning":{"summary":"concise","effort":"low"}`, `{"reasoning":{"summary":"concise","effort":"low"}}`,
-			ending(join(thought("I think."), text("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
+			ending(join(reasoningEvents("I think."), textMessage("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
 		},
 		{
 			"reasoning that was asked for otherwise", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,
-			ending(join(thought("I think."), text("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
+			ending(join(reasoningEvents("I think."), textMessage("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
 		},
-		{"reasoning that was not asked for", hi, `{}`, ending(join(thought("I think."), text("m", "", "So."))...), `assistant content "So." finish stop`},
-		{"commentary", hi, `{}`, ending(join(text("m1", "commentary", "Hm. "), text("m2", "final_answer", "So."))...), `assistant content "So." finish stop`},
+		{"reasoning that was not asked for", hi, `{}`, ending(join(reasoningEvents("I think."), textMessage("m", "", "So."))...), `assistant content "So." finish stop`},
+		{"commentary", hi, `{}`, ending(join(textMessage("m1", "commentary", "Hm. "), textMessage("m2", "final_answer", "So."))...), `assistant content "So." finish stop`},
 		{
 			"commentary beside reasoning", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,
-			ending(join(text("m1", "commentary", "Hm."), text("m2", "final_answer", "So."))...), `assistant content "So." reasoning "Hm." finish stop`,
+			ending(join(textMessage("m1", "commentary", "Hm."), textMessage("m2", "final_answer", "So."))...), `assistant content "So." reasoning "Hm." finish stop`,
 		},
 		{"a limit", hi + `,"max_completion_tokens":2`, `{"max_output_tokens":2}`, func(w http.ResponseWriter, _ *http.Request) {
 			s := codextest.StartStream(w)
@@ -330,10 +330,9 @@ func arrivesBeside(t *testing.T, body []byte, fields string) {
 	}
 }
 
-// TestFieldsArriveByteForByte has what the caller wrote as JSON values of its own:
-// schemas, metadata, numbers, strings. They arrive as they were written, with the
-// order of names, the form of numbers, and the escapes; only white space between
-// tokens may be gone.
+// TestFieldsArriveByteForByte has JSON values that the caller wrote: schemas, metadata,
+// numbers, strings. They arrive as they were written, with the order of names, the
+// form of numbers, and the escapes. Only white space between tokens may be missing.
 func TestFieldsArriveByteForByte(t *testing.T) {
 	t.Parallel()
 	const (
@@ -368,8 +367,8 @@ func TestFieldsArriveByteForByte(t *testing.T) {
 	}
 }
 
-// TestConversationsOfEveryKindArriveItemForItem is what a client sends, and the
-// input that must arrive for it: the same items, each with the same values, so that
+// TestConversationsOfEveryKindArriveItemForItem has a client's messages, and the
+// input that must arrive for them: the same items, each with the same values, so that
 // every text, call and image has the same characters. The order of an item's names,
 // and the escapes in which JSON writes a character, are not promised: the child
 // writes the items anew.
@@ -456,7 +455,7 @@ func canonical(t *testing.T, data []byte) string {
 	return string(out)
 }
 
-func TestAStopSequenceEndsTheProvidersRequest(t *testing.T) {
+func TestStopSequenceEndsTheProvidersRequest(t *testing.T) {
 	left := make(chan struct{})
 	d, _ := withRelay(t, func(w http.ResponseWriter, r *http.Request) {
 		s := codextest.StartStream(w)
@@ -474,7 +473,7 @@ func TestAStopSequenceEndsTheProvidersRequest(t *testing.T) {
 	select {
 	case <-left:
 	case <-time.After(5 * time.Second):
-		t.Error("the provider still writes")
+		t.Error("the provider's request still runs")
 	}
 	if got, _ := d.complete(hi, false); got.String() != `assistant content "ok" finish stop` {
 		t.Errorf("the next: %s", got)

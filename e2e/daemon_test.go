@@ -1,6 +1,6 @@
 // Package e2e tests the built binary from outside: over HTTP, with signals,
-// through the real Codex CLI. It is a module of its own, so that what only
-// these tests need stays out of the daemon's go.mod.
+// through the real Codex CLI. It is a module of its own, so that the
+// dependencies of these tests stay out of the daemon's go.mod.
 package e2e
 
 import (
@@ -37,23 +37,23 @@ func TestMain(m *testing.M) {
 		guard(mark, os.Args[1:])
 		os.Exit(0)
 	}
-	leave, err := prepare()
+	cleanUp, err := prepare()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	code := m.Run()
 	if left := survivors(); len(left) > 0 {
-		fmt.Println("processes left behind by the tests:", names(left))
+		fmt.Println("processes that the tests did not stop:", processNames(left))
 		code = 1
 	}
-	leave()
+	cleanUp()
 	os.Exit(code)
 }
 
 // prepare builds the program, makes folders for all files of this run, and starts
-// the guardian. leave removes the folders.
-func prepare() (leave func(), err error) {
+// the guardian. cleanUp removes the folders.
+func prepare() (cleanUp func(), err error) {
 	temp, err := os.MkdirTemp("", "codexpool-e2e-")
 	if err != nil {
 		return nil, err
@@ -85,15 +85,15 @@ func prepare() (leave func(), err error) {
 	// From here on, t.TempDir and codextest.Workdir lie in these.
 	os.Setenv("TMPDIR", temp)
 	os.Setenv("XDG_CACHE_HOME", homes)
-	leave = func() {
+	cleanUp = func() {
 		os.RemoveAll(temp)
 		os.RemoveAll(homes)
 	}
 	if err := startGuardian(temp, homes); err != nil {
-		leave()
+		cleanUp()
 		return nil, err
 	}
-	return leave, nil
+	return cleanUp, nil
 }
 
 const key = "k-e2e"
@@ -119,11 +119,11 @@ func start(t testing.TB, environ ...string) *daemon {
 }
 
 // startProgram is [start] for a binary that may be of another commit.
-func startProgram(t testing.TB, program string, environ ...string) *daemon {
+func startProgram(t testing.TB, binary string, environ ...string) *daemon {
 	t.Helper()
 	workdir := codextest.Workdir(t)
 	d := &daemon{t: t, workdir: workdir, ended: make(chan struct{})}
-	d.cmd = exec.Command(program)
+	d.cmd = exec.Command(binary)
 	d.cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "CODEX_BIN=" + codextest.Binary(t),
 		markVar + "=" + runMark, "PROXY_ENV=dev", "PROXY_API_KEY=" + key, "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "PROXY_CODEX_WORKDIR=" + workdir,
@@ -142,7 +142,7 @@ func startProgram(t testing.TB, program string, environ ...string) *daemon {
 		select {
 		case <-d.ended:
 		case <-time.After(20 * time.Second):
-			t.Error("it did not end after SIGTERM")
+			t.Error("the daemon did not stop after SIGTERM")
 			d.cmd.Process.Kill()
 			<-d.ended
 		}
@@ -153,7 +153,7 @@ func startProgram(t testing.TB, program string, environ ...string) *daemon {
 	select {
 	case <-serving:
 	case <-d.ended:
-		t.Fatal("it ended instead of serving")
+		t.Fatal("the daemon exited instead of serving")
 	}
 	eventually(t, time.Minute, "a warm pool", func() bool {
 		if d.admin == "" { // there is no page to read: one warm child must do
@@ -191,7 +191,7 @@ func (d *daemon) logged() string {
 	return d.log.String()
 }
 
-// eventually polls: what it waits for happens in other processes.
+// eventually polls, because it waits for events in other processes.
 func eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
 	for began := time.Now(); !ok(); time.Sleep(25 * time.Millisecond) {
@@ -232,8 +232,8 @@ func childrenOf(parent int) (pids []int) {
 	return pids
 }
 
-// stateOf reads the state of a process, such as Z, and who its parent is; dir is
-// below /proc, and nobody's child if it has just gone.
+// stateOf reads the state of a process, such as Z, and the pid of its parent. dir
+// is its folder below /proc; without the folder the state is "" and the parent 0.
 func stateOf(dir string) (state string, parent int) {
 	stat, _ := os.ReadFile(dir + "/stat")
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
@@ -255,12 +255,12 @@ func (d *daemon) post(body string) (*http.Response, error) {
 	return http.DefaultClient.Do(req)
 }
 
-func ask(text string, stream bool) string {
+func chatBody(text string, stream bool) string {
 	body, _ := json.Marshal(map[string]any{"model": "codex-5", "stream": stream, "messages": []any{map[string]any{"role": "user", "content": text}}})
 	return string(body)
 }
 
-// chunk is what a test reads of a stream.
+// chunk is the part of a stream's chunk that tests read.
 type chunk struct {
 	choice int
 	text   string
@@ -270,8 +270,8 @@ type chunk struct {
 	after  time.Duration // since the reading began
 }
 
-// read reads a stream to its end, chunk by chunk.
-func read(r io.Reader, each func(chunk)) error {
+// readStream reads a stream to its end, chunk by chunk.
+func readStream(r io.Reader, each func(chunk)) error {
 	began := time.Now()
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
@@ -311,9 +311,9 @@ func read(r io.Reader, each func(chunk)) error {
 	return lines.Err()
 }
 
-// stream asks for a stream and reads it to its end.
+// stream requests a stream and reads it to its end.
 func (d *daemon) stream(text string) (chunks []chunk, err error) {
-	res, err := d.post(ask(text, true))
+	res, err := d.post(chatBody(text, true))
 	if err != nil {
 		return nil, err
 	}
@@ -322,12 +322,12 @@ func (d *daemon) stream(text string) (chunks []chunk, err error) {
 		body, _ := io.ReadAll(res.Body)
 		return nil, fmt.Errorf("%d: %s", res.StatusCode, body)
 	}
-	err = read(res.Body, func(c chunk) { chunks = append(chunks, c) })
+	err = readStream(res.Body, func(c chunk) { chunks = append(chunks, c) })
 	return chunks, err
 }
 
-// answer joins a whole stream's text; it must have finished and be done.
-func answer(chunks []chunk) (string, error) {
+// wholeText joins a whole stream's text; it must have finished and be done.
+func wholeText(chunks []chunk) (string, error) {
 	var text strings.Builder
 	for _, c := range chunks {
 		text.WriteString(c.text)

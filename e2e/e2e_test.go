@@ -24,7 +24,7 @@ import (
 	"codexpool/codex/codextest"
 )
 
-func TestAnAnswerStreamsThroughARealChild(t *testing.T) {
+func TestAnswerStreamsThroughRealChild(t *testing.T) {
 	d := start(t, "POOL_SIZE=3", "CODEX_ECHO_DELAY_MS=50")
 	if pids := d.children(); len(pids) != 3 {
 		t.Errorf("%d children", len(pids))
@@ -39,7 +39,7 @@ func TestAnAnswerStreamsThroughARealChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, err := answer(chunks); err != nil || text != "one two three four five six" {
+	if text, err := wholeText(chunks); err != nil || text != "one two three four five six" {
 		t.Errorf("%q, %v", text, err)
 	}
 	// Six words 50 ms apart: had they been held back, they would come at once.
@@ -48,9 +48,9 @@ func TestAnAnswerStreamsThroughARealChild(t *testing.T) {
 	}
 }
 
-func TestAnAnswerInOnePieceHasUsage(t *testing.T) {
+func TestAnswerInOnePieceHasUsage(t *testing.T) {
 	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=0")
-	res, err := d.post(ask("one two three", false))
+	res, err := d.post(chatBody("one two three", false))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestAnAnswerInOnePieceHasUsage(t *testing.T) {
 	}
 }
 
-func TestTheConversationArrivesUpstreamItemForItem(t *testing.T) {
+func TestConversationArrivesItemForItem(t *testing.T) {
 	up := codextest.NewUpstream(t, codextest.Text("fine"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
 	res, err := d.post(`{"messages":[{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u1"},` +
@@ -99,12 +99,12 @@ func TestTheConversationArrivesUpstreamItemForItem(t *testing.T) {
 	}
 }
 
-// TestEverybodyGetsHisOwnAnswer is the pool under load: 200 completions, 16 at
+// TestCallersGetTheirOwnAnswers is the pool under load: 200 completions, 16 at
 // a time over 4 children, each with a canary of its own.
-func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
+func TestCallersGetTheirOwnAnswers(t *testing.T) {
 	const total, atOnce = 200, 16
 	d := start(t, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=1")
-	d.load(total, atOnce) // what is made once is made now
+	d.load(total, atOnce) // connections and buffers that are made only once
 	before := d.weigh()
 	d.load(total, atOnce)
 	after := d.weigh()
@@ -132,10 +132,10 @@ func TestEverybodyGetsHisOwnAnswer(t *testing.T) {
 	}
 	t.Logf("before %+v, after %+v", before, after)
 	if after.heap > before.heap*1.5+1<<20 || after.goroutines > before.goroutines+4 || after.descriptors > before.descriptors+4 {
-		t.Errorf("the daemon keeps something: before %+v, after %+v", before, after)
+		t.Errorf("the daemon does not release something: before %+v, after %+v", before, after)
 	}
 	if after.children > before.children*1.5 {
-		t.Errorf("the children keep something: before %+v, after %+v", before, after)
+		t.Errorf("the children do not release something: before %+v, after %+v", before, after)
 	}
 }
 
@@ -149,7 +149,7 @@ func (d *daemon) load(total, atOnce int) {
 		if err != nil {
 			return err
 		}
-		got, err := answer(chunks)
+		got, err := wholeText(chunks)
 		if got != want && err == nil {
 			err = fmt.Errorf("got %q", got)
 		}
@@ -179,7 +179,7 @@ func (d *daemon) spread(total, clients int, request func(i int) error) {
 	running.Wait()
 }
 
-// weight is what the daemon and its children hold on to.
+// weight is the memory and other resources that the daemon and its children hold.
 type weight struct {
 	heap        float64 // of the daemon after a collection, bytes
 	goroutines  float64
@@ -191,7 +191,7 @@ func (d *daemon) weigh() (w weight) {
 	d.t.Helper()
 	http.DefaultClient.CloseIdleConnections()
 	w.heap = math.Inf(1)
-	for range 5 { // the least is what is kept; two collections empty the free lists
+	for range 5 { // the lowest value counts; two collections empty the free lists
 		res, err := http.Get(d.admin + "/debug/pprof/heap?gc=1&debug=1") // weighs after a collection, before it writes
 		if err != nil {
 			d.t.Fatal(err)
@@ -224,7 +224,7 @@ func (d *daemon) weigh() (w weight) {
 	return w
 }
 
-func TestAKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
+func TestKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
 	d := start(t, "POOL_SIZE=3", "CODEX_ECHO_DELAY_MS=50")
 	before := d.children()
 	type outcome struct {
@@ -235,14 +235,14 @@ func TestAKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
 	spoken := make(chan struct{}, 3)
 	for range 3 {
 		go func() {
-			res, err := d.post(ask(strings.Repeat("word ", 40), true))
+			res, err := d.post(chatBody(strings.Repeat("word ", 40), true))
 			if err != nil {
 				outcomes <- outcome{err: err}
 				return
 			}
 			defer res.Body.Close()
 			o := outcome{chunks: make([]chunk, 0, 50)}
-			o.err = read(res.Body, func(c chunk) {
+			o.err = readStream(res.Body, func(c chunk) {
 				if len(o.chunks) == 2 {
 					spoken <- struct{}{}
 				}
@@ -274,7 +274,7 @@ func TestAKilledChildCostsOneStreamAndIsReplaced(t *testing.T) {
 			continue
 		}
 		last := o.chunks[len(o.chunks)-1]
-		if _, err := answer(o.chunks); err == nil && o.err == nil {
+		if _, err := wholeText(o.chunks); err == nil && o.err == nil {
 			whole++
 		} else if last.error == "child_exited" && o.err != nil && count(o.chunks, func(c chunk) bool { return c.error != "" || c.done }) == 1 {
 			broken++ // one error frame, no [DONE], and the connection was cut
@@ -299,10 +299,10 @@ func count(chunks []chunk, is func(chunk) bool) (n int) {
 	return n
 }
 
-func TestAKilledDaemonLeavesNoChildAndItsHomesAreSwept(t *testing.T) {
+func TestKilledDaemonHasNoChildAndItsHomesAreRemoved(t *testing.T) {
 	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=50")
 	pids := d.children()
-	res, err := d.post(ask(strings.Repeat("word ", 100), true))
+	res, err := d.post(chatBody(strings.Repeat("word ", 100), true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +331,7 @@ func TestAKilledDaemonLeavesNoChildAndItsHomesAreSwept(t *testing.T) {
 	}
 }
 
-func TestSIGTERMLetsAStreamFinishAndRefusesOthers(t *testing.T) {
+func TestSIGTERMLetsStreamFinishAndRejectsOthers(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP} {
 		t.Run(signal.String(), func(t *testing.T) { letsAStreamFinish(t, signal) })
 	}
@@ -339,20 +339,20 @@ func TestSIGTERMLetsAStreamFinishAndRefusesOthers(t *testing.T) {
 
 func letsAStreamFinish(t *testing.T, signal syscall.Signal) {
 	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=50", "POOL_MAX_WAITING=5")
-	res, err := d.post(ask(strings.Repeat("word ", 20), true))
+	res, err := d.post(chatBody(strings.Repeat("word ", 20), true))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
 	var chunks []chunk
 	var refused *http.Response
-	err = read(res.Body, func(c chunk) {
+	err = readStream(res.Body, func(c chunk) {
 		if chunks = append(chunks, c); len(chunks) != 3 {
 			return
 		}
 		d.cmd.Process.Signal(signal)
 		eventually(t, time.Second, "refusal", func() bool {
-			other, err := d.post(ask("late", false))
+			other, err := d.post(chatBody("late", false))
 			if err != nil {
 				t.Fatalf("a new request while a stream runs: %v", err)
 			}
@@ -361,7 +361,7 @@ func letsAStreamFinish(t *testing.T, signal syscall.Signal) {
 			return other.StatusCode == http.StatusServiceUnavailable
 		})
 	})
-	if text, bad := answer(chunks); err != nil || bad != nil || text != strings.Repeat("word ", 20) {
+	if text, bad := wholeText(chunks); err != nil || bad != nil || text != strings.Repeat("word ", 20) {
 		t.Errorf("%q, %v, %v", text, err, bad)
 	}
 	if refused == nil || refused.Header.Get("Retry-After") == "" {
@@ -373,10 +373,10 @@ func letsAStreamFinish(t *testing.T, signal syscall.Signal) {
 	}
 }
 
-func TestASecondSignalEndsItAtOnce(t *testing.T) {
+func TestSecondSignalStopsAtOnce(t *testing.T) {
 	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=100", "PROXY_DRAIN_MS=60000")
 	pids := d.children()
-	res, err := d.post(ask(strings.Repeat("word ", 600), true))
+	res, err := d.post(chatBody(strings.Repeat("word ", 600), true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +387,7 @@ func TestASecondSignalEndsItAtOnce(t *testing.T) {
 	select {
 	case <-d.ended:
 	case <-time.After(10 * time.Second): // the turn has another minute
-		t.Fatal("it is still there")
+		t.Fatal("the daemon still runs")
 	}
 	if code := d.cmd.ProcessState.ExitCode(); code != 1 {
 		t.Errorf("exit code %d", code)
@@ -398,7 +398,7 @@ func TestASecondSignalEndsItAtOnce(t *testing.T) {
 	})
 }
 
-func TestWhoReadsTheLogMayGoAndWithNohupTheTerminalToo(t *testing.T) {
+func TestLogReaderMayDisconnectAndWithNohupTheTerminalToo(t *testing.T) {
 	log, stderr, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -419,7 +419,7 @@ func TestWhoReadsTheLogMayGoAndWithNohupTheTerminalToo(t *testing.T) {
 	}
 	log.Close()
 	cmd.Process.Signal(syscall.SIGHUP)
-	for range 3 { // each is a line
+	for range 3 { // each is logged in a line
 		if chunks, err := other.stream("hi"); err != nil || len(chunks) == 0 {
 			t.Errorf("without a reader: %v", err)
 		}
@@ -430,16 +430,16 @@ func TestWhoReadsTheLogMayGoAndWithNohupTheTerminalToo(t *testing.T) {
 	}
 }
 
-func TestAStreamThatOutlastsTheDrainGetsAnErrorFrame(t *testing.T) {
+func TestStreamThatOutlastsTheDrainGetsErrorFrame(t *testing.T) {
 	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=100", "PROXY_DRAIN_MS=300")
 	var last chunk
-	res, err := d.post(ask(strings.Repeat("word ", 600), true))
+	res, err := d.post(chatBody(strings.Repeat("word ", 600), true))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
 	d.cmd.Process.Signal(syscall.SIGTERM)
-	read(res.Body, func(c chunk) { last = c })
+	readStream(res.Body, func(c chunk) { last = c })
 	if last.error != "shutting_down" {
 		t.Errorf("the last frame is %+v", last)
 	}
@@ -449,7 +449,7 @@ func TestAStreamThatOutlastsTheDrainGetsAnErrorFrame(t *testing.T) {
 	}
 }
 
-func TestALeavingClientEndsTheUpstreamRequest(t *testing.T) {
+func TestDisconnectEndsTheUpstreamRequest(t *testing.T) {
 	t.Parallel()
 	for name, when := range map[string]string{"before the first token": "", "after it": "word"} {
 		for _, stream := range []bool{true, false} {
@@ -467,7 +467,7 @@ func TestALeavingClientEndsTheUpstreamRequest(t *testing.T) {
 				}, codextest.Text("next"))
 				d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
 				ctx, cancel := context.WithCancel(t.Context())
-				req, _ := http.NewRequestWithContext(ctx, "POST", d.url+"/v1/chat/completions", strings.NewReader(ask("hi", stream)))
+				req, _ := http.NewRequestWithContext(ctx, "POST", d.url+"/v1/chat/completions", strings.NewReader(chatBody("hi", stream)))
 				req.Header.Set("Authorization", "Bearer "+key)
 				failed := make(chan error, 1)
 				go func() {
@@ -499,21 +499,21 @@ func TestALeavingClientEndsTheUpstreamRequest(t *testing.T) {
 	}
 }
 
-// narrow dials connections that hold little of what is not read.
+// narrow dials connections with a small buffer for bytes that are not read.
 var narrow = net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 	return c.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096) })
 }}
 
-// deaf sends a request and never reads its answer, which is longer than all
+// postWithoutReading sends a request and never reads its answer, which is longer than all
 // buffers in between.
-func (d *daemon) deaf(stream bool) {
+func (d *daemon) postWithoutReading(stream bool) {
 	d.t.Helper()
 	conn, err := narrow.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	d.t.Cleanup(func() { conn.Close() })
-	body := ask("hi", stream)
+	body := chatBody("hi", stream)
 	if _, err := fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", key, len(body), body); err != nil {
 		d.t.Fatal(err)
 	}
@@ -529,10 +529,10 @@ func flood(w http.ResponseWriter, _ *http.Request) {
 	s.End()
 }
 
-func TestAClientThatStopsReadingLosesItsStreamNotOurChild(t *testing.T) {
+func TestClientThatStopsReadingLosesItsStreamNotTheChild(t *testing.T) {
 	up := codextest.NewUpstream(t, flood, codextest.Text("next"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=500")
-	d.deaf(true)
+	d.postWithoutReading(true)
 	eventually(t, time.Minute, "cut stream", func() bool { return strings.Contains(d.logged(), `"code":"client_too_slow"`) })
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 		t.Errorf("the next: %v", err)
@@ -542,10 +542,10 @@ func TestAClientThatStopsReadingLosesItsStreamNotOurChild(t *testing.T) {
 	}
 }
 
-func TestAnAnswerInOnePieceThatNobodyReadsHoldsNoChild(t *testing.T) {
+func TestAnswerInOnePieceThatNobodyReadsHoldsNoChild(t *testing.T) {
 	up := codextest.NewUpstream(t, flood)
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=10000")
-	d.deaf(false)
+	d.postWithoutReading(false)
 	eventually(t, 5*time.Second, "turn", func() bool { return len(up.Bodies()) == 1 })
 	eventually(t, time.Minute, "child at rest", func() bool { return d.metrics()[`codexpool_pool_children{state="idle"}`] == 1 })
 	if strings.Contains(d.logged(), `"route":"chat"`) {
@@ -553,16 +553,16 @@ func TestAnAnswerInOnePieceThatNobodyReadsHoldsNoChild(t *testing.T) {
 	}
 }
 
-func TestADeafClientDoesNotDelayTheEnd(t *testing.T) {
+func TestClientThatDoesNotReadDoesNotDelayTheStop(t *testing.T) {
 	up := codextest.NewUpstream(t, flood)
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_DRAIN_MS=100")
-	d.deaf(true)
+	d.postWithoutReading(true)
 	eventually(t, 5*time.Second, "lease", func() bool { return len(up.Bodies()) == 1 })
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-d.ended:
 	case <-time.After(15 * time.Second): // the write deadline alone is 30 s
-		t.Error("still there")
+		t.Error("the daemon still runs")
 	}
 }
 
@@ -574,7 +574,7 @@ func TestSIGTERMDuringTheStartIsNoError(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, time.Minute, "question to the CLI", func() bool { return len(childrenOf(cmd.Process.Pid)) > 0 }) // it listens to signals
+		eventually(t, time.Minute, "call to the CLI", func() bool { return len(childrenOf(cmd.Process.Pid)) > 0 }) // it listens to signals
 		cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v", err)

@@ -15,8 +15,8 @@ import (
 	"codexpool/codex/codextest"
 )
 
-// failure is what a client is told: "status type code param", and a * where it
-// is also told to come again.
+// failure formats an error response as "status type code param", and adds a * where
+// the response has Retry-After.
 func failure(t testing.TB, res *http.Response) string {
 	t.Helper()
 	defer res.Body.Close()
@@ -63,10 +63,10 @@ func (d *daemon) request(method, path, authorization, contentType, body string) 
 	return res
 }
 
-// TestEveryRowOfTheErrorTable goes through what can go wrong, row by row, with
-// the real CLI and over HTTP. The rows for a key's own rights and limits come
+// TestErrorTableHoldsRowByRow covers the errors row by row, with the real CLI
+// and over HTTP. The rows for a key's own rights and limits come
 // with named keys.
-func TestEveryRowOfTheErrorTable(t *testing.T) {
+func TestErrorTableHoldsRowByRow(t *testing.T) {
 	const chat, bearer, kind = "/v1/chat/completions", "Bearer " + key, "application/json"
 	words := func(code string) string {
 		return `{"error":{"message":"m","type":"t","param":"p","code":"` + code + `"}}`
@@ -74,16 +74,16 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	d, up := withRelay(t, codextest.Text("ok"))
 	for _, tt := range []struct{ name, method, path, key, kind, body, want string }{
-		{"no key", "POST", chat, "", kind, ask("hi", false), "401 authentication_error invalid_api_key -"},
-		{"a wrong key", "POST", chat, "Bearer nope", kind, ask("hi", false), "401 authentication_error invalid_api_key -"},
+		{"no key", "POST", chat, "", kind, chatBody("hi", false), "401 authentication_error invalid_api_key -"},
+		{"a wrong key", "POST", chat, "Bearer nope", kind, chatBody("hi", false), "401 authentication_error invalid_api_key -"},
 		{"bad JSON", "POST", chat, bearer, kind, `{"messages":`, "400 invalid_request_error invalid_json -"},
 		{"a wrong type", "POST", chat, bearer, kind, `{"messages":[{"role":1,"content":"hi"}]}`, "400 invalid_request_error - messages[0].role"},
 		{"a missing field", "POST", chat, bearer, kind, `{}`, "400 invalid_request_error - messages"},
 		{"a field that cannot be honoured", "POST", chat, bearer, kind, `{"logprobs":true,` + hi + `}`, "400 invalid_request_error unsupported_parameter logprobs"},
 		{"an unknown path", "POST", "/v1/nothing", bearer, kind, "{}", "404 invalid_request_error not_found -"},
 		{"an unknown method", "DELETE", chat, bearer, "", "", "405 invalid_request_error method_not_allowed -"},
-		{"20 MB", "POST", chat, bearer, kind, ask(strings.Repeat("x", 20<<20), false), "413 invalid_request_error request_too_large -"},
-		{"another content type", "POST", chat, bearer, "text/plain", ask("hi", false), "415 invalid_request_error unsupported_media_type -"},
+		{"20 MB", "POST", chat, bearer, kind, chatBody(strings.Repeat("x", 20<<20), false), "413 invalid_request_error request_too_large -"},
+		{"another content type", "POST", chat, bearer, "text/plain", chatBody("hi", false), "415 invalid_request_error unsupported_media_type -"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := failure(t, d.request(tt.method, tt.path, tt.key, tt.kind, tt.body)); got != tt.want {
@@ -107,7 +107,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		for _, stream := range []bool{false, true} {
 			t.Run(fmt.Sprint(tt.name, " stream ", stream), func(t *testing.T) {
 				up.Script(tt.reply)
-				if got := failure(t, d.request("POST", chat, bearer, kind, ask("hi", stream))); got != tt.want {
+				if got := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", stream))); got != tt.want {
 					t.Errorf("got %s, want %s", got, tt.want)
 				}
 			})
@@ -132,7 +132,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 			<-reached
 			syscall.Kill(d.children()[0], syscall.SIGKILL)
 		}()
-		if got, want := failure(t, d.request("POST", chat, bearer, kind, ask("hi", true))), "502 server_error child_exited -"; got != want {
+		if got, want := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", true))), "502 server_error child_exited -"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	})
@@ -145,15 +145,15 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		d := start(t, "POOL_SIZE=1", "POOL_MAX_WAITING=1", "POOL_ACQUIRE_TIMEOUT_MS=300", "PROXY_SSE_MAX_CONCURRENCY=1",
 			"PROXY_IDLE_TIMEOUT_MS=60000", "PROXY_STREAM_IDLE_TIMEOUT_MS=4000", "PROXY_SSE_COMMIT_MS=60000", "CODEX_UPSTREAM="+up.URL+"/v1")
 		first, second := make(chan string), make(chan string)
-		go func() { first <- failure(t, d.request("POST", chat, bearer, kind, ask("hi", true))) }()
+		go func() { first <- failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", true))) }()
 		<-reached
-		if got, want := failure(t, d.request("POST", chat, bearer, kind, ask("hi", true))), "429 rate_limit_error concurrency_exceeded - *"; got != want {
+		if got, want := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", true))), "429 rate_limit_error concurrency_exceeded - *"; got != want {
 			t.Errorf("a second stream: got %s, want %s", got, want)
 		}
-		go func() { second <- failure(t, d.request("POST", chat, bearer, kind, ask("hi", false))) }()
+		go func() { second <- failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))) }()
 		eventually(t, 5*time.Second, "somebody in line", func() bool { return d.metrics()["codexpool_pool_waiting"] == 1 })
 		const saturated = "503 server_error pool_saturated - *"
-		if got := failure(t, d.request("POST", chat, bearer, kind, ask("hi", false))); got != saturated {
+		if got := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))); got != saturated {
 			t.Errorf("a full line: got %s, want %s", got, saturated)
 		}
 		if got := <-second; got != saturated {
@@ -170,7 +170,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		t.Parallel()
 		up := codextest.NewUpstream(t, silent)
 		d := start(t, "POOL_SIZE=1", "PROXY_TIMEOUT_MS=500", "CODEX_UPSTREAM="+up.URL+"/v1")
-		if got, want := failure(t, d.request("POST", chat, bearer, kind, ask("hi", false))), "504 timeout_error request_timeout -"; got != want {
+		if got, want := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))), "504 timeout_error request_timeout -"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	})
@@ -192,7 +192,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		syscall.Kill(d.children()[0], syscall.SIGKILL)
 		want := "503 server_error backend_unavailable - *"
 		eventually(t, time.Minute, want, func() bool {
-			return failure(t, d.request("POST", chat, bearer, kind, ask("hi", false))) == want
+			return failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))) == want
 		})
 		if err := os.Remove(d.workdir); err != nil {
 			t.Fatal(err)
@@ -207,7 +207,7 @@ func TestEveryRowOfTheErrorTable(t *testing.T) {
 		d.cmd.Process.Signal(syscall.SIGTERM)
 		want = "503 server_error shutting_down - *"
 		eventually(t, 5*time.Second, want, func() bool {
-			return failure(t, d.request("POST", chat, bearer, kind, ask("hi", false))) == want
+			return failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))) == want
 		})
 		if err := <-running; err != nil {
 			t.Errorf("the turn that ran: %v", err)

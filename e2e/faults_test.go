@@ -94,7 +94,7 @@ func serveFrom(in io.Reader, delay time.Duration) {
 	}
 }
 
-// relay plays a healthy child to which only what pass lets through comes.
+// relay plays a healthy child that gets only those messages that pass accepts.
 func relay(pass func(method string, id json.RawMessage) bool) {
 	in, out := io.Pipe()
 	go func() { // ends with the input
@@ -109,7 +109,7 @@ func relay(pass func(method string, id json.RawMessage) bool) {
 				Method string
 			}
 			json.Unmarshal(line, &m)
-			if m.Method != "" && pass(m.Method, m.ID) { // what has no method answers act
+			if m.Method != "" && pass(m.Method, m.ID) { // a message without a method is the answer to a request of act
 				out.Write(line)
 			}
 		}
@@ -174,7 +174,7 @@ exec '%s' "$@"
 	return f
 }
 
-// set says which fault the children have that are started from now on.
+// set chooses the fault of the children that are started from now on.
 func (f *faulty) set(fault string) {
 	f.t.Helper()
 	if err := os.WriteFile(f.path+".fault", []byte(fault), 0o600); err != nil {
@@ -182,11 +182,11 @@ func (f *faulty) set(fault string) {
 	}
 }
 
-// TestTheFaultMatrix has a row for each way in which a child can fail: what the
-// client sees whom it happens to, what the log says, which reason is counted, and
-// that the pool is full again. With a single child there is no other to hide
-// behind; the log's line and the reason are those of the child with the fault.
-func TestTheFaultMatrix(t *testing.T) {
+// TestFaultMatrix has a row for each way in which a child can fail. The row has the
+// response to the client, a text of the log, and the reason that is counted; after
+// each the pool is full again. With a single child there is no other to hide
+// behind; the text of the log and the reason are those of the child with the fault.
+func TestFaultMatrix(t *testing.T) {
 	t.Parallel()
 	const (
 		fine = "200"
@@ -194,7 +194,7 @@ func TestTheFaultMatrix(t *testing.T) {
 		idle = "504 timeout_error idle_timeout -"
 	)
 	chat := func(d *daemon, text string) string {
-		res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", ask(text, false))
+		res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", chatBody(text, false))
 		if res.StatusCode == 200 {
 			res.Body.Close()
 			return fine
@@ -209,10 +209,10 @@ func TestTheFaultMatrix(t *testing.T) {
 		name   string
 		fault  string          // of faults; "" = the real CLI
 		env    []string        // of the daemon
-		text   string          // what the client says; "" = three words
+		text   string          // the client's message; "" = three words
 		act    func(d *daemon) // brings it about; nil = the client's request does
-		client string          // what a client sees, "" = nothing of it
-		log    string          // a line of the log has it
+		client string          // the response to the client; "" = the client notices nothing
+		log    string          // a text that the log must contain
 		reason string          // counted once, "" = the child lives or was none
 	}{
 		{name: "exits idle", act: func(d *daemon) { syscall.Kill(pid(d), syscall.SIGKILL) }, log: "signal: killed", reason: "exited"},
@@ -279,8 +279,8 @@ func (d *daemon) full(size int) {
 	})
 }
 
-// TestStartsThatFail has those faults of which no child comes. Clients are told
-// at once, and served as soon as children can be started again.
+// TestStartsThatFail has the faults that prevent a start. Clients get an error at
+// once, and are served as soon as children can be started again.
 func TestStartsThatFail(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ fault, log, admin string }{
@@ -296,7 +296,7 @@ func TestStartsThatFail(t *testing.T) {
 			syscall.Kill(d.children()[0], syscall.SIGKILL)
 			eventually(t, time.Minute, "backend_unavailable", func() bool { return d.ready() == `503 {"ready":false,"reason":"backend_unavailable"}` })
 			began := time.Now()
-			res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", ask("hi", true))
+			res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", chatBody("hi", true))
 			if got := failure(t, res); got != "503 server_error backend_unavailable - *" {
 				t.Errorf("the client sees %s", got)
 			}
@@ -328,8 +328,8 @@ func TestStartsThatFail(t *testing.T) {
 	})
 }
 
-// TestFaultsOfTheHost has what happens to the real child and the daemon from
-// outside: each is told of while it lasts, and over when it is over.
+// TestFaultsOfTheHost has faults of the machine under the real child and the daemon:
+// each is reported while it lasts, and the pool is well again afterwards.
 func TestFaultsOfTheHost(t *testing.T) {
 	t.Parallel()
 	const unavailable = `503 {"ready":false,"reason":"backend_unavailable"}`
@@ -367,9 +367,9 @@ func TestFaultsOfTheHost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before := d.limitFiles(uint64(len(fds) + 2)) // enough to be asked, too few to start a child
+		before := d.limitFiles(uint64(len(fds) + 2)) // enough to answer requests, too few to start a child
 		kill(d)
-		eventually(t, time.Minute, "word of it", func() bool { return strings.Contains(d.logged(), "too many open files") })
+		eventually(t, time.Minute, "report of it", func() bool { return strings.Contains(d.logged(), "too many open files") })
 		if got := d.ready(); got != unavailable {
 			t.Errorf("ready: %s", got)
 		}
@@ -395,7 +395,7 @@ func TestFaultsOfTheHost(t *testing.T) {
 		if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 			t.Errorf("the child that is there: %v", err)
 		}
-		eventually(t, time.Minute, "word of it", func() bool {
+		eventually(t, time.Minute, "report of it", func() bool {
 			for _, pid := range d.children() {
 				syscall.Kill(pid, syscall.SIGKILL) // which makes room, of its home
 			}
@@ -412,8 +412,8 @@ func TestFaultsOfTheHost(t *testing.T) {
 	})
 }
 
-// limitFiles sets how many descriptors the daemon may have, and says how many it
-// was before.
+// limitFiles sets the limit of the daemon's descriptors, and returns the limit from
+// before.
 func (d *daemon) limitFiles(n uint64) (before uint64) {
 	d.t.Helper()
 	var limit syscall.Rlimit

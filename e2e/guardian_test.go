@@ -28,8 +28,8 @@ const (
 var (
 	runMark = rand.Text() // differs from run to run
 
-	// runPipe is what the guardian waits for: the system closes it with the last
-	// breath of this process. No other process has it.
+	// runPipe is open for as long as this process runs: the system closes it at the
+	// end, however the process ends. No other process has it.
 	runPipe *os.File
 )
 
@@ -52,7 +52,7 @@ func startGuardian(folders ...string) error {
 	return cmd.Start()
 }
 
-// guard is the guardian's whole life.
+// guard runs the guardian.
 func guard(mark string, folders []string) {
 	io.Copy(io.Discard, os.Stdin) // returns when the run has ended
 	for range 500 {
@@ -60,8 +60,8 @@ func guard(mark string, folders []string) {
 		if len(left) == 0 {
 			break
 		}
-		fmt.Fprintln(os.Stderr, "killing what the tests left behind:", names(left))
-		kill(mark)
+		fmt.Fprintln(os.Stderr, "killing processes that the tests did not stop:", processNames(left))
+		killFamily(mark)
 		time.Sleep(10 * time.Millisecond) // they are not our children: there is nothing to wait on
 	}
 	for _, folder := range folders {
@@ -69,9 +69,9 @@ func guard(mark string, folders []string) {
 	}
 }
 
-// kill stops the family of a run before it kills any of it: so none of it starts
-// another, and none loses the parent by which it is found.
-func kill(mark string) {
+// killFamily freezes the whole family of a run before it kills any process of it, so
+// that none starts another, and none loses the parent by which it is found.
+func killFamily(mark string) {
 	stopped := map[int]bool{}
 	for grew := true; grew; {
 		grew = false
@@ -87,8 +87,8 @@ func kill(mark string) {
 	}
 }
 
-// family are the pids of a run's daemons, of all their descendants, and of what is
-// in a process group of those: a child has a group of its own.
+// family returns the pids of a run's daemons, of all their descendants, and of the
+// processes in a group that one of these leads: each child leads a group.
 func family(mark string) (pids []int) {
 	type process struct {
 		parent, group int
@@ -126,8 +126,8 @@ func family(mark string) (pids []int) {
 	return pids
 }
 
-// names shows processes with what they run.
-func names(pids []int) string {
+// processNames shows processes with what they run.
+func processNames(pids []int) string {
 	var list []string
 	for _, pid := range pids {
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
@@ -136,8 +136,8 @@ func names(pids []int) string {
 	return strings.Join(list, ", ")
 }
 
-// survivors are the processes that outlive all tests; those that were just killed
-// have a moment to end.
+// survivors returns the processes that outlive all tests. It gives those that were
+// just killed two seconds to end.
 func survivors() (pids []int) {
 	for range 100 {
 		if pids = family(runMark); len(pids) == 0 {
@@ -148,11 +148,11 @@ func survivors() (pids []int) {
 	return pids
 }
 
-const panicVar = "CODEXPOOL_E2E_PANIC" // makes TestPanicLeavesNothingBehind panic
+const panicVar = "CODEXPOOL_E2E_PANIC" // makes TestPanicStopsEveryDaemonOfTheRun panic
 
-// TestPanicLeavesNothingBehind runs this test binary again, which panics while it
+// TestPanicStopsEveryDaemonOfTheRun runs this test binary again, which panics while it
 // has daemons whose children do not end by themselves.
-func TestPanicLeavesNothingBehind(t *testing.T) {
+func TestPanicStopsEveryDaemonOfTheRun(t *testing.T) {
 	if os.Getenv(panicVar) != "" {
 		panicWithDaemons(t)
 	}

@@ -13,9 +13,9 @@ import (
 
 // BenchmarkThroughput measures completions per second, sixteen at a time over
 // eight children, beside one bare lean child that is driven in sequence, in
-// turns and against one endpoint; and the CPU time that each takes of the daemon
-// and of the children. The clients and the endpoint are this process, which runs on
-// the same machine: what they take is missing on both sides.
+// turns and against one endpoint; and the CPU time of the daemon and
+// of the children for each. The clients and the endpoint are this process, which
+// runs on the same machine: both sides lack the CPU that these use.
 func BenchmarkThroughput(b *testing.B) {
 	const atOnce, total = 16, 64
 	up := codextest.NewUpstream(b, codextest.Text("one ", "two ", "three"))
@@ -34,12 +34,12 @@ func BenchmarkThroughput(b *testing.B) {
 		d.spread(total, atOnce, func(int) error {
 			chunks, err := d.stream("hello")
 			if err == nil {
-				_, err = answer(chunks)
+				_, err = wholeText(chunks)
 			}
 			return err
 		})
 	}
-	pooled() // what is made once is made now
+	pooled() // connections and buffers that are made only once
 	children := d.children()
 	var overHTTP, bare, own, theirs, its time.Duration
 	for b.Loop() {
@@ -60,7 +60,7 @@ func BenchmarkThroughput(b *testing.B) {
 		its += cpu(b, child.Pid())
 	}
 	n := float64(b.N * total)
-	b.ReportMetric(0, "ns/op") // the round itself says nothing
+	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
 	b.ReportMetric(n/overHTTP.Seconds(), "completions/s-pool")
 	b.ReportMetric(n/bare.Seconds(), "completions/s-child")
 	b.ReportMetric(bare.Seconds()/overHTTP.Seconds(), "pool/child")
@@ -111,14 +111,14 @@ func BenchmarkRecovery(b *testing.B) {
 // its answer.
 func (d *daemon) crash(b *testing.B) (took time.Duration) {
 	d.full(1)
-	res, err := d.post(ask(strings.Repeat("word ", 100), true))
+	res, err := d.post(chatBody(strings.Repeat("word ", 100), true))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer res.Body.Close()
 	var killed time.Time
 	var last chunk
-	read(res.Body, func(c chunk) {
+	readStream(res.Body, func(c chunk) {
 		if last = c; c.text != "" && killed.IsZero() {
 			killed = time.Now()
 			syscall.Kill(d.children()[0], syscall.SIGKILL)

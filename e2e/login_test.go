@@ -41,8 +41,8 @@ func newChatGPT(t *testing.T, life time.Duration) *chatGPT {
 	return g
 }
 
-// ServeHTTP is the backend. It takes what came with a token that has not expired,
-// and nothing that it is known to refuse.
+// ServeHTTP is the backend. It accepts requests whose token has not expired, and
+// rejects those that ChatGPT's backend is known to reject.
 func (g *chatGPT) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Host != "chatgpt.com" || r.URL.Path != "/backend-api/codex/responses" {
 		http.NotFound(w, r) // the keeper looks around
@@ -77,7 +77,7 @@ func (g *chatGPT) seen() (bearers []string, account, body string) {
 	return append([]string(nil), g.bearers...), g.account, string(g.body)
 }
 
-func TestALoginThatExpiresIsRefreshedOnceForTheWholePool(t *testing.T) {
+func TestLoginIsRefreshedOnceForTheWholePool(t *testing.T) {
 	t.Parallel()
 	const life = 4 * time.Second
 	expired := time.Now().Add(life)
@@ -87,7 +87,7 @@ func TestALoginThatExpiresIsRefreshedOnceForTheWholePool(t *testing.T) {
 		for n := 0; n < 8 || time.Now().Before(expired.Add(time.Second)); n++ {
 			if chunks, err := d.stream("hi"); err != nil {
 				t.Fatal(err)
-			} else if _, err := answer(chunks); err != nil {
+			} else if _, err := wholeText(chunks); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -121,7 +121,7 @@ func TestALoginThatExpiresIsRefreshedOnceForTheWholePool(t *testing.T) {
 	}
 }
 
-func TestATokenThatTheProviderRefusesIsRefreshed(t *testing.T) {
+func TestLoginIsRefreshedWhenTheProviderRejectsItsToken(t *testing.T) {
 	t.Parallel()
 	g := newChatGPT(t, 60*time.Hour)
 	g.revoked = true
@@ -138,26 +138,26 @@ func TestATokenThatTheProviderRefusesIsRefreshed(t *testing.T) {
 
 // The keeper of a daemon that was killed ends its refresh, which the next must
 // wait for.
-func TestAKilledDaemonLosesNoLogin(t *testing.T) {
+func TestLoginSurvivesKilledDaemon(t *testing.T) {
 	t.Parallel()
 	g := newChatGPT(t, -time.Minute)
 	restarted := make(chan struct{})
-	answer := sync.OnceFunc(func() { close(restarted) })
-	t.Cleanup(answer)
+	finish := sync.OnceFunc(func() { close(restarted) })
+	t.Cleanup(finish)
 	g.tokens.During(func() { <-restarted })
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
 	eventually(t, time.Minute, "refresh", func() bool { return len(g.tokens.Spent()) > 0 })
 	d.cmd.Process.Kill()
 	<-d.ended
 	start(t, append(g.env, "POOL_SIZE=1")...)
-	answer()
+	finish()
 	eventually(t, time.Minute, "new login", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
 	if spent := g.tokens.Spent(); strings.Join(spent, " ") != "rt-old" {
 		t.Errorf("the refresh tokens that were spent: %q", spent)
 	}
 }
 
-func TestARefusedLoginIsNotReadyUntilThereIsANewOne(t *testing.T) {
+func TestLoginThatIsRejectedIsNotReadyUntilThereIsANewOne(t *testing.T) {
 	t.Parallel()
 	g := newChatGPT(t, 8*time.Second)
 	g.tokens.Reject()
@@ -195,7 +195,7 @@ func TestDirectChildrenAreReplacedWhenThereIsANewLogin(t *testing.T) {
 					Access string `json:"access_token"`
 				}
 			}
-			data, _ := os.ReadFile(path) // it may have just gone
+			data, _ := os.ReadFile(path) // it may have just been removed
 			json.Unmarshal(data, &auth)
 			all = append(all, auth.Tokens.Access)
 		}

@@ -15,11 +15,11 @@ import (
 	"github.com/openai/openai-go/v3/shared"
 )
 
-// TestTheUnmodifiedGoClientWorks plays the scenarios of the provider with
+// TestGoClientWorksUnmodified plays the scenarios of the provider with
 // openai-go.
-func TestTheUnmodifiedGoClientWorks(t *testing.T) {
+func TestGoClientWorksUnmodified(t *testing.T) {
 	t.Parallel()
-	p, d, open := stage(t, format("report", "{"+fields+"}"))
+	p, d, open := stage(t, formatOf("report", "{"+reportFields+"}"))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	options := []option.RequestOption{option.WithBaseURL(d.url + "/v1"), option.WithAPIKey(key), option.WithMaxRetries(0)}
@@ -144,7 +144,7 @@ func TestTheUnmodifiedGoClientWorks(t *testing.T) {
 	t.Run("structured output", func(t *testing.T) {
 		params := say("structured output")
 		params.ResponseFormat.OfJSONSchema = &shared.ResponseFormatJSONSchemaParam{JSONSchema: shared.ResponseFormatJSONSchemaJSONSchemaParam{
-			Name: "report", Strict: openai.Bool(true), Schema: json.RawMessage("{" + fields + "}"),
+			Name: "report", Strict: openai.Bool(true), Schema: json.RawMessage("{" + reportFields + "}"),
 		}}
 		answer, err := chat.New(ctx, params)
 		if err != nil {
@@ -200,12 +200,12 @@ func say(text string) openai.ChatCompletionNewParams {
 	return openai.ChatCompletionNewParams{Model: "codex-5", Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(text)}}
 }
 
-// sayWithTools offers the provider's tools too. Only those that are strict say
-// so.
+// sayWithTools offers the provider's tools too. Only strict tools have the field
+// strict.
 func sayWithTools(t *testing.T, text string) openai.ChatCompletionNewParams {
 	t.Helper()
 	var functions []shared.FunctionDefinitionParam
-	if err := json.Unmarshal([]byte(tools), &functions); err != nil {
+	if err := json.Unmarshal([]byte(providerTools), &functions); err != nil {
 		t.Fatal(err)
 	}
 	params := say(text)
@@ -218,8 +218,8 @@ func sayWithTools(t *testing.T, text string) openai.ChatCompletionNewParams {
 	return params
 }
 
-// finishTools gives the model what its calls result in, and asserts what it
-// answers.
+// finishTools sends the results of the model's calls, and asserts the model's
+// answer.
 func finishTools(t *testing.T, chat openai.ChatCompletionService, params openai.ChatCompletionNewParams, asked openai.ChatCompletionChoice) {
 	t.Helper()
 	if asked.FinishReason != "tool_calls" || asked.Message.Content != "" {

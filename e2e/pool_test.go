@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// poolBody is what a test reads of GET /pool.
+// poolBody is the part of GET /pool that tests read.
 type poolBody struct {
 	Idle     int
 	Worn     int
@@ -63,7 +63,7 @@ func (d *daemon) operate(action string) (status int) {
 	return res.StatusCode
 }
 
-// in says how many children are in a state.
+// in counts the children in a state.
 func (b poolBody) in(state string) (n int) {
 	for _, c := range b.Children {
 		if c.State == state {
@@ -73,7 +73,7 @@ func (b poolBody) in(state string) (n int) {
 	return n
 }
 
-func TestThePoolsChildrenAreShownProbedAndWeighed(t *testing.T) {
+func TestChildrenAreShownProbedAndWeighed(t *testing.T) {
 	d := start(t, "POOL_SIZE=2", "POOL_PROBE_MS=200")
 	if _, err := d.stream("hi"); err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func TestThePoolsChildrenAreShownProbedAndWeighed(t *testing.T) {
 	}
 }
 
-func TestAStoppedIdleChildIsReplacedBeforeARequestMeetsIt(t *testing.T) {
+func TestIdleChildThatHangsIsReplacedBeforeARequestMeetsIt(t *testing.T) {
 	d := start(t, "POOL_SIZE=3", "POOL_PROBE_MS=300", "POOL_PROBE_TIMEOUT_MS=500", "CODEX_ECHO_DELAY_MS=0")
 	stopped := d.children()[0]
 	syscall.Kill(stopped, syscall.SIGSTOP)
@@ -122,7 +122,7 @@ func TestAStoppedIdleChildIsReplacedBeforeARequestMeetsIt(t *testing.T) {
 	}
 }
 
-func TestAChildThatWasStoppedForAMomentLives(t *testing.T) {
+func TestChildThatHangsForAMomentLives(t *testing.T) {
 	d := start(t, "POOL_SIZE=1", "POOL_PROBE_MS=300", "POOL_PROBE_TIMEOUT_MS=500")
 	stopped := d.children()[0]
 	syscall.Kill(stopped, syscall.SIGSTOP)
@@ -137,9 +137,9 @@ func TestAChildThatWasStoppedForAMomentLives(t *testing.T) {
 	}
 }
 
-func TestAChildThatIsStoppedInItsTurnCostsOneStreamForABoundedTime(t *testing.T) {
+func TestChildThatHangsInItsTurnCostsOneStreamForABoundedTime(t *testing.T) {
 	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=50", "PROXY_STREAM_IDLE_TIMEOUT_MS=1000")
-	res, err := d.post(ask(strings.Repeat("word ", 100), true))
+	res, err := d.post(chatBody(strings.Repeat("word ", 100), true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestAChildThatIsStoppedInItsTurnCostsOneStreamForABoundedTime(t *testing.T)
 	var stopped int
 	var at time.Time
 	var last chunk
-	read(res.Body, func(c chunk) {
+	readStream(res.Body, func(c chunk) {
 		last = c
 		if c.text == "" || stopped != 0 {
 			return
@@ -172,7 +172,7 @@ func TestAChildThatIsStoppedInItsTurnCostsOneStreamForABoundedTime(t *testing.T)
 	}
 }
 
-func TestARollingRecycleUnderFullLoadFailsNoRequest(t *testing.T) {
+func TestRecycleUnderFullLoadFailsNoRequest(t *testing.T) {
 	d := start(t, "POOL_SIZE=3", "CODEX_ECHO_DELAY_MS=5")
 	before := d.children()
 	var served, failed atomic.Int64
@@ -190,7 +190,7 @@ func TestARollingRecycleUnderFullLoadFailsNoRequest(t *testing.T) {
 				chunks, err := d.stream(want)
 				if err == nil {
 					var got string
-					if got, err = answer(chunks); err == nil && got != want {
+					if got, err = wholeText(chunks); err == nil && got != want {
 						err = fmt.Errorf("got %q", got)
 					}
 				}
@@ -230,7 +230,7 @@ func TestARollingRecycleUnderFullLoadFailsNoRequest(t *testing.T) {
 	}
 }
 
-func TestChildrenThatGrowFatAreReplaced(t *testing.T) {
+func TestChildrenThatGrowAreReplaced(t *testing.T) {
 	t.Parallel()
 	// Any child is fatter than that; each serves, once it is two seconds old.
 	d := start(t, "POOL_SIZE=2", "POOL_MAX_CHILD_BYTES=1000000", "POOL_MIN_LIFE_MS=2000", "CODEX_ECHO_DELAY_MS=0")

@@ -18,9 +18,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// provider is the one model behind all clients. It answers by what the user
-// says last, which is the name of a scenario, and asserts that what arrives is
-// what the caller asked for.
+// provider is the one model behind all clients. The last message of the user is the
+// name of a scenario: the provider asserts that the request is that of the scenario,
+// and sends the scenario's answer.
 type provider struct {
 	*httptest.Server
 	t         testing.TB
@@ -39,11 +39,11 @@ type exchange struct {
 }
 
 // compared are the fields that arrive as the caller gave them, or not at all.
-// TestTheProviderGetsExactlyWhatTheCallerAskedFor has the others.
+// TestProviderGetsExactlyTheCallersFields has the others.
 var compared = []string{"input", "tools", "tool_choice", "text"}
 
-// newProvider starts a provider. format is what the client makes of the type
-// that it asks for in "structured output".
+// newProvider starts a provider. format is the answer format that the client sends
+// for its type in "structured output".
 func newProvider(t testing.TB, format string) *provider {
 	t.Helper()
 	p := &provider{t: t, heard: make(chan struct{}, 10), ended: make(chan struct{}, 1), asked: map[string]int{}}
@@ -68,12 +68,12 @@ func (p *provider) plays(format string) map[string][]exchange {
 		"stream": {{says("stream"), p.stepwise("One", " two", " three.")}},
 		"usage":  {{says("usage"), codextest.Text("Four", " tokens", " came", " out.")}},
 		"abort":  {{says("abort"), p.endless}},
-		"cut":    {{says("cut"), cut}},
+		"cut":    {{says("cut"), cutStream}},
 
 		"tools":          roundTrip("tools"),
 		"streamed tools": roundTrip("streamed tools"),
 		"forced tool": {{
-			`{"input":[` + user("forced tool") + `],"tools":` + tools + `,"tool_choice":{"type":"function","name":"weather"}}`,
+			`{"input":[` + userItem("forced tool") + `],"tools":` + providerTools + `,"tool_choice":{"type":"function","name":"weather"}}`,
 			codextest.Calls(weatherCall),
 		}},
 		"image": {{
@@ -82,7 +82,7 @@ func (p *provider) plays(format string) map[string][]exchange {
 			codextest.Text("A dot."),
 		}},
 		"structured output": {{
-			`{"input":[` + user("structured output") + `],"text":{"format":` + format + `}}`,
+			`{"input":[` + userItem("structured output") + `],"text":{"format":` + format + `}}`,
 			codextest.Text(`{"city":"Oslo",`, `"degrees":7}`),
 		}},
 	}
@@ -149,16 +149,16 @@ func lastSaid(input any) (text string) {
 	return text
 }
 
-// says is the request of a user who says this, and nothing more.
-func says(text string) string { return `{"input":[` + user(text) + `]}` }
+// says is the request with this text as its only message.
+func says(text string) string { return `{"input":[` + userItem(text) + `]}` }
 
-func user(text string) string {
+func userItem(text string) string {
 	return `{"type":"message","role":"user","content":[{"type":"input_text","text":"` + text + `"}]}`
 }
 
 // The tools as they must arrive: the schemas untouched, and not strict where the
-// caller did not say so, because the Responses API would take it for strict.
-const tools = `[
+// caller set no strict, because the Responses API would default to strict.
+const providerTools = `[
 	{"type":"function","name":"weather","description":"The weather in a city.","strict":true,"parameters":{
 		"type":"object",
 		"properties":{
@@ -185,31 +185,31 @@ var (
 // answers when it has the results.
 func roundTrip(name string) []exchange {
 	return []exchange{
-		{`{"input":[` + user(name) + `],"tools":` + tools + `}`, codextest.Calls(weatherCall, clockCall)},
-		{`{"input":[` + user(name) + `,` +
+		{`{"input":[` + userItem(name) + `],"tools":` + providerTools + `}`, codextest.Calls(weatherCall, clockCall)},
+		{`{"input":[` + userItem(name) + `,` +
 			`{"type":"function_call","call_id":"call_1","name":"weather","arguments":"{\"city\":\"Oslo\",\"unit\":\"C\"}"},` +
 			`{"type":"function_call","call_id":"call_2","name":"clock","arguments":"{\"city\":\"Oslo\"}"},` +
 			`{"type":"function_call_output","call_id":"call_1","output":"7 degrees"},` +
 			`{"type":"function_call_output","call_id":"call_2","output":"noon"}` +
-			`],"tools":` + tools + `}`, codextest.Text("At noon", " it is 7 degrees.")},
+			`],"tools":` + providerTools + `}`, codextest.Text("At noon", " it is 7 degrees.")},
 	}
 }
 
-// fail answers with a status. The wait that it asks for is too long for the
-// relay to try again by itself.
+// fail answers with a status. Its Retry-After is too long for the relay to try again
+// by itself.
 func fail(status int) http.HandlerFunc {
 	return retryAfter(status, "60", `{"error":{"message":"The provider's words.","type":"some_type","param":"input[0]","code":"some_code"}}`)
 }
 
-// cut breaks off in the middle of a word.
-func cut(w http.ResponseWriter, _ *http.Request) {
+// cutStream breaks off in the middle of a word.
+func cutStream(w http.ResponseWriter, _ *http.Request) {
 	s := codextest.StartStream(w)
 	s.Begin()
 	s.Delta("Hal")
 	panic(http.ErrAbortHandler)
 }
 
-// stepwise says each delta only when the client has read the one before.
+// stepwise sends each delta only when the client has read the one before.
 func (p *provider) stepwise(deltas ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		s := codextest.StartStream(w)
@@ -226,10 +226,10 @@ func (p *provider) stepwise(deltas ...string) http.HandlerFunc {
 	}
 }
 
-// hear is how the client says that it has read a delta.
+// hear lets the client report that it has read a delta.
 func (p *provider) hear() { p.heard <- struct{}{} }
 
-// endless says one word, and nothing more until the request is given up.
+// endless sends one word, and nothing more until the request is cancelled.
 func (p *provider) endless(w http.ResponseWriter, r *http.Request) {
 	s := codextest.StartStream(w)
 	s.Begin()
@@ -238,7 +238,7 @@ func (p *provider) endless(w http.ResponseWriter, r *http.Request) {
 	p.ended <- struct{}{}
 }
 
-// left is how the client says that it leaves now.
+// left lets the client report that it disconnects now.
 func (p *provider) left() error {
 	select {
 	case <-p.ended:

@@ -14,10 +14,10 @@ import (
 // oneWay is half of the round trip to the provider.
 const oneWay = 20 * time.Millisecond
 
-// BenchmarkFarProvider measures what the relay is worth before a TLS provider
+// BenchmarkFarProvider measures what the relay gains before a TLS provider
 // that is a round trip of 40 ms away: the time to the first token through the
 // daemon, beside the same lean child that calls the provider itself with the
-// system's roots, and the CPU time that each child takes for a completion.
+// system's roots, and the CPU time of each child for a completion.
 func BenchmarkFarProvider(b *testing.B) {
 	server, roots := secure(b, codextest.NewUpstream(b, codextest.Text("token")), true)
 	far := "https://" + delayed(b, server.Listener.Addr().String()) + "/v1"
@@ -41,7 +41,7 @@ func BenchmarkFarProvider(b *testing.B) {
 	n := time.Duration(len(direct))
 	cpuOurs, cpuChild = (cpu(b, ours)-cpuOurs)/n, (cpu(b, child.Pid())-cpuChild)/n
 	r, c := median(relayed), median(direct)
-	b.ReportMetric(0, "ns/op") // the round itself says nothing
+	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
 	b.ReportMetric(ms(r), "ms-relay")
 	b.ReportMetric(ms(c), "ms-direct")
 	b.ReportMetric(ms(c-r)/ms(2*oneWay), "round-trips-saved")

@@ -33,10 +33,10 @@ func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.U
 	return start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+server.URL+"/v1", "SSL_CERT_FILE="+roots, "CODEX_UPSTREAM_API_KEY="+upstreamKey), up
 }
 
-// TestTheProviderGetsExactlyWhatTheCallerAskedFor has a row for every field that
-// the provider takes: what is sent to us, and what must arrive beside model,
+// TestProviderGetsExactlyTheCallersFields has a row for every field that
+// the provider supports: the caller's field, and the fields that must arrive beside model,
 // input, stream, store and the cache key. Nothing of Codex's own may.
-func TestTheProviderGetsExactlyWhatTheCallerAskedFor(t *testing.T) {
+func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 	d, up := withRelay(t, codextest.Text("ok"))
 	const messages = `"messages":[{"role":"user","content":"hi"}]`
 	for i, tt := range []struct{ sent, want string }{
@@ -73,7 +73,7 @@ func TestTheProviderGetsExactlyWhatTheCallerAskedFor(t *testing.T) {
 		if string(input) != `[{"content":[{"text":"hi","type":"input_text"}],"role":"user","type":"message"}]` || got["stream"] != true || got["store"] != false || got["model"] == "" {
 			t.Errorf("%s: %s", tt.sent, up.Bodies()[i])
 		}
-		if key, _ := got["prompt_cache_key"].(string); strings.HasPrefix(key, "codexpool-") {
+		if cacheKey, _ := got["prompt_cache_key"].(string); strings.HasPrefix(cacheKey, "codexpool-") {
 			delete(got, "prompt_cache_key")
 		}
 		for _, field := range []string{"model", "input", "stream", "store"} {
@@ -91,11 +91,11 @@ func TestTheProviderGetsExactlyWhatTheCallerAskedFor(t *testing.T) {
 func TestRequestsThatBeginAlikeShareTheProvidersCache(t *testing.T) {
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_API_KEY="+key+",another")
-	send := func(key, system, user string) (cacheKey string) {
+	send := func(bearer, system, text string) (cacheKey string) {
 		t.Helper()
-		body := fmt.Sprintf(`{"messages":[{"role":"system","content":%q},{"role":"user","content":%q}]}`, system, user)
+		body := fmt.Sprintf(`{"messages":[{"role":"system","content":%q},{"role":"user","content":%q}]}`, system, text)
 		req, _ := http.NewRequest("POST", d.url+"/v1/chat/completions", strings.NewReader(body))
-		req.Header.Set("Authorization", "Bearer "+key)
+		req.Header.Set("Authorization", "Bearer "+bearer)
 		req.Header.Set("Content-Type", "application/json")
 		res, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -121,9 +121,9 @@ func TestRequestsThatBeginAlikeShareTheProvidersCache(t *testing.T) {
 	}
 }
 
-// TestWhatTheProviderSaysReachesTheCaller goes through the real child, which
-// says it in its own words.
-func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
+// TestProviderErrorsReachTheCaller has errors of the provider that pass through the
+// real child, which rewrites them.
+func TestProviderErrorsReachTheCaller(t *testing.T) {
 	envelope := func(code string) string {
 		return `{"error":{"message":"The provider's words.","type":"some_type","param":"input[0]","code":"` + code + `"}}`
 	}
@@ -175,7 +175,7 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			up.Script(tt.reply)
-			res, err := d.post(ask("hi", true))
+			res, err := d.post(chatBody("hi", true))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -199,9 +199,9 @@ func TestWhatTheProviderSaysReachesTheCaller(t *testing.T) {
 		})
 	}
 	if n := len(elsewhere.Bodies()); n > 0 {
-		t.Errorf("%d prompts went where no one was told to send them", n)
+		t.Errorf("%d prompts went to the target of a redirect", n)
 	}
-	// A refused credential is known, and forgotten when one is accepted.
+	// A rejected credential makes the daemon not ready, until one is accepted.
 	if got := d.ready(); got != `503 {"ready":false,"reason":"upstream_auth"}` {
 		t.Errorf("after the 401: %s", got)
 	}
@@ -238,33 +238,33 @@ func (d *daemon) ready() string {
 	return fmt.Sprint(res.StatusCode, " ", strings.TrimSpace(string(body)))
 }
 
-func TestAProviderThatIsBrieflyAwayIsTriedAgain(t *testing.T) {
+func TestProviderThatIsBrieflyUnavailableIsTriedAgain(t *testing.T) {
 	d, up := withRelay(t, codextest.Status(503, ""), codextest.Text("ok"))
 	chunks, err := d.stream("hi")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, err := answer(chunks); err != nil || text != "ok" || len(up.Bodies()) != 2 {
+	if text, err := wholeText(chunks); err != nil || text != "ok" || len(up.Bodies()) != 2 {
 		t.Errorf("%q, %v, %d tries", text, err, len(up.Bodies()))
 	}
 }
 
-func TestACutInTheStreamNeverDoublesTextNorLooksFinished(t *testing.T) {
-	cut := func(w http.ResponseWriter, _ *http.Request) {
+func TestStreamCutNeverRepeatsTextNorLooksFinished(t *testing.T) {
+	halfway := func(w http.ResponseWriter, _ *http.Request) {
 		s := codextest.StartStream(w)
 		s.Begin()
 		s.Delta("half ")
 		panic(http.ErrAbortHandler)
 	}
-	d, up := withRelay(t, cut, codextest.Text("half ", "whole"))
-	res, err := d.post(ask("hi", true))
+	d, up := withRelay(t, halfway, codextest.Text("half ", "whole"))
+	res, err := d.post(chatBody("hi", true))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
 	var text string
 	var last chunk
-	if err := read(res.Body, func(c chunk) { text, last = text+c.text, c }); err == nil {
+	if err := readStream(res.Body, func(c chunk) { text, last = text+c.text, c }); err == nil {
 		t.Error("the connection was not cut")
 	}
 	if text != "half " || last.error != "upstream_error" || len(up.Bodies()) != 1 {
@@ -272,9 +272,9 @@ func TestACutInTheStreamNeverDoublesTextNorLooksFinished(t *testing.T) {
 	}
 }
 
-// TestAProviderThatMisbehavesCostsOneAnswer has what goes wrong without a word
+// TestProviderThatMisbehavesCostsOneAnswer has failures without an error message
 // from the provider. Afterwards the pool serves as before.
-func TestAProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
+func TestProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
 	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	silentLater := func(w http.ResponseWriter, r *http.Request) {
 		s := codextest.StartStream(w)
@@ -316,9 +316,9 @@ func TestAProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
 	}
 }
 
-func TestAProviderThatHangsInTheHandshakeIsSilentToo(t *testing.T) {
+func TestProviderThatHangsInTheHandshakeCountsAsSilent(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never says a word
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never sends a byte
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +333,7 @@ func TestAProviderThatHangsInTheHandshakeIsSilentToo(t *testing.T) {
 	}
 }
 
-func TestNoChildHoldsTheKey(t *testing.T) {
+func TestProviderKeyIsInNoChild(t *testing.T) {
 	reached, release := make(chan struct{}), make(chan struct{})
 	d, _ := withRelay(t, func(w http.ResponseWriter, r *http.Request) {
 		close(reached)
@@ -352,7 +352,7 @@ func TestNoChildHoldsTheKey(t *testing.T) {
 // arguments, its files, or its memory.
 func holdsNot(t *testing.T, pid int, secrets ...string) {
 	t.Helper()
-	check := func(where string, data []byte) {
+	search := func(where string, data []byte) {
 		for _, secret := range secrets {
 			if bytes.Contains(data, []byte(secret)) {
 				t.Errorf("%q is in %s", secret, where)
@@ -364,12 +364,12 @@ func holdsNot(t *testing.T, pid int, secrets ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	check("environ", environ)
+	search("environ", environ)
 	cmdline, err := os.ReadFile(proc + "/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
-	check("cmdline", cmdline)
+	search("cmdline", cmdline)
 	files, size := 0, 0
 	var home string
 	for _, v := range strings.Split(string(environ), "\x00") {
@@ -379,22 +379,22 @@ func holdsNot(t *testing.T, pid int, secrets ...string) {
 	}
 	filepath.WalkDir(home, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
-			data, _ := os.ReadFile(path) // it may have just gone
+			data, _ := os.ReadFile(path) // it may have just been removed
 			files++
-			check(path, data)
+			search(path, data)
 		}
 		return nil
 	})
 	memory(t, proc, func(part []byte) {
 		size += len(part)
-		check("memory", part)
+		search("memory", part)
 	})
 	if files == 0 || size == 0 {
 		t.Errorf("%d files in %q, %d bytes of memory: this test proves nothing", files, home, size)
 	}
 }
 
-// memory reads what a process has written into its memory.
+// memory reads the writable memory of a process.
 func memory(t *testing.T, proc string, each func([]byte)) {
 	t.Helper()
 	maps, err := os.ReadFile(proc + "/maps")
@@ -422,11 +422,9 @@ func memory(t *testing.T, proc string, each func([]byte)) {
 	}
 }
 
-// TestConnectionsToTheProviderStayWarm counts them at a provider that ends its
-// body a little after the last event, when the child has hung up.
-// TestAModelThatCodexDoesNotKnowTakesAsMuchAsTheProviderSays: left to itself Codex
+// TestModelUnknownToCodexAcceptsLongConversations: by default Codex
 // would compact the conversation at a megabyte.
-func TestAModelThatCodexDoesNotKnowTakesAsMuchAsTheProviderSays(t *testing.T) {
+func TestModelUnknownToCodexAcceptsLongConversations(t *testing.T) {
 	d, up := withRelay(t, codextest.Text("ok"))
 	got, _ := d.complete(`"model":"vendor/own-model","messages":[{"role":"user","content":"`+strings.Repeat("word ", 2<<20/5)+`"}]`, true)
 	if got.String() != `assistant content "ok" finish stop` {
@@ -438,6 +436,8 @@ func TestAModelThatCodexDoesNotKnowTakesAsMuchAsTheProviderSays(t *testing.T) {
 	}
 }
 
+// TestConnectionsToTheProviderStayWarm counts them at a provider that ends its
+// body a little after the last event, when the child has hung up.
 func TestConnectionsToTheProviderStayWarm(t *testing.T) {
 	t.Parallel()
 	for _, http2 := range []bool{false, true} {
@@ -478,9 +478,9 @@ func TestConnectionsToTheProviderStayWarm(t *testing.T) {
 	}
 }
 
-// TestWhatTheProviderSendsOutOfTurnIsNotLogged has a provider that says something
+// TestProviderBytesOutOfTurnAreNotLogged has a provider that sends something
 // more when its answer has ended. net/http would quote it in a log of its own.
-func TestWhatTheProviderSendsOutOfTurnIsNotLogged(t *testing.T) {
+func TestProviderBytesOutOfTurnAreNotLogged(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -516,7 +516,7 @@ func TestWhatTheProviderSendsOutOfTurnIsNotLogged(t *testing.T) {
 	}
 }
 
-func TestAnotherProcessCannotUseTheRelay(t *testing.T) {
+func TestRelayRejectsOtherProcesses(t *testing.T) {
 	d, up := withRelay(t, codextest.Text("ok"))
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", d.children()[0]))
 	if err != nil {

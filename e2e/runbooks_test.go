@@ -19,7 +19,7 @@ import (
 
 const books = "../runbooks"
 
-// illnesses says how to bring about what each page is for, in a healthy daemon
+// illnesses brings about the trouble that each page is for, in a healthy daemon
 // with a single child. It lasts for as long as the checks take.
 var illnesses = map[string]struct {
 	env   []string
@@ -34,7 +34,7 @@ var illnesses = map[string]struct {
 		syscall.Kill(d.children()[0], syscall.SIGKILL)
 	}},
 	"ChildWedged.md": {[]string{"POOL_PROBE_MS=500", "PROXY_STREAM_IDLE_TIMEOUT_MS=500"}, func(d *daemon, _ *faulty) {
-		res, err := d.post(ask(strings.Repeat("word ", 100), true)) // returns with the first word
+		res, err := d.post(chatBody(strings.Repeat("word ", 100), true)) // returns with the first word
 		if err != nil {
 			d.t.Fatal(err)
 		}
@@ -45,42 +45,42 @@ var illnesses = map[string]struct {
 		syscall.Kill(d.children()[0], syscall.SIGSTOP)
 	}},
 	"PoolSaturated.md": {[]string{"POOL_MAX_WAITING=1"}, func(d *daemon, _ *faulty) {
-		d.leave(strings.Repeat("word ", 1000), 3) // one runs, one waits, one is refused
+		d.keepBusy(strings.Repeat("word ", 1000), 3) // one runs, one waits, one is rejected
 	}},
 	"ChildMemoryGrows.md": {[]string{"POOL_MAX_CHILD_BYTES=250000000", "POOL_MIN_LIFE_MS=0"}, func(d *daemon, f *faulty) {
 		f.set("grows")
 		syscall.Kill(d.children()[0], syscall.SIGKILL)
 		eventually(d.t, 5*time.Second, "death", func() bool { return len(d.pool().Deaths) == 1 })
-		for range 4 { // by 64 MB each: it goes
+		for range 4 { // by 64 MB each: it is retired
 			d.stream("hi")
 		}
 		eventually(d.t, time.Minute, "death by memory", func() bool { return len(d.pool().Deaths) == 2 })
-		for range 2 { // the next stays
+		for range 2 { // the next child is kept
 			d.stream("hi")
 		}
 	}},
 }
 
-// leave sends requests whose answers are read until the test ends.
-func (d *daemon) leave(text string, times int) {
+// keepBusy sends requests whose answers are read until the test ends.
+func (d *daemon) keepBusy(text string, times int) {
 	for range times {
-		req, err := http.NewRequestWithContext(d.t.Context(), "POST", d.url+"/v1/chat/completions", strings.NewReader(ask(text, true)))
+		req, err := http.NewRequestWithContext(d.t.Context(), "POST", d.url+"/v1/chat/completions", strings.NewReader(chatBody(text, true)))
 		if err != nil {
 			d.t.Fatal(err)
 		}
 		req.Header.Set("Authorization", "Bearer "+key)
 		go func() { // ends with the test
 			if res, err := http.DefaultClient.Do(req); err == nil {
-				read(res.Body, func(chunk) {})
+				readStream(res.Body, func(chunk) {})
 				res.Body.Close()
 			}
 		}()
 	}
 }
 
-// TestTheChecksOfTheRunbooksSayWhatTheyPromise pastes each command of each page
+// TestRunbookChecksPrintWhatThePagesPromise pastes each command of each page
 // into a shell, while all is well and while it is not.
-func TestTheChecksOfTheRunbooksSayWhatTheyPromise(t *testing.T) {
+func TestRunbookChecksPrintWhatThePagesPromise(t *testing.T) {
 	t.Parallel()
 	for _, page := range pages(t) {
 		t.Run(page, func(t *testing.T) {
@@ -133,7 +133,7 @@ func (d *daemon) paste(command string) string {
 	return string(out)
 }
 
-// check is one command of a page, and what it prints.
+// check is one command of a page, and its output.
 type check struct {
 	command      string
 	healthy, ill *regexp.Regexp
@@ -170,7 +170,7 @@ func checksOf(t *testing.T, page string) (checks []check) {
 	return checks
 }
 
-// pattern is what a block says: "…" stands for anything in a line, alone for any
+// pattern compiles a block: "…" stands for anything in a line, alone for any
 // number of lines; "(nothing)" for no output.
 func pattern(block string) *regexp.Regexp {
 	var expr strings.Builder
@@ -187,7 +187,7 @@ func pattern(block string) *regexp.Regexp {
 	return regexp.MustCompile(`^` + expr.String() + `$`)
 }
 
-func TestTheIndexNamesEveryRunbook(t *testing.T) {
+func TestRunbookIndexNamesEveryPage(t *testing.T) {
 	index := readBook(t, "README.md")
 	linked := map[string]bool{}
 	for _, link := range regexp.MustCompile(`\]\((\w+\.md)\)`).FindAllStringSubmatch(index, -1) {
@@ -201,8 +201,8 @@ func TestTheIndexNamesEveryRunbook(t *testing.T) {
 	}
 }
 
-// TestWhatRunbooksNameExists keeps the pages from naming what was renamed.
-func TestWhatRunbooksNameExists(t *testing.T) {
+// TestRunbookNamesExist fails when a page has a name that no longer exists.
+func TestRunbookNamesExist(t *testing.T) {
 	exist := map[string]bool{}
 	metrics, err := os.ReadFile("../metrics/testdata/page.prom")
 	if err != nil {

@@ -20,17 +20,17 @@ import (
 	"time"
 )
 
-// TestASoakLeavesNothingBehind lets twice as many clients as there are children
+// TestSoakKeepsNothing lets twice as many clients as there are children
 // do what clients do, while children are killed, stopped and recycled. SOAK is how
-// long, SEED what they choose: the choices come again with it, the timing does not.
-func TestASoakLeavesNothingBehind(t *testing.T) {
+// long, SEED selects their choices: the choices repeat with it, the timing does not.
+func TestSoakKeepsNothing(t *testing.T) {
 	t.Parallel()
 	const size = 4
 	s := newSoak(t, start(t, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=5", "POOL_PROBE_MS=300", "POOL_PROBE_TIMEOUT_MS=500",
 		"PROXY_IDLE_TIMEOUT_MS=1000", "PROXY_STREAM_IDLE_TIMEOUT_MS=1000", "POOL_BACKOFF_MAX_MS=1000"))
 	length := soakLength(t)
 
-	s.run(time.Second, false) // what is made once is made now
+	s.run(time.Second, false) // connections and buffers that are made only once
 	s.rest(size)
 	first := s.weigh()
 	s.run(length/2, true)
@@ -62,7 +62,7 @@ func TestASoakLeavesNothingBehind(t *testing.T) {
 	t.Logf("first %+v\nhalf %+v\nlast %+v", first, half, last)
 }
 
-// soakLength is SOAK, or what a run of all tests can afford.
+// soakLength is SOAK, or as long as a run of all tests can afford.
 func soakLength(t *testing.T) time.Duration {
 	t.Helper()
 	length, err := time.ParseDuration(os.Getenv("SOAK"))
@@ -100,7 +100,7 @@ func newSoak(t *testing.T, d *daemon) *soak {
 	return s
 }
 
-// run has eight clients ask and ask again, and children suffer if they shall.
+// run has eight clients send request after request. With suffer, children get faults.
 func (s *soak) run(length time.Duration, suffer bool) {
 	s.phase++
 	over := make(chan struct{})
@@ -125,7 +125,7 @@ func (s *soak) run(length time.Duration, suffer bool) {
 	all.Wait()
 }
 
-// harm does to the children what can be done to them, everything once in each
+// harm does each kind of harm to the children, everything once in each
 // round, at times of its own.
 func (s *soak) harm(rng *rand.Rand, over <-chan struct{}) {
 	kill := func(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
@@ -153,9 +153,9 @@ func (s *soak) harm(rng *rand.Rand, over <-chan struct{}) {
 	}
 }
 
-// wish is what one request wants, and how its client behaves.
+// wish is one request, and the behaviour of its client.
 type wish struct {
-	text   string // and what shall come back
+	text   string // which is also the answer
 	n      int
 	stream bool
 	slow   bool          // reads slowly
@@ -179,7 +179,7 @@ func newWish(rng *rand.Rand, canary string) wish {
 	return w
 }
 
-// play makes one request and counts what came of it.
+// play sends one request and counts its outcome.
 func (s *soak) play(w wish) {
 	outcome, err := s.try(w)
 	if err != nil {
@@ -222,7 +222,7 @@ func (s *soak) try(w wish) (outcome string, err error) {
 	return outcome, err
 }
 
-// judge says what an answer is, and what is wrong with it.
+// judge returns the outcome that an answer is, and an error if the answer is wrong.
 func (s *soak) judge(w wish, res *http.Response) (string, error) {
 	var body io.Reader = res.Body
 	if w.slow {
@@ -248,8 +248,8 @@ func (s *soak) judge(w wish, res *http.Response) (string, error) {
 	return told, errors.New("it has no excuse")
 }
 
-// excuses are what a request may be told whose child, or whose hope for one, was
-// taken from it.
+// excuses are the errors that a request may get when its child, or the child that it
+// waits for, is harmed.
 var excuses = map[string]string{
 	"child_exited":        "502 server_error child_exited -",
 	"idle_timeout":        "504 timeout_error idle_timeout -",
@@ -261,7 +261,7 @@ func (w wish) judgeStream(body io.Reader) (string, error) {
 	said, finished := map[int]string{}, 0
 	var last chunk
 	late := false
-	err := read(body, func(c chunk) {
+	err := readStream(body, func(c chunk) {
 		late = late || last.done || last.error != ""
 		said[c.choice] += c.text
 		if c.finish == "stop" {
@@ -340,7 +340,7 @@ func (s *soak) rest(size int) {
 }
 
 // processes are the daemon's children, also the dead that it did not reap, and
-// whoever else works in one of its homes.
+// all others whose working directory is one of its homes.
 func (s *soak) processes() (names []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
@@ -383,10 +383,10 @@ func (s *soak) accounts(size int) {
 	}
 }
 
-// TestManyLeasesOverRecyclingChildren replaces children all the time, of which
-// nobody hears. A soak has ten thousand leases of real children; every run has
+// TestManyLeasesOverRecycledChildren replaces children all the time, and no
+// client notices. A soak has ten thousand leases of real children; every run has
 // fewer, of played ones, which are quick: the daemon is the real one.
-func TestManyLeasesOverRecyclingChildren(t *testing.T) {
+func TestManyLeasesOverRecycledChildren(t *testing.T) {
 	fault, total := "none, and is quick", 3000
 	if os.Getenv("SOAK") != "" {
 		fault, total = "", 10_000

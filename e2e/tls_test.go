@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// secure serves h over TLS, with HTTP/2 or without. roots is what a daemon needs
-// as SSL_CERT_FILE to trust it.
+// secure serves h over TLS, with HTTP/2 or without. roots is the file that a
+// daemon needs as SSL_CERT_FILE to trust it.
 func secure(t testing.TB, h http.Handler, http2 bool) (server *httptest.Server, roots string) {
 	t.Helper()
 	certificate, roots := authority(t)
@@ -68,15 +68,15 @@ func authority(t testing.TB) (server tls.Certificate, roots string) {
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key
+	return private
 }
 
-// detour is the URL of a proxy that brings every CONNECT to addr, whatever it
-// asked for.
+// detour is the URL of a proxy that connects every CONNECT to addr, whatever its
+// target.
 func detour(t testing.TB, addr string) string {
 	t.Helper()
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -33,7 +33,7 @@ import (
 
 const root = "../.." // of the repository, which is the build context
 
-func TestTheDockerfileHasNoLintWarnings(t *testing.T) {
+func TestDockerfileHasNoLintWarnings(t *testing.T) {
 	text := read(t, "Dockerfile")
 	source := llb.NewSourceMap(nil, "Dockerfile", "Dockerfile", text)
 	source.Definition = &llb.Definition{} // the linter copies it, nil or not
@@ -52,7 +52,7 @@ func TestTheDockerfileHasNoLintWarnings(t *testing.T) {
 	}
 }
 
-func TestEveryBaseImageHasAnExactTag(t *testing.T) {
+func TestBaseImagesHaveExactTags(t *testing.T) {
 	// A full version or a date: golang:1.26 is another image next month.
 	exact := regexp.MustCompile(`:[^/:@]*(\d+\.\d+\.\d+|\d{8})[^/:@]*(@sha256:[0-9a-f]{64})?$`)
 	earlier := map[string]bool{}
@@ -72,28 +72,28 @@ func TestEveryBaseImageHasAnExactTag(t *testing.T) {
 	}
 }
 
-func TestTheImageRunsAsANumberedUserWhoIsNotRoot(t *testing.T) {
+func TestImageRunsAsNumberedUserOtherThanRoot(t *testing.T) {
 	user, _, _ := strings.Cut(last[*instructions.UserCommand](t).User, ":")
 	if uid, err := strconv.Atoi(user); err != nil || uid == 0 {
 		t.Errorf("USER %s, want a uid other than 0", user)
 	}
 }
 
-func TestTheImageSaysWhetherItIsHealthy(t *testing.T) {
+func TestImageReportsItsHealth(t *testing.T) {
 	want := []string{"CMD", "codexpool", "health"}
 	if got := last[*instructions.HealthCheckCommand](t).Health.Test; !slices.Equal(got, want) {
 		t.Errorf("HEALTHCHECK %q, want %q", got, want)
 	}
 }
 
-func TestTheFirstProcessIsTini(t *testing.T) {
+func TestImageStartsWithTini(t *testing.T) {
 	entrypoint := last[*instructions.EntrypointCommand](t)
 	if entrypoint.PrependShell || entrypoint.CmdLine[0] != "/usr/bin/tini" {
 		t.Errorf("ENTRYPOINT %q (in a shell: %v), want tini first", entrypoint.CmdLine, entrypoint.PrependShell)
 	}
 }
 
-func TestWhatTheDockerfileCopiesIsInTheBuildContext(t *testing.T) {
+func TestDockerfileCopiesWhatIsInTheBuildContext(t *testing.T) {
 	ignored := ignore(t)
 	for _, stage := range stages(t) {
 		for _, command := range stage.Commands {
@@ -108,7 +108,7 @@ func TestWhatTheDockerfileCopiesIsInTheBuildContext(t *testing.T) {
 				}
 				for _, path := range found {
 					if ignored(path) {
-						t.Errorf("COPY %s: .dockerignore leaves it out", source)
+						t.Errorf("COPY %s: .dockerignore excludes it", source)
 					}
 				}
 			}
@@ -116,9 +116,9 @@ func TestWhatTheDockerfileCopiesIsInTheBuildContext(t *testing.T) {
 	}
 }
 
-// COPY . . says nothing about what is in there: a package whose embedded file
-// .dockerignore leaves out would fail in the image's build alone.
-func TestTheBuildContextHoldsEverySourceOfTheProgram(t *testing.T) {
+// COPY . . names no files: a package whose embedded file
+// .dockerignore excludes would fail in the image's build alone.
+func TestBuildContextHoldsEverySourceOfTheProgram(t *testing.T) {
 	list := exec.Command("go", "list", "-deps", "-f",
 		`{{$dir := .Dir}}{{with .Module}}{{if .Main}}{{range $.GoFiles}}{{$dir}}/{{.}}{{"\n"}}{{end}}{{range $.EmbedFiles}}{{$dir}}/{{.}}{{"\n"}}{{end}}{{end}}{{end}}`,
 		"./cmd/codexpool")
@@ -137,7 +137,7 @@ func TestTheBuildContextHoldsEverySourceOfTheProgram(t *testing.T) {
 	ignored := ignore(t)
 	for _, path := range files {
 		if ignored(path) {
-			t.Errorf("%s: the program needs it, and .dockerignore leaves it out", path)
+			t.Errorf("%s: the program needs it, and .dockerignore excludes it", path)
 		}
 	}
 }
@@ -150,7 +150,7 @@ func (offline) ResolveImageConfig(_ context.Context, ref string, opt sourceresol
 	return ref, "", fmt.Appendf(nil, `{"os":%q,"architecture":%q,"variant":%q,"config":{"Env":["PATH=/bin"]}}`, p.OS, p.Architecture, p.Variant), nil
 }
 
-// ignore makes the function that says whether .dockerignore leaves a path out.
+// ignore makes the function that reports whether .dockerignore excludes a path.
 func ignore(t *testing.T) func(path string) bool {
 	t.Helper()
 	patterns, err := ignorefile.ReadAll(bytes.NewReader(read(t, ".dockerignore")))
@@ -218,7 +218,7 @@ func read(t *testing.T, name string) []byte {
 	return text
 }
 
-// line is where a finding begins; 0 where the linter does not know.
+// line is the line where a finding begins; 0 where the linter names none.
 func line(l *pb.Location) int32 {
 	if l == nil || len(l.Ranges) == 0 {
 		return 0
