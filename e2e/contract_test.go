@@ -231,7 +231,7 @@ func TestAnswersOfEveryKind(t *testing.T) {
 			"some call", hi + "," + twoTools + `,"tool_choice":"required"`, `{` + arrivedTools + `,"tool_choice":"required"}`, codextest.Calls(noon),
 			`assistant content null call_2 function clock({) finish tool_calls`,
 		},
-		{"no call, whatever the old form says", hi + "," + twoTools + `,"tool_choice":"none","function_call":{"name":"clock"}`, `{` + arrivedTools + `,"tool_choice":"none"}`, codextest.Text("ok"), `assistant content "ok" finish stop`},
+		{"no call, although the old form requires one", hi + "," + twoTools + `,"tool_choice":"none","function_call":{"name":"clock"}`, `{` + arrivedTools + `,"tool_choice":"none"}`, codextest.Text("ok"), `assistant content "ok" finish stop`},
 		{"no call", hi + "," + twoTools + `,"tool_choice":"none"`, `{` + arrivedTools + `,"tool_choice":"none"}`, codextest.Text("ok"), `assistant content "ok" finish stop`},
 		{
 			"a call of what is no tool", hi + "," + twoTools, `{` + arrivedTools + `}`, codextest.Calls(codex.ToolCall{ID: "call_3", Name: "invented", Arguments: "{}"}),
@@ -253,14 +253,14 @@ func TestAnswersOfEveryKind(t *testing.T) {
 		},
 		{"a refusal", hi, `{}`, ending(messageEvents("msg_1", "", map[string]any{"type": "refusal", "refusal": "I will not."})...), `assistant content null refusal "I will not." finish stop`},
 		{
-			"reasoning that was asked for", hi + `,"reasoning":{"summary":"concise","effort":"low"}`, `{"reasoning":{"summary":"concise","effort":"low"}}`,
+			"reasoning that was requested", hi + `,"reasoning":{"summary":"concise","effort":"low"}`, `{"reasoning":{"summary":"concise","effort":"low"}}`,
 			ending(join(reasoningEvents("I think."), textMessage("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
 		},
 		{
-			"reasoning that was asked for otherwise", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,
+			"reasoning that was requested in another form", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,
 			ending(join(reasoningEvents("I think."), textMessage("m", "", "So."))...), `assistant content "So." reasoning "I think." finish stop`,
 		},
-		{"reasoning that was not asked for", hi, `{}`, ending(join(reasoningEvents("I think."), textMessage("m", "", "So."))...), `assistant content "So." finish stop`},
+		{"reasoning that was not requested", hi, `{}`, ending(join(reasoningEvents("I think."), textMessage("m", "", "So."))...), `assistant content "So." finish stop`},
 		{"commentary", hi, `{}`, ending(join(textMessage("m1", "commentary", "Hm. "), textMessage("m2", "final_answer", "So."))...), `assistant content "So." finish stop`},
 		{
 			"commentary beside reasoning", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,

@@ -318,7 +318,7 @@ func TestKilledDaemonHasNoChildAndItsHomesAreRemoved(t *testing.T) {
 	})
 	left, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*"))
 	if err != nil || len(left) == 0 {
-		t.Errorf("no home is left of it: %q, %v", left, err)
+		t.Errorf("none of its homes remains, so this test proves nothing: %q, %v", left, err)
 	}
 	next := start(t, "POOL_SIZE=2", "PROXY_CODEX_WORKDIR="+d.workdir)
 	if left, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*", "child-*")); err != nil || len(left) != 2 {
@@ -345,27 +345,27 @@ func letsAStreamFinish(t *testing.T, signal syscall.Signal) {
 	}
 	defer res.Body.Close()
 	var chunks []chunk
-	var refused *http.Response
+	var rejected *http.Response
 	err = readStream(res.Body, func(c chunk) {
 		if chunks = append(chunks, c); len(chunks) != 3 {
 			return
 		}
 		d.cmd.Process.Signal(signal)
-		eventually(t, time.Second, "refusal", func() bool {
+		eventually(t, time.Second, "rejection", func() bool {
 			other, err := d.post(chatBody("late", false))
 			if err != nil {
 				t.Fatalf("a new request while a stream runs: %v", err)
 			}
 			other.Body.Close()
-			refused = other
+			rejected = other
 			return other.StatusCode == http.StatusServiceUnavailable
 		})
 	})
 	if text, bad := wholeText(chunks); err != nil || bad != nil || text != strings.Repeat("word ", 20) {
 		t.Errorf("%q, %v, %v", text, err, bad)
 	}
-	if refused == nil || refused.Header.Get("Retry-After") == "" {
-		t.Errorf("refused as %+v", refused)
+	if rejected == nil || rejected.Header.Get("Retry-After") == "" {
+		t.Errorf("rejected with %+v", rejected)
 	}
 	<-d.ended
 	if code := d.cmd.ProcessState.ExitCode(); code != 0 {

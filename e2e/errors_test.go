@@ -97,8 +97,8 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		want  string
 	}{
 		{"too long for the model", codextest.Status(400, words("context_length_exceeded")), "400 invalid_request_error context_length_exceeded messages"},
-		{"upstream refuses the request", codextest.Status(422, words("c")), "422 t c p"},
-		{"upstream refuses our credential", codextest.Status(401, words("c")), "502 server_error upstream_auth -"},
+		{"upstream rejects the request", codextest.Status(422, words("c")), "422 t c p"},
+		{"upstream rejects our credential", codextest.Status(401, words("c")), "502 server_error upstream_auth -"},
 		{"upstream's usage limit", retryAfter(429, "9", words("insufficient_quota")), "429 rate_limit_error usage_limit_reached - *"},
 		{"upstream's rate limit", retryAfter(429, "9", words("rate_limit_exceeded")), "429 rate_limit_error upstream_rate_limited - *"},
 		{"upstream is overloaded", retryAfter(503, "9", ""), "503 server_error upstream_overloaded - *"},
@@ -151,13 +151,13 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 			t.Errorf("a second stream: got %s, want %s", got, want)
 		}
 		go func() { second <- failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))) }()
-		eventually(t, 5*time.Second, "somebody in line", func() bool { return d.metrics()["codexpool_pool_waiting"] == 1 })
+		eventually(t, 5*time.Second, "a request in the queue", func() bool { return d.metrics()["codexpool_pool_waiting"] == 1 })
 		const saturated = "503 server_error pool_saturated - *"
 		if got := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))); got != saturated {
-			t.Errorf("a full line: got %s, want %s", got, saturated)
+			t.Errorf("a full queue: got %s, want %s", got, saturated)
 		}
 		if got := <-second; got != saturated {
-			t.Errorf("too long in line: got %s, want %s", got, saturated)
+			t.Errorf("too long in the queue: got %s, want %s", got, saturated)
 		}
 		if m := d.metrics(); m[`codexpool_pool_acquire_wait_seconds_count{outcome="timeout"}`] != 1 || m[`codexpool_pool_acquire_wait_seconds_count{outcome="full"}`] != 1 {
 			t.Error("the ends of waiting are not counted as what they are")

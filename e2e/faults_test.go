@@ -32,8 +32,8 @@ var faults = map[string]func(){
 	"starts slowly":        func() { time.Sleep(1500 * time.Millisecond); serve() },
 	"ignores EOF":          func() { serve(); hang() },
 	"ignores EOF and TERM": func() { signal.Ignore(syscall.SIGTERM); serve(); hang() },
-	"leaves a grandchild":  func() { grandchild(); serve() },
-	"leaves an orphan":     func() { exec.Command("sh", "-c", "sleep 1000 &").Run(); serve() },
+	"has a grandchild":     func() { grandchild(); serve() },
+	"has an orphan":        func() { exec.Command("sh", "-c", "sleep 1000 &").Run(); serve() },
 	"floods stderr":        func() { floodStderr(); serve() },
 	"writes garbage": func() {
 		onTurn(func(json.RawMessage) { fmt.Println("thread 'main' panicked at") })
@@ -43,7 +43,7 @@ var faults = map[string]func(){
 			fmt.Printf(`{"method":"item/agentMessage/delta","params":{"delta":"%s"}}`+"\n", strings.Repeat("x", 20<<20))
 		})
 	},
-	"asks what nobody knows": func() {
+	"sends an unknown request": func() {
 		onTurn(func(json.RawMessage) { fmt.Println(`{"id":0,"method":"item/somethingNew/request","params":{}}`) })
 	},
 	"grows": func() {
@@ -219,11 +219,11 @@ func TestFaultMatrix(t *testing.T) {
 		{name: "stopped idle", env: probes, act: stop, log: `"why":"unresponsive"`, reason: "unresponsive"},
 		{name: "ignores EOF", fault: "ignores EOF", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
 		{name: "ignores EOF and TERM", fault: "ignores EOF and TERM", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
-		{name: "leaves a grandchild", fault: "leaves a grandchild", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
+		{name: "has a grandchild", fault: "has a grandchild", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
 		{name: "writes garbage", fault: "writes garbage", client: fine, log: "is not a message", reason: "protocol"},
 		{name: "writes a line of 20 MB", fault: "writes a line of 20 MB", client: fine, log: "is longer than", reason: "protocol"},
 		{name: "floods stderr", fault: "floods stderr", client: fine},
-		{name: "asks what nobody knows", fault: "asks what nobody knows", client: fine, log: "child asked, declined"},
+		{name: "sends an unknown request", fault: "sends an unknown request", client: fine, log: "child asked, declined"},
 		{name: "grows", fault: "grows", env: []string{"POOL_MAX_CHILD_BYTES=40000000", "POOL_MIN_LIFE_MS=0"}, client: fine, log: `"why":"memory"`, reason: "memory"},
 		{name: "answers a probe late", fault: "answers a probe late", env: probes, client: fine},
 		{name: "does not end its turn", fault: "does not end its turn", env: []string{"PROXY_TIMEOUT_MS=1000"}, text: strings.Repeat("word ", 100), client: "504 timeout_error request_timeout -", log: `"why":"unresponsive"`, reason: "unresponsive"},
@@ -301,7 +301,7 @@ func TestStartsThatFail(t *testing.T) {
 				t.Errorf("the client sees %s", got)
 			}
 			if took := time.Since(began); took > 5*time.Second {
-				t.Errorf("it was told after %v", took)
+				t.Errorf("the error came after %v", took)
 			}
 			if !strings.Contains(d.logged(), tt.log) {
 				t.Errorf("no %q in the log", tt.log)
@@ -360,7 +360,7 @@ func TestFaultsOfTheHost(t *testing.T) {
 		}
 		over(d)
 	})
-	t.Run("no descriptors are left", func(t *testing.T) {
+	t.Run("no descriptors remain", func(t *testing.T) {
 		t.Parallel()
 		d := start(t, "POOL_SIZE=1", "POOL_BACKOFF_MAX_MS=500", "CODEX_ECHO_DELAY_MS=1")
 		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))

@@ -194,7 +194,7 @@ func TestPanicStopsEveryDaemonOfTheRun(t *testing.T) {
 }
 
 func panicWithDaemons(t *testing.T) {
-	for _, fault := range []string{"ignores EOF and TERM", "leaves an orphan"} {
+	for _, fault := range []string{"ignores EOF and TERM", "has an orphan"} {
 		f := newFaulty(t)
 		f.set(fault)
 		d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path)

@@ -127,7 +127,7 @@ func TestLoginIsRefreshedWhenTheProviderRejectsItsToken(t *testing.T) {
 	g.revoked = true
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
 	if _, err := d.stream("hi"); err == nil || !strings.Contains(err.Error(), "upstream_auth") {
-		t.Errorf("refused: %v", err)
+		t.Errorf("rejected: %v", err)
 	}
 	eventually(t, time.Minute, "refresh", func() bool { return codextest.RefreshToken(t, g.home) == "rt-fresh" })
 	eventually(t, time.Minute, "answer", func() bool { _, err := d.stream("hi"); return err == nil })

@@ -223,7 +223,7 @@ func sayWithTools(t *testing.T, text string) openai.ChatCompletionNewParams {
 func finishTools(t *testing.T, chat openai.ChatCompletionService, params openai.ChatCompletionNewParams, asked openai.ChatCompletionChoice) {
 	t.Helper()
 	if asked.FinishReason != "tool_calls" || asked.Message.Content != "" {
-		t.Errorf("it asked with %+v", asked)
+		t.Errorf("its calls are %+v", asked)
 	}
 	params.Messages = append(params.Messages, asked.Message.ToParam())
 	results := map[string]string{

@@ -186,7 +186,7 @@ func TestRecycleUnderFullLoadFailsNoRequest(t *testing.T) {
 					return
 				default:
 				}
-				want := fmt.Sprintf("client %d asks for the %d. time", i, j)
+				want := fmt.Sprintf("client %d calls for the %d. time", i, j)
 				chunks, err := d.stream(want)
 				if err == nil {
 					var got string

@@ -183,7 +183,7 @@ func newWish(rng *rand.Rand, canary string) wish {
 func (s *soak) play(w wish) {
 	outcome, err := s.try(w)
 	if err != nil {
-		s.t.Errorf("SEED=%d: %.20q…, n=%d, stream %v, slow %v, leaves after %v: %s %v", s.seed, w.text, w.n, w.stream, w.slow, w.leaves, outcome, err)
+		s.t.Errorf("SEED=%d: %.20q…, n=%d, stream %v, slow %v, disconnects after %v: %s %v", s.seed, w.text, w.n, w.stream, w.slow, w.leaves, outcome, err)
 		outcome = "wrong"
 	}
 	s.mu.Lock()
@@ -272,7 +272,7 @@ func (w wish) judgeStream(body io.Reader) (string, error) {
 	whole := len(said) == w.n && finished == w.n
 	for _, text := range said {
 		if !strings.HasPrefix(w.text, text) {
-			return "", fmt.Errorf("not what it asked for: %.500q", text)
+			return "", fmt.Errorf("not the answer to its request: %.500q", text)
 		}
 		whole = whole && text == w.text
 	}
@@ -304,7 +304,7 @@ func (w wish) judgeWhole(body []byte) (string, error) {
 	}
 	for _, c := range answer.Choices {
 		if c.Message.Content != w.text || c.FinishReason != "stop" {
-			return "", fmt.Errorf("not what it asked for: %.500q, %s", c.Message.Content, c.FinishReason)
+			return "", fmt.Errorf("not the answer to its request: %.500q, %s", c.Message.Content, c.FinishReason)
 		}
 	}
 	return "whole", nil
@@ -379,7 +379,7 @@ func (s *soak) accounts(size int) {
 		s.t.Errorf("%v children were started, %v are gone for the reasons that there are", starts, deaths)
 	}
 	if failed := s.outcomes["cut child_exited"] + s.outcomes[excuses["child_exited"]]; s.outcomes["whole"] == 0 || s.outcomes["left"] == 0 || failed == 0 {
-		s.t.Errorf("%d requests failed, %d were left, %d were whole: this soak proves little", failed, s.outcomes["left"], s.outcomes["whole"])
+		s.t.Errorf("%d requests failed, %d clients disconnected, %d answers were whole: this soak proves little", failed, s.outcomes["left"], s.outcomes["whole"])
 	}
 }
 
