@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -19,15 +20,16 @@ const (
 	baseProgramVar = "BASE_PROGRAM" // the daemon that was built from the base commit
 	baseNameVar    = "BASE"         // the name of that commit, for the output
 
-	slicesPerRound   = 6   // of each round: both daemons serve in each slice
-	tokensPerSlice   = 16  // first tokens that each daemon serves in a slice
-	requestsPerSlice = 128 // completions that each daemon serves in a slice
-	clientsAtOnce    = 16  // that send those completions
+	slicesPerRound   = 6  // of each round: both daemons serve in each slice
+	tokensPerSlice   = 16 // first tokens that each daemon serves in a slice
+	requestsPerSlice = 96 // completions that each daemon serves in a slice
+	clientsAtOnce    = 16 // that send those completions
 )
 
 // contender is one of the two daemons that [BenchmarkAgainstBase] compares.
 type contender struct {
 	*daemon
+	binary   string
 	children []int // their pids; no child is replaced meanwhile
 
 	// Of this round:
@@ -42,10 +44,12 @@ type contender struct {
 // better for each of them.
 var costs = [4]string{"first token over HTTP", "time a completion", "daemon's CPU a completion", "children's CPU a completion"}
 
-// BenchmarkAgainstBase compares this tree's daemon with that of a base commit:
-// both serve in turns, against one endpoint, in this one run. Each round is cut
-// into slices, in which the order of the two alternates, so that a machine that
-// becomes slower meanwhile slows both alike. Run it with make bench BASE=COMMIT.
+// BenchmarkAgainstBase compares this tree's daemon with that of a base commit: both
+// serve in turns, against one endpoint, in this one run. Each round is cut into
+// slices, in which the order of the two alternates, so that a machine that becomes
+// slower meanwhile slows both alike. Each round has processes of its own: two of the
+// same binary differ by some percent for as long as they run. Run it with make bench
+// BASE=COMMIT.
 func BenchmarkAgainstBase(b *testing.B) {
 	base := os.Getenv(baseProgramVar)
 	if base == "" {
@@ -58,20 +62,22 @@ func BenchmarkAgainstBase(b *testing.B) {
 
 	contend := func(binary string) *contender {
 		d := startProgram(b, binary, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_TURNS=0", "POOL_MAX_AGE_MS=0", "CODEX_UPSTREAM="+up.URL+"/v1")
-		c := &contender{daemon: d, children: d.children()}
+		c := &contender{daemon: d, binary: binary, children: d.children()}
 		c.work(b) // connections and buffers that are made only once
 		c.endRound()
 		return c
 	}
-	before, now := contend(base), contend(program)
-
 	var ratios [len(costs)][]float64
 	var baseCosts, nowCosts [len(costs)][]time.Duration
 	began := time.Now()
 	for round := 0; b.Loop(); round++ {
+		binaries := []string{base, program}
+		if round%2 == 1 {
+			slices.Reverse(binaries)
+		}
+		pair := []*contender{contend(binaries[0]), contend(binaries[1])}
 		for slice := range slicesPerRound {
-			pair := []*contender{before, now}
-			if (round+slice)%2 == 1 {
+			if slice > 0 {
 				slices.Reverse(pair)
 			}
 			for range tokensPerSlice {
@@ -83,13 +89,18 @@ func BenchmarkAgainstBase(b *testing.B) {
 				c.work(b)
 			}
 		}
-		b.StopTimer()
-		was, is := before.endRound(), now.endRound()
+		if pair[0].binary != base {
+			slices.Reverse(pair)
+		}
+		was, is := pair[0].endRound(), pair[1].endRound()
+		for _, c := range pair {
+			c.cmd.Process.Signal(syscall.SIGTERM)
+			<-c.ended
+		}
 		for i := range costs {
 			ratios[i] = append(ratios[i], ms(is[i])/ms(was[i]))
 			baseCosts[i], nowCosts[i] = append(baseCosts[i], was[i]), append(nowCosts[i], is[i])
 		}
-		b.StartTimer()
 	}
 
 	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
