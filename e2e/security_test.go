@@ -246,12 +246,13 @@ func TestProductionRejectsUnsafeSettings(t *testing.T) {
 // client's model could have it run.
 func TestDirectRejectsConfigThatRunsPrograms(t *testing.T) {
 	t.Parallel()
-	for name, config := range map[string]string{
-		"mcp_servers": "[mcp_servers.mine]\ncommand = \"touch\"\n",
-		"notify":      "notify = [\"touch\"]\n",
+	for _, tt := range []struct{ config, name string }{
+		{"[mcp_servers.mine]\ncommand = \"touch\"\n", "mcp_servers"},
+		{"\"mcp\\u005fservers\".mine.command = \"touch\"\n", "mcp_servers"},
+		{"notify = [\"touch\"]\n", "notify"},
 	} {
 		home := codextest.Workdir(t)
-		if err := os.WriteFile(filepath.Join(home, "config.toml"), []byte(config), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(home, "config.toml"), []byte(tt.config), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // should it serve
@@ -262,8 +263,8 @@ func TestDirectRejectsConfigThatRunsPrograms(t *testing.T) {
 			"PROXY_ADMIN_ADDR=", "PROXY_CODEX_WORKDIR=" + codextest.Workdir(t), "CODEX_UPSTREAM=direct", "CODEX_HOME=" + home,
 		}
 		out, _ := cmd.CombinedOutput()
-		if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(string(out), name) {
-			t.Errorf("%s: exit code %d\n%s", name, code, out)
+		if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(string(out), tt.name) {
+			t.Errorf("%s: exit code %d\n%s", tt.config, code, out)
 		}
 	}
 }
