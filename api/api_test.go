@@ -75,7 +75,7 @@ func openWith(t *testing.T, cfg api.Config, children pool.Config, relay *upstrea
 	var mu sync.Mutex
 	children.Spawn = func(ctx context.Context) (*codex.Client, error) {
 		mu.Lock()
-		script := healthy()
+		script := healthyBehind(relay)
 		if len(scripts) > 0 {
 			script, scripts = scripts[0], scripts[1:]
 		}
@@ -108,8 +108,32 @@ func (h *house) last() api.Result {
 }
 
 // healthy is a child that answers with the words of the user.
-func healthy() codextest.Script {
-	return codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Second})}
+func healthy() codextest.Script { return healthyBehind(nil) }
+
+// healthyBehind is a child that sends its turns to relay, or has none.
+func healthyBehind(relay *upstream.Relay) codextest.Script {
+	child := &codextest.Child{Delay: time.Second}
+	if relay != nil {
+		child.Post = func(ctx context.Context, metadata string) error {
+			r := httptest.NewRequestWithContext(ctx, "POST", "/v1/responses", strings.NewReader("{}"))
+			r.Header.Set("X-Codex-Turn-Metadata", metadata)
+			w := httptest.NewRecorder()
+			if relay.ServeHTTP(w, r); w.Code != 200 {
+				return fmt.Errorf("unexpected status %d", w.Code)
+			}
+			return nil
+		}
+	}
+	return codextest.Script{codextest.Handshake(), codextest.Serve(child)}
+}
+
+// says is a provider that answers each request with a text.
+type says string
+
+func (text says) RoundTrip(*http.Request) (*http.Response, error) {
+	delta, _ := json.Marshal(string(text))
+	stream := fmt.Sprintf("data: {\"type\":\"response.output_text.delta\",\"delta\":%s}\n\ndata: {\"type\":\"response.completed\",\"response\":{}}\n\n", delta)
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(stream))}, nil
 }
 
 // answer is what a client got.
@@ -558,11 +582,7 @@ func TestRetryRunsARequestThatReachedNobodyOnAnotherChild(t *testing.T) {
 			both(t, func(t *testing.T, stream string) {
 				var relay *upstream.Relay
 				if tt.relay {
-					base, err := url.Parse("http://127.0.0.1:1")
-					if err != nil {
-						t.Fatal(err)
-					}
-					relay = upstream.NewRelay(upstream.Provider{Base: base}, nil, upstream.Hooks{})
+					relay = upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, says("hi there"), upstream.Hooks{})
 				}
 				h := openWith(t, config(), pool.Config{Size: 1}, relay, tt.scripts...)
 				a := h.do(t, chat(`{"stream":`+stream+`,"messages":[{"role":"user","content":"hi there"}]}`))

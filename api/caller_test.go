@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -117,21 +115,12 @@ type panicBody struct{ panicReader }
 
 func (panicBody) Close() error { return nil }
 
-// TestPanicBeforeAcquireFreesThePlaces: the models are asked for once before
-// the request is admitted, and once after.
+// TestPanicBeforeAcquireFreesThePlaces has a relay that panics when a call is
+// prepared, which is between Admit and Acquire.
 func TestPanicBeforeAcquireFreesThePlaces(t *testing.T) {
 	for _, n := range []string{"1", "2"} {
 		synctest.Test(t, func(t *testing.T) {
-			cfg := config()
-			var calls atomic.Int64
-			cfg.Models = func() api.Models {
-				if calls.Add(1) > 1 {
-					panic("between Admit and Acquire")
-				}
-				return models
-			}
-			relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, unplugged{}, upstream.Hooks{})
-			h := openWith(t, cfg, pool.Config{Size: 1}, relay)
+			h := openWith(t, config(), pool.Config{Size: 1}, new(upstream.Relay))
 			if a := h.do(t, chat(`{"n":`+n+`,"messages":[{"role":"user","content":"hi"}]}`)); a.Code != 500 {
 				t.Errorf("%d %s", a.Code, a.Body)
 			}

@@ -212,7 +212,7 @@ func TestChoicesDoNotTimeOutWaitingForEachOther(t *testing.T) {
 
 func TestChoiceFinishDoesNotWaitForTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		quick := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})}
+		quick := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Millisecond})}
 		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Minute})}
 		h := open(t, config(), 2, quick, slow)
 		w := &seen{ResponseWriter: httptest.NewRecorder(), began: time.Now()}
@@ -274,6 +274,68 @@ func TestIgnoredFieldsAreNamed(t *testing.T) {
 			if got := a.Header().Get("X-Codexpool-Ignored"); a.Code != 200 || got != want {
 				t.Errorf("%.200s: %d, named %q, want %q (%.200s)", body, a.Code, got, want, a.Body)
 			}
+		}
+	})
+}
+
+// stuck is a client that reads nothing until it is told to.
+type stuck struct {
+	*httptest.ResponseRecorder
+	read chan struct{}
+}
+
+func (w *stuck) Write(b []byte) (int, error) {
+	<-w.read
+	return w.ResponseRecorder.Write(b)
+}
+
+func TestSlowClientHoldsNoChildOfAShortAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, n := range []string{"1", "2"} {
+			h := open(t, config(), 1)
+			w := &stuck{httptest.NewRecorder(), make(chan struct{})}
+			served := make(chan struct{})
+			go func() {
+				defer close(served)
+				h.ServeHTTP(w, chat(`{"n":`+n+`,"stream":true,"messages":[{"role":"user","content":"one two three"}]}`))
+			}()
+			time.Sleep(10 * time.Second)
+			if s := h.pool.Stat(); s.Idle != 1 {
+				t.Errorf("n = %s: while nobody reads: %+v", n, s)
+			}
+			close(w.read)
+			<-served
+			for i, c := range choicesOf(t, answer{ResponseRecorder: w.ResponseRecorder}) {
+				if c != (choice{"one two three", "stop"}) {
+					t.Errorf("choice %d: %+v", i, c)
+				}
+			}
+		}
+	})
+}
+
+// TestSlowClientHoldsTheChildOfALongAnswer: an answer of more than a megabyte waits for
+// its client.
+func TestSlowClientHoldsTheChildOfALongAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		long := strings.Repeat(strings.Repeat("x", 10<<10)+" ", 200)
+		cfg := config()
+		cfg.MaxBody = 4 << 20
+		h := open(t, cfg, 1, codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})})
+		w := &stuck{httptest.NewRecorder(), make(chan struct{})}
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			h.ServeHTTP(w, chat(`{"stream":true,"messages":[{"role":"user","content":"`+long+`"}]}`))
+		}()
+		time.Sleep(cfg.StreamIdleTimeout / 2)
+		if s := h.pool.Stat(); s.Leased != 1 {
+			t.Errorf("while nobody reads: %+v", s)
+		}
+		close(w.read)
+		<-served
+		if got := choicesOf(t, answer{ResponseRecorder: w.ResponseRecorder}); len(got) != 1 || got[0] != (choice{long, "stop"}) {
+			t.Errorf("%.100v", got)
 		}
 	})
 }

@@ -10,8 +10,6 @@ import (
 	"codexpool/codex"
 	"codexpool/pool"
 	"codexpool/upstream"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // complete serves a route of completions: it admits the request to the pool, runs
@@ -39,7 +37,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	defer admission.Close()
 	out := s.newReplier(res, r, req, f)
 	c := completion{s: s, res: res, req: req, idle: idle, admission: admission}
-	for e, err := range c.run(ctx) {
+	for e, err := range merge(ctx, req.choices(), c.answer) {
 		if err != nil {
 			return err
 		}
@@ -66,87 +64,13 @@ type events = iter.Seq2[codex.Event, error]
 // completion is one request on its way through the pool. Its events come
 // through a pipeline of iterators, each of which reads the one before:
 //
-//	lease.Turn -> turn -> retry -> withRefusal -> cutAt -> merge -> replier
+//	lease.Turn -> answered -> turn -> retry -> cutAt -> merge -> replier
 type completion struct {
 	s         *Server
 	res       *response
 	req       *chatRequest
 	idle      time.Duration // longest silence of the model
 	admission *pool.Admission
-}
-
-// run yields the events of all choices.
-func (c *completion) run(ctx context.Context) iter.Seq2[choiceEvent, error] {
-	if n := c.req.choices(); n > 1 {
-		return merge(ctx, n, c.answer)
-	}
-	return func(yield func(choiceEvent, error) bool) {
-		for e, err := range c.answer(ctx, 0) {
-			if !yield(choiceEvent{0, e}, err) {
-				return
-			}
-		}
-	}
-}
-
-// choiceEvent is an event of one choice.
-type choiceEvent struct {
-	choice int
-	codex.Event
-}
-
-// merge runs n answers at once, each in a goroutine of its own, and yields their
-// events as they come. The first error ends the others. All goroutines have
-// ended when merge returns.
-func merge(ctx context.Context, n int, answer func(context.Context, int) events) iter.Seq2[choiceEvent, error] {
-	return func(yield func(choiceEvent, error) bool) {
-		ctx, stop := context.WithCancel(ctx)
-		group, ctx := errgroup.WithContext(ctx)
-		all := make(chan choiceEvent)
-		for i := range n {
-			group.Go(func() (err error) { // ends with its answer, or with ctx
-				defer func() {
-					if p := recover(); p != nil {
-						err = panicked(p)
-					}
-				}()
-				for e, err := range answer(ctx, i) {
-					if err != nil {
-						return err
-					}
-					select {
-					case all <- choiceEvent{i, e}:
-					case <-ctx.Done():
-						return context.Cause(ctx)
-					}
-				}
-				return nil
-			})
-		}
-		ended := make(chan error, 1)
-		go func() { // ends with the last answer
-			ended <- group.Wait()
-			close(ended)
-		}()
-		defer func() { // also where the reader of the events panics
-			stop()
-			for range ended {
-			}
-		}()
-		for {
-			select {
-			case err := <-ended:
-				if err != nil {
-					yield(choiceEvent{}, err)
-				}
-				return
-			case e := <-all:
-				if !yield(e, nil) {
-					return
-				}
-			}
-		}
-	}
 }
 
 // answer yields the events of one choice.
@@ -156,12 +80,12 @@ func (c *completion) answer(ctx context.Context, choice int) events {
 		if call != nil {
 			defer call.Done()
 		}
-		cutAt(c.req.Stop, withRefusal(call, c.retry(ctx, params, call)))(yield)
+		cutAt(c.req.Stop, c.retry(ctx, params, call))(yield)
 	}
 }
 
 // prepare makes the turn of a choice and, where there is a relay, the call that
-// it will bring there. The caller ends the call.
+// it will set off. The caller ends the call.
 func (c *completion) prepare(ctx context.Context, choice int) (codex.TurnParams, *upstream.Call) {
 	conversation := c.req.conversation(choice)
 	params := turnParams(c.req, conversation)
@@ -169,15 +93,15 @@ func (c *completion) prepare(ctx context.Context, choice int) (codex.TurnParams,
 	if c.s.relay == nil {
 		return params, nil
 	}
-	call := c.s.relay.Prepare(ctx, overrides(c.req, conversation, c.res.caller), details(conversation)...)
-	params.Meta = map[string]string{upstream.MetaKey: call.Key}
-	params.Model = c.s.cfg.Models().listed(params.Model) // the relay writes the caller's
-	for i := range params.Tools {
-		// The relay writes the tools as the caller gave them. The child needs only
-		// their names, and does not have to understand their schemas.
-		params.Tools[i] = codex.Tool{Name: params.Tools[i].Name}
-	}
-	return params, call
+	call := c.s.relay.Prepare(ctx, upstream.Request{Input: params.Items, Overrides: overrides(c.req, conversation, c.res.caller)})
+	// The relay sends the provider all that the caller wrote. The child is only told of
+	// the conversation, without tools, images and the caller's model.
+	return codex.TurnParams{
+		Items: standIns(conversation),
+		Meta:  map[string]string{upstream.MetaKey: call.Key},
+		Tick:  params.Tick,
+		Wake:  call.Wake(),
+	}, call
 }
 
 // retry runs a turn and, where its child died before anybody received the
@@ -219,27 +143,72 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, params
 		if c.req.choices() == 1 {
 			c.res.child = lease.Child()
 		}
-		for e, err := range lease.Turn(ctx, params) {
+		source := lease.Turn(ctx, params)
+		if call != nil {
+			source = answered(source, call)
+		}
+		for e, err := range source {
 			if err != nil && childToBlame(err, call) {
 				lease.Blame(err)
 			}
 			if t, ok := e.(codex.Tick); ok && t.Silent >= c.idle {
 				e, err = nil, errIdle
 			}
-			if !yield(e, explained(err, call)) || err != nil {
+			if !yield(e, err) || err != nil {
 				return
 			}
 		}
 	}
 }
 
-// explained returns a turn's error, or what the provider reported as its cause.
-func explained(err error, call *upstream.Call) error {
-	var turn *codex.TurnError
-	if call == nil || !errors.As(err, &turn) {
-		return err
+// endOfTurn is how long a child's turn may last after its answer is over: the child
+// has nothing left to do. It takes milliseconds.
+const endOfTurn = time.Second
+
+// answered yields the answer of a call while the turn that has set it off runs. Of the
+// turn itself only its ticks and its failure count: a turn that fails after its answer
+// is over has failed nobody.
+func answered(turn events, call *upstream.Call) events {
+	return func(yield func(codex.Event, error) bool) {
+		var end codex.Event // the last event of the answer, or
+		var failure error   // why it is not whole; kept until the turn is over
+		var over time.Time
+		for e, turnErr := range turn {
+			for over.IsZero() {
+				event, err := call.Next()
+				if event == nil && err == nil {
+					break
+				}
+				if _, last := event.(codex.Completed); last || err != nil {
+					end, failure, over = event, explained(err), time.Now()
+				} else if !yield(event, nil) {
+					return
+				}
+			}
+			tick, isTick := e.(codex.Tick)
+			switch {
+			case !over.IsZero() && (!isTick || time.Since(over) > endOfTurn):
+				yield(end, failure)
+				return
+			case turnErr != nil:
+				yield(nil, turnErr)
+				return
+			case isTick && over.IsZero():
+				if heard := call.Heard(); !heard.IsZero() {
+					tick.Silent = min(tick.Silent, time.Since(heard))
+				}
+				if !yield(tick, nil) {
+					return
+				}
+			}
+		}
+		yield(nil, &codex.ProtocolError{Problem: "a turn ended without a request"})
 	}
-	if f := call.Failure(); f != nil {
+}
+
+// explained is what a caller is told of the provider's failure.
+func explained(err error) error {
+	if f := (*upstream.Failure)(nil); errors.As(err, &f) {
 		return providerFailed(f)
 	}
 	return err
@@ -253,24 +222,6 @@ func childToBlame(err error, call *upstream.Call) bool {
 		return call != nil && !call.Arrived() && turn.Info != codex.InfoContextWindow
 	}
 	return codex.ChildFault(err) == codex.FaultCall
-}
-
-// withRefusal adds the model's refusal, which Codex drops and only the relay has
-// seen, before the end of the answer.
-func withRefusal(call *upstream.Call, turn events) events {
-	if call == nil {
-		return turn
-	}
-	return func(yield func(codex.Event, error) bool) {
-		for e, err := range turn {
-			if _, over := e.(codex.Completed); over && call.Refusal() != "" && !yield(codex.Refusal{Text: call.Refusal()}, nil) {
-				return
-			}
-			if !yield(e, err) {
-				return
-			}
-		}
-	}
 }
 
 // tick is how often a turn must yield a Tick so that no timer is late by more

@@ -57,15 +57,6 @@ func (m Models) known(name string) (id string, ok bool) {
 	return "", false
 }
 
-// listed is the id if the CLI lists it, "" otherwise: for a model that it does not
-// list, Codex assumes wrong properties, such as too small a context window.
-func (m Models) listed(id string) string {
-	if slices.ContainsFunc(m.Catalog, func(model codex.Model) bool { return model.ID == id }) {
-		return id
-	}
-	return ""
-}
-
 // effort reports whether the word is a reasoning effort.
 func (m Models) effort(word string) bool {
 	return slices.Contains(efforts, word) || slices.ContainsFunc(m.Catalog, func(model codex.Model) bool {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"crypto/rand"
 	"net/http"
 	"slices"
@@ -64,7 +65,7 @@ type reply struct {
 // note handles the events that both treat alike.
 func (b *reply) note(choice int, e codex.Event) {
 	switch e := e.(type) {
-	case codex.TextDelta, codex.ToolCalls, codex.Refusal:
+	case codex.TextDelta, codex.ToolCallDelta, codex.ToolCalls, codex.Refusal:
 		b.res.token()
 	case codex.Usage:
 		b.usage[choice] = &e
@@ -101,8 +102,32 @@ func (b *reply) reasons() bool {
 // message is the answer of one choice, in one piece.
 type message struct {
 	text, refusal, reasoning strings.Builder
-	calls                    []codex.ToolCall
+	calls                    []*callSoFar
 	end                      codex.Finish
+}
+
+type callSoFar struct {
+	id, name  string
+	arguments strings.Builder
+}
+
+// call adds the next piece of a call.
+func (m *message) call(e codex.ToolCallDelta) {
+	for len(m.calls) <= e.Index {
+		m.calls = append(m.calls, &callSoFar{})
+	}
+	c := m.calls[e.Index]
+	c.id, c.name = cmp.Or(c.id, e.ID), cmp.Or(c.name, e.Name)
+	c.arguments.WriteString(e.Arguments)
+}
+
+// pieces are whole calls as a model writes them: the name of each, then its
+// arguments.
+func pieces(whole codex.ToolCalls) (list []codex.ToolCallDelta) {
+	for i, c := range whole.Calls {
+		list = append(list, codex.ToolCallDelta{Index: i, ID: c.ID, Name: c.Name}, codex.ToolCallDelta{Index: i, Arguments: c.Arguments})
+	}
+	return list
 }
 
 // whole is a response in one piece.
@@ -121,8 +146,12 @@ func (w *whole) write(choice int, e codex.Event) error {
 		m.reasoning.WriteString(e.Text)
 	case codex.Refusal:
 		m.refusal.WriteString(e.Text)
+	case codex.ToolCallDelta:
+		m.call(e)
 	case codex.ToolCalls:
-		m.calls = e.Calls
+		for _, piece := range pieces(e) {
+			m.call(piece)
+		}
 	case codex.Completed:
 		m.end = e.Finish
 	}
@@ -154,12 +183,12 @@ func (w *whole) message(m *message) messageBody {
 		body.Reasoning = m.reasoning.String()
 	}
 	for _, c := range m.calls {
-		f := functionBody{Name: c.Name, Arguments: c.Arguments}
+		f := functionBody{Name: c.name, Arguments: c.arguments.String()}
 		if w.req.LegacyCalls {
 			body.FunctionCall = &f
 			break // it has room for one
 		}
-		body.ToolCalls = append(body.ToolCalls, callBody{ID: c.ID, Type: "function", Function: f})
+		body.ToolCalls = append(body.ToolCalls, callBody{ID: c.id, Type: "function", Function: f})
 	}
 	return body
 }
@@ -199,8 +228,12 @@ func (s *stream) write(choice int, e codex.Event) error {
 		}
 	case codex.TextDelta:
 		s.delta(choice, deltaBody{Content: &e.Text})
+	case codex.ToolCallDelta:
+		s.call(choice, e)
 	case codex.ToolCalls:
-		s.calls(choice, e.Calls)
+		for _, piece := range pieces(e) {
+			s.call(choice, piece)
+		}
 	case codex.Completed:
 		s.commit()
 		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
@@ -211,17 +244,17 @@ func (s *stream) write(choice int, e codex.Event) error {
 	return s.flush()
 }
 
-// calls sends each call as it would come from OpenAI: its name, then its
-// arguments.
-func (s *stream) calls(choice int, calls []codex.ToolCall) {
-	for i, c := range calls {
-		if s.req.LegacyCalls {
-			s.delta(choice, deltaBody{FunctionCall: &functionBody{Name: c.Name}})
-			s.delta(choice, deltaBody{FunctionCall: &functionBody{Arguments: c.Arguments}})
-			return // it has room for one
-		}
-		s.delta(choice, deltaBody{ToolCalls: []callBody{{Index: &i, ID: c.ID, Type: "function", Function: functionBody{Name: c.Name}}}})
-		s.delta(choice, deltaBody{ToolCalls: []callBody{{Index: &i, Function: functionBody{Arguments: c.Arguments}}}})
+// call sends the next piece of a call: first its name, then its arguments.
+func (s *stream) call(choice int, e codex.ToolCallDelta) {
+	f := functionBody{Name: e.Name, Arguments: e.Arguments}
+	switch {
+	case s.req.LegacyCalls && e.Index == 0:
+		s.delta(choice, deltaBody{FunctionCall: &f})
+	case s.req.LegacyCalls: // it has room for one
+	case e.Name != "":
+		s.delta(choice, deltaBody{ToolCalls: []callBody{{Index: &e.Index, ID: e.ID, Type: "function", Function: f}}})
+	default:
+		s.delta(choice, deltaBody{ToolCalls: []callBody{{Index: &e.Index, Function: f}}})
 	}
 }
 

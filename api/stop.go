@@ -29,7 +29,7 @@ func cutAt(stop []string, answer events) events {
 				}
 				held = rest
 				continue
-			case codex.ToolCalls, codex.Completed:
+			case codex.ToolCallDelta, codex.ToolCalls, codex.Completed:
 				if !pass(held) {
 					return
 				}

@@ -148,16 +148,23 @@ func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upst
 	return o
 }
 
-// details lists the caller's detail of each image, in their order.
-func details(conversation []chatMessage) (list []string) {
+// standIns are the items of a conversation as a child gets them with a relay: with a
+// word for every image. Decoding images helps nobody, for the provider gets them from
+// us, and a large one can cost a child gigabytes.
+func standIns(conversation []chatMessage) (items []json.RawMessage) {
 	for _, m := range conversation {
-		for _, p := range m.Parts {
-			if p.Image != "" {
-				list = append(list, p.Detail)
+		parts := make([]part, len(m.Parts))
+		for i, p := range m.Parts {
+			if parts[i] = p; p.Image != "" {
+				parts[i] = part{Text: "[image]"}
 			}
 		}
+		m.Parts = parts
+		for _, item := range responsesItems(m) {
+			items = append(items, marshal(item))
+		}
 	}
-	return list
+	return items
 }
 
 type functionTool struct {

@@ -45,7 +45,7 @@ func (c *Client) exchange(ctx context.Context, method string, params, result any
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	for {
-		m, err := c.inbox.next(ctx, nil)
+		m, err := c.inbox.next(ctx, nil, nil)
 		if err != nil {
 			c.spoil(err)
 			return fmt.Errorf("%s: %w", method, err)

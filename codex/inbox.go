@@ -94,8 +94,8 @@ func (b *inbox) signal() {
 }
 
 // next waits for a message. It returns the cause of ctx's end, what ended the
-// child, or errTick when tick fires first.
-func (b *inbox) next(ctx context.Context, tick <-chan time.Time) (message, error) {
+// child, or errTick when tick or wake fires first.
+func (b *inbox) next(ctx context.Context, tick <-chan time.Time, wake <-chan struct{}) (message, error) {
 	for {
 		if ctx.Err() != nil {
 			return message{}, context.Cause(ctx)
@@ -107,6 +107,8 @@ func (b *inbox) next(ctx context.Context, tick <-chan time.Time) (message, error
 		case <-b.wake:
 		case <-ctx.Done():
 		case <-tick:
+			return message{}, errTick
+		case <-wake:
 			return message{}, errTick
 		}
 	}

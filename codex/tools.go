@@ -24,6 +24,9 @@ type ToolCall struct {
 	Arguments string // exactly as written, even where that is not JSON
 }
 
+// This file is for children that call the provider themselves (CODEX_UPSTREAM=direct).
+// With a relay the child learns nothing of calls: the relay gives them to the caller.
+//
 // Codex runs the calls of a model within one turn: it sends us a request for each
 // (item/tool/call), waits for all results, and sends them to the model. But here the
 // caller has the results, and sends them with another turn. So we do not answer these
@@ -35,7 +38,7 @@ type ToolCall struct {
 //   - The child itself answers a call of a function that was not declared, or whose
 //     arguments are not JSON. It sends that to the model about 2 ms after the answer
 //     was complete. The interrupt is too late for one in twenty of these on an idle
-//     host, for most on a busy one. So the relay rejects this second request.
+//     host, for most on a busy one. That second request is paid for.
 //   - When the upstream fails after a call, the child reports it only after its
 //     requests are answered. See [callsHeld].
 
@@ -50,8 +53,7 @@ const maxNesting = 123
 
 // dynamicTools are the tools as thread/start accepts them. Names that Codex reserves
 // for MCP servers are omitted, because the whole thread/start would fail. Codex itself
-// omits exec_command and shell_command. The relay may declare them to the provider
-// all the same, and a call of one arrives like any other.
+// omits exec_command and shell_command.
 func dynamicTools(tools []Tool) ([]dynamicTool, error) {
 	var declared []dynamicTool
 	for _, t := range tools {

@@ -1,6 +1,7 @@
 package codex
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,10 +25,14 @@ type TurnParams struct {
 	Tools   []Tool            // functions that the model may call; the turn may then end in ToolCalls
 	Meta    map[string]string // reaches the upstream in the header x-codex-turn-metadata
 	Tick    time.Duration     // how often a Tick is yielded; 0 means 1 s
+
+	// Wake, if not nil, makes the turn yield a Tick at once for each value received: for
+	// a reader that has another source of events beside the turn.
+	Wake <-chan struct{}
 }
 
-// Event is one of [Tick], [TextDelta], [Refusal], [ReasoningDelta], [ToolCalls],
-// [Usage], [Completed].
+// Event is one of [Tick], [TextDelta], [Refusal], [ReasoningDelta], [ToolCallDelta],
+// [ToolCalls], [Usage], [Completed].
 type Event interface{ event() }
 
 // Tick is yielded as soon as the turn was sent, and then every TurnParams.Tick while
@@ -46,6 +51,15 @@ type Refusal struct{ Text string }
 // ReasoningDelta is the next piece of the reasoning summary, or of a message
 // that the model marks as commentary.
 type ReasoningDelta struct{ Text string }
+
+// ToolCallDelta is the next piece of a function call, as the model writes it. The
+// first piece of a call has its ID and Name. A [Client] never yields one, because
+// Codex passes calls on when they are whole: see [ToolCalls].
+type ToolCallDelta struct {
+	Index     int    // of the call in the answer, from 0
+	ID, Name  string // in the first piece of the call only
+	Arguments string // the next piece, exactly as written
+}
 
 // ToolCalls are all the functions that the answer calls, in its order. Their results
 // belong into the history of another turn: the call as an item of type
@@ -77,6 +91,7 @@ func (Tick) event()           {}
 func (TextDelta) event()      {}
 func (Refusal) event()        {}
 func (ReasoningDelta) event() {}
+func (ToolCallDelta) event()  {}
 func (ToolCalls) event()      {}
 func (Usage) event()          {}
 func (Completed) event()      {}
@@ -116,7 +131,7 @@ func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool)
 		return err
 	}
 	defer t.end(ctx)
-	return t.events(ctx, p.Tick, yield)
+	return t.events(ctx, p, yield)
 }
 
 // turn is the state of one running turn.
@@ -156,17 +171,14 @@ func (t *turn) start(ctx context.Context, p TurnParams) error {
 
 // events yields the turn's events until its end. The answer to turn/start is
 // one message among them, so that nothing that overtakes it is lost.
-func (t *turn) events(ctx context.Context, every time.Duration, yield func(Event) bool) error {
-	if every <= 0 {
-		every = time.Second
-	}
-	ticker := time.NewTicker(every)
+func (t *turn) events(ctx context.Context, p TurnParams, yield func(Event) bool) error {
+	ticker := time.NewTicker(cmp.Or(max(p.Tick, 0), time.Second))
 	defer ticker.Stop()
 	if !yield(Tick{}) {
 		return errBreak
 	}
 	for !t.over && !t.called {
-		events, err := t.next(ctx, ticker.C)
+		events, err := t.next(ctx, ticker.C, p.Wake)
 		if err != nil {
 			return err
 		}
@@ -180,8 +192,8 @@ func (t *turn) events(ctx context.Context, every time.Duration, yield func(Event
 }
 
 // next handles one message, or a tick.
-func (t *turn) next(ctx context.Context, tick <-chan time.Time) ([]Event, error) {
-	m, err := t.c.inbox.next(ctx, tick)
+func (t *turn) next(ctx context.Context, tick <-chan time.Time, wake <-chan struct{}) ([]Event, error) {
+	m, err := t.c.inbox.next(ctx, tick, wake)
 	switch {
 	case err == errTick:
 		return t.tick(ctx)
@@ -342,7 +354,7 @@ func (t *turn) end(ctx context.Context) {
 		if t.c.Err() != nil {
 			return
 		}
-		m, err := t.c.inbox.next(ctx, nil)
+		m, err := t.c.inbox.next(ctx, nil, nil)
 		if err != nil {
 			t.c.spoil(err)
 			return

@@ -88,7 +88,7 @@ var faults = map[string]func(){
 func serve() { serveFrom(os.Stdin, 20*time.Millisecond) }
 
 func serveFrom(in io.Reader, delay time.Duration) {
-	child := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: delay})}
+	child := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: delay, Post: codextest.PostTo(codextest.ConfiguredURL())})}
 	if err := child.Serve(in, os.Stdout); err != nil && err != io.EOF {
 		fmt.Fprintln(os.Stderr, "played child:", err)
 	}
@@ -226,7 +226,7 @@ func TestFaultMatrix(t *testing.T) {
 		{name: "sends an unknown request", fault: "sends an unknown request", client: fine, log: "child asked, declined"},
 		{name: "grows", fault: "grows", env: []string{"POOL_MAX_CHILD_BYTES=40000000", "POOL_MIN_LIFE_MS=0"}, client: fine, log: `"why":"memory"`, reason: "memory"},
 		{name: "answers a probe late", fault: "answers a probe late", env: probes, client: fine},
-		{name: "does not end its turn", fault: "does not end its turn", env: []string{"PROXY_TIMEOUT_MS=1000"}, text: strings.Repeat("word ", 100), client: "504 timeout_error request_timeout -", log: `"why":"unresponsive"`, reason: "unresponsive"},
+		{name: "does not end its turn", fault: "does not end its turn", env: []string{"PROXY_TIMEOUT_MS=1000"}, text: strings.Repeat("word ", 5000), client: "504 timeout_error request_timeout -", log: `"why":"unresponsive"`, reason: "unresponsive"},
 		{name: "steers", fault: "steers", env: []string{"PROXY_IDLE_TIMEOUT_MS=500"}, client: idle, log: `"why":"unresponsive"`, reason: "unresponsive"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

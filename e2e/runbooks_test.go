@@ -33,14 +33,14 @@ var illnesses = map[string]struct {
 		f.set("exits when probed")
 		syscall.Kill(d.children()[0], syscall.SIGKILL)
 	}},
-	"ChildWedged.md": {[]string{"POOL_PROBE_MS=500", "PROXY_STREAM_IDLE_TIMEOUT_MS=500"}, func(d *daemon, _ *faulty) {
-		res, err := d.post(chatBody(strings.Repeat("word ", 100), true)) // returns with the first word
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		defer res.Body.Close()
-		syscall.Kill(d.children()[0], syscall.SIGSTOP)
+	"ChildWedged.md": {[]string{"POOL_PROBE_MS=500", "PROXY_STREAM_IDLE_TIMEOUT_MS=500"}, func(d *daemon, f *faulty) {
+		f.set("steers") // its turns never begin
+		syscall.Kill(d.children()[0], syscall.SIGKILL)
 		eventually(d.t, time.Minute, "death", func() bool { return len(d.pool().Deaths) == 1 })
+		d.full(1)
+		f.set("")
+		d.stream("hi")
+		eventually(d.t, time.Minute, "second death", func() bool { return len(d.pool().Deaths) == 2 })
 		d.full(1)
 		syscall.Kill(d.children()[0], syscall.SIGSTOP)
 	}},

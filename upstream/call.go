@@ -5,6 +5,9 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"sync/atomic"
+	"time"
+
+	"codexpool/codex"
 )
 
 // MetaKey is the name under which a call's key travels through the child. It is
@@ -12,30 +15,30 @@ import (
 // X-Codex-Turn-Metadata of the turn's request.
 const MetaKey = "codexpool_call"
 
-// Call is the provider's request of one turn, as the API prepared it. Its owner
-// must call Done. All methods may be called from any goroutine.
+// Call is the provider's request of one turn, and its answer. Its owner must call
+// Done. Next may be called by one goroutine at a time, the other methods by any.
 type Call struct {
-	Key       string          // for the child, under MetaKey
-	values    context.Context // of the caller's request; it never ends
-	relay     *Relay
-	overrides Overrides
-	details   []string // of the conversation's images
-	arrived   atomic.Bool
-	failure   atomic.Pointer[Failure]
-	refusal   atomic.Pointer[string]
+	Key     string          // for the child, under MetaKey
+	values  context.Context // of the caller's request; it never ends
+	relay   *Relay
+	request Request
+	arrived atomic.Bool
+	answer  *answer
 }
 
-// Prepare makes a call. A child that sends its key is forwarded to the provider
-// until Done. The values of ctx, the context of the caller's request, are in the
-// context of [Hooks]; the end of ctx ends nothing here.
+// Request is what a call sends to the provider.
+type Request struct {
+	Input     []json.RawMessage // the conversation, as Responses items
+	Overrides Overrides         // the other fields, model among them
+}
+
+// Prepare makes a call. A child that sends its key sets it off: the request goes to
+// the provider, and its answer comes out of Next. The values of ctx, the context of the
+// caller's request, are in the context of [Hooks]; the end of ctx ends nothing here.
 //
-// A call is for one turn. A child may answer a function call by itself and send a
-// second request with the result; that request is rejected (see package codex).
-//
-// details are the caller's values of detail, one for each image of the
-// conversation, "" where the caller gave none. They replace those of Codex.
-func (r *Relay) Prepare(ctx context.Context, o Overrides, details ...string) *Call {
-	c := &Call{Key: rand.Text(), values: context.WithoutCancel(ctx), relay: r, overrides: o, details: details}
+// A call is for one request. A child that sends its key again is rejected.
+func (r *Relay) Prepare(ctx context.Context, request Request) *Call {
+	c := &Call{Key: rand.Text(), values: context.WithoutCancel(ctx), relay: r, request: request, answer: newAnswer()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls[c.Key] = c
@@ -53,17 +56,19 @@ func (c *Call) Done() {
 // Arrived reports whether a child has sent a request for this call.
 func (c *Call) Arrived() bool { return c.arrived.Load() }
 
-// Failure returns the provider's own error, or why there was no answer. It
-// returns nil where the provider did not fail.
-func (c *Call) Failure() *Failure { return c.failure.Load() }
+// Wake receives a value when Next may have something to return.
+func (c *Call) Wake() <-chan struct{} { return c.answer.wake }
 
-// Refusal returns the model's refusal, "" where there was none. Codex does not
-// report it.
-func (c *Call) Refusal() string {
-	if said := c.refusal.Load(); said != nil {
-		return *said
-	}
-	return ""
+// Next returns the next event of the answer that has come from the provider, or nil
+// where there is none at the moment. The last event is Completed; an error instead is
+// a [*Failure]. Both come once.
+func (c *Call) Next() (codex.Event, error) { return c.answer.next() }
+
+// Heard is when the provider last sent anything; zero before its first event.
+func (c *Call) Heard() time.Time {
+	c.answer.mu.Lock()
+	defer c.answer.mu.Unlock()
+	return c.answer.heard
 }
 
 // callContext is the context of a child's request for a call: it ends when the child

@@ -69,10 +69,10 @@ func TestFailureKeepsTheProvidersOwnError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newProvider(t, tt.answer)
 			r, base := relay(t, p, upstream.Hooks{})
-			call := r.Prepare(t.Context(), nil)
+			call := r.Prepare(t.Context(), upstream.Request{})
 			defer call.Done()
 			child(t.Context(), base, call.Key)
-			if got := call.Failure(); got == nil || *got != tt.want {
+			if got := failure(call); got == nil || *got != tt.want {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})

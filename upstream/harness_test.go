@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"codexpool/codex"
 	"codexpool/upstream"
 )
 
@@ -223,9 +224,26 @@ func (answer imaginary) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
+// answerTo takes what a call has brought so far: its events, and why it is not whole.
+func answerTo(call *upstream.Call) (events []codex.Event, failure *upstream.Failure) {
+	for {
+		e, err := call.Next()
+		if errors.As(err, &failure) || e == nil {
+			return events, failure
+		}
+		events = append(events, e)
+	}
+}
+
+// failure is why the answer to a call is not whole, nil where it is. It is told once.
+func failure(call *upstream.Call) *upstream.Failure {
+	_, f := answerTo(call)
+	return f
+}
+
 // serveOne has r serve one request of a child, without a server.
 func serveOne(ctx context.Context, r *upstream.Relay) (*upstream.Call, *httptest.ResponseRecorder) {
-	call := r.Prepare(ctx, nil)
+	call := r.Prepare(ctx, upstream.Request{})
 	defer call.Done()
 	w := httptest.NewRecorder()
 	r.ServeHTTP(w, fromChild(ctx, "", call.Key, posted))

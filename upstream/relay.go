@@ -6,49 +6,45 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"log"
 	"net/http"
-	"net/http/httputil"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"codexpool/codex"
 )
 
 const (
-	maxRequest = 64 << 20 // of a child, bytes: an API request with images, as Codex writes it
-	maxFailure = 64 << 10 // of a provider's error that is kept, bytes
+	maxRequest = 64 << 20        // of a child, bytes: a conversation, as Codex writes it
+	maxFailure = 64 << 10        // of a provider's error that is kept, bytes
+	maxEvent   = 64 << 20        // of one event of a provider, bytes; the last one may repeat the whole answer
+	maxRest    = 1 << 20         // of a provider's body behind the last event, bytes
+	restTime   = 5 * time.Second // until that body must have ended, or that of an error
 )
 
-// Relay forwards the requests of children to the provider: with the caller's exact
-// parameters, with the credential, and over connections that stay warm. It keeps
-// the provider's own errors for the caller. All methods may be called from any
+// Relay serves the requests of children. For each it sends the caller's own request
+// to the provider: with the caller's exact parameters, with the credential, and over
+// connections that stay warm. The answer goes to the caller ([Call.Next]), not through
+// the child: the child only learns when it is over. All methods may be called from any
 // goroutine.
 type Relay struct {
 	provider  Provider
 	transport http.RoundTripper
+	tries     http.RoundTripper // transport, with a second try
 	hooks     Hooks
-	proxy     *httputil.ReverseProxy
 	rejected  atomic.Bool // the provider's last verdict on our credential
 
 	mu    sync.Mutex
 	calls map[string]*Call // guarded by mu
 }
 
-// NewRelay forwards to p over transport. The caller owns transport.
+// NewRelay sends to p over transport. The caller owns transport.
 func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 	if p.Base.Path == "" {
 		p.Base = p.Base.JoinPath("/") // else a path that is joined to it stays relative
 	}
-	r := &Relay{provider: p, transport: transport, hooks: hooks, calls: map[string]*Call{}}
-	r.proxy = &httputil.ReverseProxy{
-		Rewrite:        func(*httputil.ProxyRequest) {}, // outgoing has made the request
-		Transport:      &retrier{next: transport, hooks: hooks},
-		ModifyResponse: r.receive,
-		ErrorHandler:   unreachable,
-		ErrorLog:       log.New(io.Discard, "", 0), // errors are kept in the call's failure
-	}
-	return r
+	return &Relay{provider: p, transport: transport, tries: &retrier{next: transport, hooks: hooks}, hooks: hooks, calls: map[string]*Call{}}
 }
 
 // Supports reports whether the provider supports a field of the Responses API.
@@ -56,8 +52,8 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 func (r *Relay) Supports(field string) bool { return r.provider.Kind.supports(field) }
 
 // ServeHTTP serves one request of a child: POST /v1/responses for a call of
-// Prepare. It answers with the provider's stream, or with an error in OpenAI's
-// envelope.
+// Prepare. What the child posts is read and dropped. Its answer is an empty one,
+// which comes when the provider's answer is over, however that ended.
 func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodPost || req.URL.Path != "/v1/responses" {
 		reject(w, http.StatusNotFound, "the relay serves POST /v1/responses only")
@@ -68,60 +64,141 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		reject(w, http.StatusForbidden, "the request does not belong to a call")
 		return
 	}
-	child := callContext{req.Context(), call.values}
-	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxRequest))
-	if err != nil {
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, req.Body, maxRequest)); err != nil {
 		reject(w, http.StatusBadRequest, "the body could not be read")
 		return
 	}
-	var posted childRequest
-	if err := json.Unmarshal(body, &posted); err != nil {
-		reject(w, http.StatusBadRequest, "the body is not a Responses request")
+	if call.arrived.Swap(true) {
+		reject(w, http.StatusConflict, "the call has been sent already")
 		return
 	}
-	if call.arrived.Swap(true) && posted.endsInResult() {
-		reject(w, http.StatusConflict, "the result of a function comes from the caller, not from the child")
-		return
-	}
-	if body, err = r.rewrite(child, posted, call); err != nil {
-		reject(w, http.StatusBadRequest, "the body is not a Responses request")
-		return
-	}
-	r.forward(child, w, call, body)
+	r.send(callContext{req.Context(), call.values}, w, call)
 }
 
-// forward sends body to the provider, and the provider's answer to the child.
-// child is the context of the child's request.
-func (r *Relay) forward(child context.Context, w http.ResponseWriter, call *Call, body []byte) {
-	// The child disconnects as soon as it has read the last event. That must not cost
-	// the connection to the provider, if the body ends soon. Before the last event it
-	// is a cancel.
-	f := &flow{call: call}
+// send sends a call to the provider, and its answer to the caller. child is the
+// context of the child's request: the provider's request ends with it, unless the
+// answer is over.
+func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(child))
 	defer cancel()
-	stop := context.AfterFunc(child, func() {
-		if f.completed.Load() {
-			time.AfterFunc(restTime, cancel)
-			return
-		}
-		cancel()
-	})
+	stop := context.AfterFunc(child, cancel)
 	defer stop()
-	out := r.outgoing(context.WithValue(ctx, flowKey{}, f), body)
-	if err := r.authorize(out.Header); err != nil {
-		call.failure.Store(&Failure{Status: http.StatusUnauthorized, Cause: err})
-		reject(w, http.StatusUnauthorized, "there is no credential for the provider")
-		return
+	res, failure := r.open(ctx, call)
+	over := false
+	if res != nil {
+		defer res.Body.Close()
+		begin(w)
+		over, failure = r.read(ctx, res.Body, call)
 	}
-	var cacheKey string
-	if json.Unmarshal(call.overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
-		out.Header.Set("Session-Id", cacheKey) // Codex sends both with one value
+	stop()
+	if failure != nil && child.Err() != nil {
+		return // the child has disconnected, which is the cause, and the lessee's to judge
 	}
-	r.proxy.ServeHTTP(w, out)
+	call.answer.end(failure)
+	finish(w)
+	if over {
+		copyRest(io.Discard, res.Body, maxRest) // so that the connection can be used again
+	}
 }
 
-// flowKey is the context key under which the provider's request carries its *flow.
-type flowKey struct{}
+// open returns the provider's answer, which is a stream, or why there is none.
+func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure) {
+	body, err := r.body(ctx, call.request)
+	if err != nil {
+		return nil, &Failure{Cause: err}
+	}
+	req := r.outgoing(ctx, body)
+	if err := r.authorize(req.Header); err != nil {
+		return nil, &Failure{Status: http.StatusUnauthorized, Cause: err}
+	}
+	var cacheKey string
+	if json.Unmarshal(call.request.Overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
+		req.Header.Set("Session-Id", cacheKey) // Codex sends both with one value
+	}
+	res, err := r.tries.RoundTrip(req)
+	if err != nil {
+		return nil, &Failure{Cause: err}
+	}
+	r.hooks.limits(ctx, res.Header)
+	r.noteCredential(res)
+	if res.StatusCode == http.StatusOK && isStream(res.Header) {
+		return res, nil
+	}
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return nil, &Failure{Cause: errors.New("it switched protocols")} // its body would never end
+	}
+	return nil, r.readFailure(ctx, res)
+}
+
+// readFailure reads an answer that is not a stream.
+func (r *Relay) readFailure(ctx context.Context, res *http.Response) *Failure {
+	var head bytes.Buffer
+	copyRest(&head, res.Body, maxFailure)
+	r.hooks.received(ctx, head.Len())
+	failure := ParseFailure(head.Bytes())
+	failure.Status = res.StatusCode
+	if wait, ok := parseRetryAfter(res.Header); ok {
+		failure.RetryAfter = wholeSeconds(wait.Seconds())
+	}
+	return failure
+}
+
+// read reads the provider's stream and puts what it delivers into the call's answer.
+// over is true if the last event has come; failure is why the answer is not whole.
+func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool, failure *Failure) {
+	dec, events := newDecoder(), lines{most: maxEvent}
+	event := func(data []byte) (more bool) {
+		var delivered []codex.Event
+		delivered, over, failure = dec.decode(data)
+		return call.answer.put(ctx, delivered, len(data)) && !over
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := body.Read(buf)
+		r.hooks.received(ctx, n)
+		more := events.add(buf[:n], event)
+		if err != nil && more {
+			events.close(event)
+		}
+		switch {
+		case over:
+			return true, failure
+		case ctx.Err() != nil:
+			return false, &Failure{Cause: context.Cause(ctx)}
+		case !more:
+			return false, &Failure{Status: http.StatusOK, Code: "event_too_long"}
+		case errors.Is(err, io.EOF):
+			return false, &Failure{Cause: io.ErrUnexpectedEOF}
+		case err != nil:
+			return false, &Failure{Cause: err}
+		}
+	}
+}
+
+// begin answers the child with the beginning of a stream, so that its own limits
+// for an answer do not begin with the first token.
+func begin(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush() // a recorder in a test may have none
+}
+
+// finish ends the child's turn with an empty answer. The child is told nothing of a
+// failure: it could only repeat what the caller learns anyway, or retry.
+func finish(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	io.WriteString(w, "data: {\"type\":\"response.completed\",\"response\":{\"id\":\"resp_relay\",\"output\":[]}}\n\n")
+	_ = http.NewResponseController(w).Flush()
+}
+
+// copyRest copies the rest of body into w: at most so many bytes, and only those
+// that come within restTime.
+func copyRest(w io.Writer, body io.ReadCloser, most int64) {
+	timer := time.AfterFunc(restTime, func() { body.Close() }) // which ends a read
+	defer timer.Stop()
+	_, _ = io.CopyN(w, body, most)
+}
 
 // outgoing makes the provider's request. None of the child's headers are copied.
 func (r *Relay) outgoing(ctx context.Context, body []byte) *http.Request {
@@ -152,24 +229,6 @@ func fitsHeader(s string) bool {
 	return s != "" && len(s) <= 200 && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// receive looks at the provider's answer before the child gets it.
-func (r *Relay) receive(res *http.Response) error {
-	ctx := res.Request.Context()
-	f := ctx.Value(flowKey{}).(*flow)
-	r.hooks.limits(ctx, res.Header)
-	r.noteCredential(res)
-	if res.StatusCode == http.StatusSwitchingProtocols {
-		return errors.New("it switched protocols") // such an answer would never end
-	}
-	if res.StatusCode != http.StatusOK || !isStream(res.Header) {
-		r.receiveFailure(res, f.call)
-		return nil
-	}
-	f.body, f.received = res.Body, func(bytes int) { r.hooks.received(ctx, bytes) }
-	res.Body = f
-	return nil
-}
-
 // noteCredential keeps the provider's verdict on our credential. A 403 is about
 // what this one request does, and so shows that the credential is valid.
 func (r *Relay) noteCredential(res *http.Response) {
@@ -184,37 +243,10 @@ func (r *Relay) noteCredential(res *http.Response) {
 	}
 }
 
-// receiveFailure keeps the provider's error for the caller. It cuts what the child
-// gets of the answer: the child would hold a whole body in memory, and would follow
-// a Location to any host, with the whole prompt.
-func (r *Relay) receiveFailure(res *http.Response, call *Call) {
-	var head bytes.Buffer
-	copyRest(&head, res.Body, maxFailure)
-	res.Body.Close()
-	r.hooks.received(res.Request.Context(), head.Len())
-	failure := ParseFailure(head.Bytes())
-	failure.Status = res.StatusCode
-	if wait, ok := parseRetryAfter(res.Header); ok {
-		failure.RetryAfter = wholeSeconds(wait.Seconds())
-	}
-	call.failure.Store(failure)
-	res.Header = http.Header{"Content-Type": res.Header["Content-Type"]}
-	res.Body = io.NopCloser(&head)
-}
-
 // isStream reports whether a body is a stream of events. One without a type may be.
 func isStream(h http.Header) bool {
 	kind := h.Get("Content-Type")
 	return kind == "" || strings.HasPrefix(strings.ToLower(kind), "text/event-stream")
-}
-
-// unreachable answers a child whose provider gave no answer.
-func unreachable(w http.ResponseWriter, req *http.Request, err error) {
-	f := req.Context().Value(flowKey{}).(*flow)
-	if !errors.Is(err, context.Canceled) {
-		f.call.failure.Store(&Failure{Cause: err})
-	}
-	reject(w, http.StatusBadGateway, "the provider cannot be reached")
 }
 
 // reject answers a child with an error of our own.

@@ -34,15 +34,15 @@ func TestRetryHappensOnceWhereTheCallerCanHaveGotNothing(t *testing.T) {
 			retries := 0
 			p := newProvider(t, tt.first, sse(completed))
 			r, base := relay(t, p, upstream.Hooks{Retried: func(context.Context) { retries++ }})
-			call := r.Prepare(t.Context(), nil)
+			call := r.Prepare(t.Context(), upstream.Request{})
 			defer call.Done()
 			code, _, _ := child(t.Context(), base, call.Key)
 			_, bodies, _ := p.seen()
 			if len(bodies) != tt.tries || retries != tt.tries-1 {
 				t.Fatalf("%d tries, %d retries", len(bodies), retries)
 			}
-			if tt.tries == 2 && (code != 200 || bodies[0] != bodies[1] || call.Failure() != nil) {
-				t.Errorf("the second: %d, failure %+v", code, call.Failure())
+			if tt.tries == 2 && (code != 200 || bodies[0] != bodies[1] || failure(call) != nil) {
+				t.Errorf("the second: %d, failure %+v", code, failure(call))
 			}
 		})
 	}
@@ -92,7 +92,7 @@ func TestRetryWaitsAsLongAsRetryAfter(t *testing.T) {
 				if pause := second.Sub(first); !second.IsZero() && (pause < tt.least || pause > tt.most) {
 					t.Errorf("it came after %v", pause)
 				}
-				if got := call.Failure().RetryAfter; got != tt.passed {
+				if got := failure(call).RetryAfter; got != tt.passed {
 					t.Errorf("the caller gets %q, want %q", got, tt.passed)
 				}
 			})
@@ -116,8 +116,8 @@ func TestCancelInThePauseBeforeARetryEndsTheRequest(t *testing.T) {
 		time.AfterFunc(time.Second, cancel)
 		began := time.Now()
 		call, _ := serveOne(ctx, r)
-		if took := time.Since(began); took != time.Second || tries != 1 || call.Failure() != nil {
-			t.Errorf("after %v and %d tries: failure %+v", took, tries, call.Failure())
+		if took := time.Since(began); took != time.Second || tries != 1 || failure(call) != nil {
+			t.Errorf("after %v and %d tries: failure %+v", took, tries, failure(call))
 		}
 	})
 }
@@ -137,14 +137,14 @@ func (f *failing) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func TestFailedConnectIsTriedOnceMore(t *testing.T) {
-	for failures, want := range map[int]int{1: 200, 2: 502} {
+	for failures, fails := range map[int]bool{1: false, 2: true} {
 		p := newProvider(t, sse(completed))
 		base, _ := url.Parse(p.URL)
 		r := upstream.NewRelay(upstream.Provider{Base: base}, &failing{p.Client().Transport, failures}, upstream.Hooks{})
 		server := httptest.NewServer(r)
-		call := r.Prepare(t.Context(), nil)
-		if code, _, _ := child(t.Context(), server.URL, call.Key); code != want || (call.Failure() == nil) != (want == 200) {
-			t.Errorf("%d failures: %d, failure %+v", failures, code, call.Failure())
+		call := r.Prepare(t.Context(), upstream.Request{})
+		if code, _, _ := child(t.Context(), server.URL, call.Key); code != 200 || (failure(call) != nil) != fails {
+			t.Errorf("%d failures: %d", failures, code)
 		}
 		call.Done()
 		server.Close()

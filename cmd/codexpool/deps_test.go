@@ -23,7 +23,7 @@ var rules = map[string]struct {
 	"codex/codextest": {[]string{"codex", "codex/lean"}, nil, "plays a child; its real one is as lean as in production"},
 	"codex/login":     {[]string{"codex"}, nil, "keeps a login fresh through one child; its caller configures that child"},
 	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "github.com/prometheus/procfs"}, "lends children"},
-	"upstream":        {nil, nil, "serves children over HTTP, and needs nothing of the daemon"},
+	"upstream":        {[]string{"codex"}, nil, "serves children over HTTP; its answers are made of the events of a turn"},
 	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync/errgroup"}, "turns requests into turns"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
 	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and needs nothing of the daemon; TOML because config.toml must be read as Codex reads it"},

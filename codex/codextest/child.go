@@ -1,9 +1,15 @@
 package codextest
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +22,12 @@ import (
 // that the message contains (see [Calling]). Its methods may be called while it serves.
 type Child struct {
 	Delay time.Duration // before each word
+
+	// Post, if not nil, is what a turn with metadata does instead of answering by itself:
+	// it sends the request of the turn, as the real CLI does, and returns when the
+	// answer is over. metadata is the value of the header x-codex-turn-metadata. ctx ends
+	// when the turn is interrupted.
+	Post func(ctx context.Context, metadata string) error
 
 	mu       sync.Mutex
 	out      io.Writer      // guarded by mu
@@ -32,6 +44,7 @@ type playedThread struct {
 }
 
 type playedTurn struct {
+	meta string // "" = none
 	stop chan struct{}
 	once sync.Once
 }
@@ -81,6 +94,7 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 		}
 		DynamicTools          []struct{ Name string }
 		ExperimentalRawEvents bool
+		Meta                  json.RawMessage `json:"responsesapiClientMetadata"`
 	}
 	if err := json.Unmarshal(m.Params, &params); err != nil {
 		return err
@@ -106,13 +120,19 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 		}
 		return c.send(wireMessage{ID: m.ID, Result: raw(struct{}{})})
 	case "turn/start":
-		turn := &playedTurn{stop: make(chan struct{})}
+		turn := &playedTurn{meta: string(params.Meta), stop: make(chan struct{})}
 		id := "turn-of-" + params.ThreadID
 		c.turns[id] = turn
 		if err := c.send(wireMessage{ID: m.ID, Result: raw(map[string]any{"turn": map[string]any{"id": id}})}); err != nil {
 			return err
 		}
-		running.Go(func() { c.play(*thread, params.ThreadID, id, turn.stop) })
+		running.Go(func() {
+			if turn.meta != "" && c.Post != nil {
+				c.post(turn, params.ThreadID, id)
+				return
+			}
+			c.play(*thread, params.ThreadID, id, turn.stop)
+		})
 		return nil
 	case "turn/interrupt":
 		if turn := c.turns[params.TurnID]; turn != nil {
@@ -123,6 +143,63 @@ func (c *Child) serve(m wireMessage, running *sync.WaitGroup) error {
 		return c.send(wireMessage{ID: m.ID, Result: raw(struct{}{})})
 	}
 	return c.send(wireMessage{ID: m.ID, Error: raw(map[string]any{"code": -32601, "message": "not played: " + m.Method})})
+}
+
+// post runs one turn whose answer comes from elsewhere.
+func (c *Child) post(turn *playedTurn, thread, id string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // ends with the turn
+		select {
+		case <-turn.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	end := map[string]any{"id": id, "status": "completed"}
+	if err := c.Post(ctx, turn.meta); ctx.Err() != nil {
+		end["status"] = "interrupted"
+	} else if err != nil {
+		end["status"], end["error"] = "failed", map[string]any{"message": err.Error(), "codexErrorInfo": "other"}
+	}
+	c.notify("turn/completed", map[string]any{"threadId": thread, "turn": end})
+}
+
+// PostTo makes a [Child.Post] that posts to the Responses API at baseURL.
+func PostTo(baseURL string) func(context.Context, string) error {
+	return func(ctx context.Context, metadata string) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, baseURL+"/responses", strings.NewReader(`{"model":"m","input":[],"stream":true}`))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("X-Codex-Turn-Metadata", metadata)
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			return fmt.Errorf("unexpected status %d", res.StatusCode)
+		}
+		for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+			if strings.Contains(lines.Text(), "response.completed") {
+				return nil // as the real CLI does, before the body has ended
+			}
+		}
+		return errors.New("stream disconnected before completion")
+	}
+}
+
+// ConfiguredURL is the base URL of the provider in the config.toml of this process's
+// CODEX_HOME.
+func ConfiguredURL() string {
+	config, err := os.ReadFile(filepath.Join(os.Getenv("CODEX_HOME"), "config.toml"))
+	if err != nil {
+		return ""
+	}
+	_, rest, _ := strings.Cut(string(config), "\nbase_url = \"")
+	url, _, _ := strings.Cut(rest, "\"")
+	return url
 }
 
 // play runs one turn.

@@ -45,7 +45,7 @@ requires_openai_auth = false
 supports_websockets = false
 request_max_retries = 0
 stream_max_retries = 0
-stream_idle_timeout_ms = 300000
+stream_idle_timeout_ms = 86400000
 `, quote(filepath.Join(home, catalogName)), profile, quote(baseURL))
 	c := child(map[string][]byte{"config.toml": config, catalogName: catalog})
 	if strings.HasPrefix(baseURL, "http:") {

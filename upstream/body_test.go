@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
+func TestProviderGetsTheCallersRequestAndNothingOfCodex(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	var sent, received int64
 	var overridden []string
@@ -23,16 +23,17 @@ func TestProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 		Received:   func(_ context.Context, n int64) { received += n },
 		Overridden: func(_ context.Context, field string) { overridden = append(overridden, field) },
 	})
-	call := r.Prepare(t.Context(), upstream.Overrides{"temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)})
+	call := r.Prepare(t.Context(), upstream.Request{
+		Input:     items(`{"role":"user","type":"message","content":[{"image_url":"data:\/<b>","type":"input_image","unknown":1.50}]}`, `{"type":"reasoning","id":"rs_1"}`),
+		Overrides: upstream.Overrides{"model": json.RawMessage(`"mine"`), "temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)},
+	})
 	defer call.Done()
 	if code, _, err := child(t.Context(), base, call.Key); code != 200 || err != nil {
 		t.Fatal(code, err)
 	}
 	requests, bodies, _ := p.seen()
-	want := `{"input":[{"content":[{"type":"input_text","text":"hi <b>"}],"role":"user","type":"message"},` +
-		`{"arguments":"{}","call_id":"c","name":"f","type":"function_call"},{"call_id":"c","output":"<b>","type":"function_call_output"},` +
-		`{"type":"reasoning","id":"rs_1","summary":[]}],` +
-		`"model":"m","prompt_cache_key":"k","store":false,"stream":true,"temperature":0.20}`
+	want := `{"input":[{"role":"user","type":"message","content":[{"image_url":"data:\/<b>","type":"input_image","unknown":1.50}]},` +
+		`{"type":"reasoning","id":"rs_1"}],"model":"mine","prompt_cache_key":"k","store":false,"stream":true,"temperature":0.20}`
 	if diff := cmp.Diff(want, bodies[0]); diff != "" {
 		t.Errorf("body (-want +got)\n%s", diff)
 	}
@@ -45,31 +46,20 @@ func TestProviderGetsTheCallersFieldsAndNothingOfCodex(t *testing.T) {
 			t.Errorf("header %s: %s", name, got.Header.Get(name))
 		}
 	}
-	if call.Failure() != nil {
-		t.Errorf("a failure: %+v", call.Failure())
+	if f := failure(call); f != nil {
+		t.Errorf("a failure: %+v", f)
 	}
 	p.rest(t)
-	if sent != int64(len(want)) || received != int64(len("data: "+completed+"\n\n")) || len(overridden) != 2 {
+	if sent != int64(len(want)) || received != int64(len("data: "+completed+"\n\n")) || len(overridden) != 3 {
 		t.Errorf("counted %d bytes sent, %d received, and the overrides %v", sent, received, overridden)
 	}
 }
 
-func TestImagesKeepTheCallersDetail(t *testing.T) {
-	p := newProvider(t, sse(completed))
-	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(t.Context(), nil, "low", "")
-	defer call.Done()
-	image := `{"type":"input_image","image_url":"data:","detail":"original"}`
-	body := `{"model":"m","input":[{"type":"message","role":"user","content":[` + image + `]},{"type":"message","role":"user","content":[{"type":"input_text","text":"<"},` + image + `]}]}`
-	if code, _, err := childPosts(t.Context(), base, call.Key, body); code != 200 || err != nil {
-		t.Fatal(code, err)
+func items(list ...string) (input []json.RawMessage) {
+	for _, item := range list {
+		input = append(input, json.RawMessage(item))
 	}
-	_, bodies, _ := p.seen()
-	want := `{"input":[{"content":[{"detail":"low","image_url":"data:","type":"input_image"}],"role":"user","type":"message"},` +
-		`{"content":[{"text":"<","type":"input_text"},{"image_url":"data:","type":"input_image"}],"role":"user","type":"message"}],"model":"m","store":false,"stream":true}`
-	if diff := cmp.Diff(want, bodies[0]); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
+	return input
 }
 
 func TestMaxOutputTokensIsRaisedToWhatOpenAIAccepts(t *testing.T) {
@@ -89,7 +79,7 @@ func TestMaxOutputTokensIsRaisedToWhatOpenAIAccepts(t *testing.T) {
 		r := upstream.NewRelay(upstream.Provider{Base: base, Kind: tt.kind}, p.Client().Transport, upstream.Hooks{})
 		server := httptest.NewServer(r)
 		defer server.Close()
-		call := r.Prepare(t.Context(), upstream.Overrides{"max_output_tokens": json.RawMessage(tt.value)})
+		call := r.Prepare(t.Context(), upstream.Request{Overrides: upstream.Overrides{"max_output_tokens": json.RawMessage(tt.value)}})
 		defer call.Done()
 		if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 			t.Fatal(code, err)
@@ -118,13 +108,17 @@ func TestChatGPTGetsInstructionsAndOnlyTheFieldsItSupports(t *testing.T) {
 			`[{"type":"message","role":"developer","content":[{"type":"input_text","text":"be"},{"type":"input_text","text":"brief"}]},
 		   {"type":"message","role":"developer","content":[{"type":"input_text","text":"and kind"}]},
 		   {"type":"message","role":"user","content":[]},{"type":"message","role":"developer","content":[]}]`,
-			"be\n\nbrief\n\nand kind", `[{"content":[],"role":"user","type":"message"},{"content":[],"role":"developer","type":"message"}]`,
+			"be\n\nbrief\n\nand kind", `[{"type":"message","role":"user","content":[]},{"type":"message","role":"developer","content":[]}]`,
 		},
-		{`[{"type":"message","role":"user","content":[]}]`, "You are a helpful assistant.", `[{"content":[],"role":"user","type":"message"}]`},
+		{`[{"type":"message","role":"user","content":[]}]`, "You are a helpful assistant.", `[{"type":"message","role":"user","content":[]}]`},
 	} {
-		call := r.Prepare(t.Context(), nil)
+		var input []json.RawMessage
+		if err := json.Unmarshal([]byte(tt.input), &input); err != nil {
+			t.Fatal(err)
+		}
+		call := r.Prepare(t.Context(), upstream.Request{Input: input})
 		defer call.Done()
-		if code, _, err := childPosts(t.Context(), server.URL, call.Key, `{"model":"m","input":`+tt.input+`}`); code != 200 || err != nil {
+		if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 			t.Fatal(code, err)
 		}
 		_, bodies, _ := p.seen()

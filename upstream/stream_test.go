@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"codexpool/codex"
 	"codexpool/upstream"
 )
 
@@ -73,7 +74,7 @@ func TestRelayStopsReadingABodyThatNeverEnds(t *testing.T) {
 				began := time.Now()
 				ctx, disconnect := context.WithCancel(t.Context())
 				defer disconnect()
-				call := r.Prepare(t.Context(), nil)
+				call := r.Prepare(t.Context(), upstream.Request{})
 				defer call.Done()
 				w := &childThatDisconnects{ResponseRecorder: httptest.NewRecorder(), disconnect: disconnect}
 				func() {
@@ -89,7 +90,7 @@ func TestRelayStopsReadingABodyThatNeverEnds(t *testing.T) {
 				if w.Body.Len() > 64<<10 {
 					t.Errorf("the child got %d bytes", w.Body.Len())
 				}
-				if f := call.Failure(); (f != nil && f.Message == "m") != (tt.status != 200) {
+				if f := failure(call); (f != nil && f.Message == "m") != (tt.status != 200) {
 					t.Errorf("failure %+v", f)
 				}
 			})
@@ -134,7 +135,7 @@ func TestRelayReadsTheBodyToItsEndAfterEachLastEvent(t *testing.T) {
 					end.Close()
 				}()
 				r := imagined(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: body} })
-				call := r.Prepare(t.Context(), nil)
+				call := r.Prepare(t.Context(), upstream.Request{})
 				defer call.Done()
 				ctx, disconnect := context.WithCancel(t.Context())
 				if !whole {
@@ -164,9 +165,12 @@ func TestDisconnectAfterTheLastEventKeepsTheConnection(t *testing.T) {
 			}
 			r, base := relay(t, p, upstream.Hooks{})
 			for range 50 {
-				call := r.Prepare(t.Context(), nil)
-				if code, got, err := child(t.Context(), base, call.Key); code != 200 || err != nil || !strings.Contains(got, `"delta":"x"`) {
+				call := r.Prepare(t.Context(), upstream.Request{})
+				if code, got, err := child(t.Context(), base, call.Key); code != 200 || err != nil {
 					t.Fatal(code, got, err)
+				}
+				if events, f := answerTo(call); len(events) != 2 || events[0] != (codex.TextDelta{Text: "x"}) || f != nil {
+					t.Fatal(events, f)
 				}
 				call.Done()
 				p.rest(t)
@@ -186,23 +190,24 @@ func TestDisconnectBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
 		close(ended)
 	})
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(t.Context(), nil)
+	call := r.Prepare(t.Context(), upstream.Request{})
 	defer call.Done()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel) // after the headers, in most runs; before them is well, too
 	child(ctx, base, call.Key)
 	<-ended
-	if call.Failure() != nil {
-		t.Errorf("a cancel is no failure: %+v", call.Failure())
+	if f := failure(call); f != nil {
+		t.Errorf("a cancel is no failure: %+v", f)
 	}
 }
 
 func TestEventThatIsTooLongEndsTheStream(t *testing.T) {
-	p := newProvider(t, sse(`{"type":"x","delta":"`+strings.Repeat("x", 9<<20)+`"}`, completed))
+	p := newProvider(t, sse(`{"type":"x","delta":"`+strings.Repeat("x", 65<<20)+`"}`, completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(t.Context(), nil)
+	call := r.Prepare(t.Context(), upstream.Request{})
 	defer call.Done()
-	if _, got, err := child(t.Context(), base, call.Key); err == nil || strings.Contains(got, "completed") {
-		t.Errorf("%d bytes passed, %v", len(got), err)
+	child(t.Context(), base, call.Key)
+	if events, f := answerTo(call); f == nil || f.Code != "event_too_long" || len(events) > 0 {
+		t.Errorf("%d events, failure %+v", len(events), f)
 	}
 }

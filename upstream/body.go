@@ -1,0 +1,64 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+)
+
+// Overrides are the caller's fields of the provider's request, by their names in
+// the Responses API. The child gets none of them, and nothing that the child posts
+// reaches the provider.
+type Overrides map[string]json.RawMessage
+
+// body makes the body of the provider's request.
+func (r *Relay) body(ctx context.Context, req Request) ([]byte, error) {
+	fields := map[string]any{"input": req.Input, "stream": true, "store": false}
+	for name, value := range req.Overrides {
+		fields[name] = value
+		if r.hooks.Overridden != nil {
+			r.hooks.Overridden(ctx, name)
+		}
+	}
+	var most int64
+	if least := r.provider.Kind.leastOutput; json.Unmarshal(req.Overrides["max_output_tokens"], &most) == nil && most < least {
+		fields["max_output_tokens"] = least
+	}
+	if r.provider.Kind.instructions {
+		fields["instructions"], fields["input"] = splitInstructions(req.Input)
+	}
+	return encode(fields)
+}
+
+// splitInstructions cuts the leading developer messages off input, for a provider
+// that needs their text in a field of its own.
+func splitInstructions(input []json.RawMessage) (instructions string, rest []json.RawMessage) {
+	var texts []string
+	for len(input) > 0 {
+		var m struct {
+			Role    string
+			Content []struct{ Text string }
+		}
+		if json.Unmarshal(input[0], &m) != nil || m.Role != "developer" {
+			break
+		}
+		for _, part := range m.Content {
+			texts = append(texts, part.Text)
+		}
+		input = input[1:]
+	}
+	if len(texts) == 0 {
+		return "You are a helpful assistant.", input
+	}
+	return strings.Join(texts, "\n\n"), input
+}
+
+// encode is json.Marshal without the escapes for HTML: text stays as it came.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return bytes.TrimSpace(b.Bytes()), err
+}
