@@ -202,8 +202,10 @@ func isProxy(value string) bool {
 	return err == nil && u.Hostname() != "" && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
 }
 
-// warnings names what is no error but has no effect: variables that this version
-// does not have, because they are misspelt, newer, or of the older proxy.
+// warnings names what is no error but will not do what it seems to: variables that
+// this version does not have, because they are misspelt, newer, or of the Node proxy
+// "Codex Completions API", which codexpool replaces; keys that nobody gets; and a
+// folder that Codex does not like.
 func (c Config) warnings(values map[string]string) (found []string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		if _, known := variables[name]; known {
@@ -221,8 +223,14 @@ func (c Config) warnings(values map[string]string) (found []string) {
 			found = append(found, name+" has no effect: this version has no such setting")
 		}
 	}
-	if c.OpenAIKey != "" && c.Upstream != OpenAI {
+	if c.OpenAIKey != "" && c.Upstream != OpenAI && c.Upstream != Direct {
 		found = append(found, "OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)")
+	}
+	if c.UpstreamKey != "" && slices.Contains([]string{Echo, ChatGPT, Direct}, c.Upstream) {
+		found = append(found, "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM="+c.Upstream+" does not use it")
+	}
+	if strings.HasPrefix(c.Workdir+"/", "/tmp/") {
+		found = append(found, "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries")
 	}
 	return found
 }
@@ -230,8 +238,8 @@ func (c Config) warnings(values map[string]string) (found []string) {
 // prefixes mark the variables that are meant for codexpool.
 var prefixes = []string{"PROXY_", "POOL_", "CODEX_", "WORKER_"}
 
-// gone are settings of the older proxy that have no meaning here, each with the
-// reason.
+// gone are settings of the Node proxy "Codex Completions API" that have no meaning
+// here, each with the reason.
 var gone = map[string]string{
 	"PROXY_MAX_PROMPT_TOKENS":         "the provider has a limit of its own",
 	"PROXY_USE_APP_SERVER":            "children always run codex app-server",

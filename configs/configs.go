@@ -93,7 +93,8 @@ type Config struct {
 	LogLevel  string `group:"Logs" env:"LOG_LEVEL" default:"info" mean:"least severe level that is logged: debug, info, warn or error"`
 	LogFormat string `env:"LOG_FORMAT" mean:"tint = for people, json = for programs; empty = tint on a terminal, else json"`
 
-	// Warnings are for the log: settings that have no effect, each with its reason.
+	// Warnings are for the log: settings that will not do what they seem to, each with
+	// the reason.
 	Warnings []string `env:"-"`
 
 	sources map[string]string // variable -> the source of its value; without defaults

@@ -204,18 +204,29 @@ func TestEmptyAdminAddressTurnsTheListenerOff(t *testing.T) {
 }
 
 func TestWarningsNameWhatHasNoEffect(t *testing.T) {
-	t.Setenv("HOME", t.TempDir())
-	cfg, err := configs.Load(with("POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "OPENAI_API_KEY=sk-1", "PATH=/bin"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []string{
-		"POOL_SZIE has no effect: this version has no such setting",
-		"PROXY_OUTPUT_MODE has no effect: tool calls are not sent as text",
-		"OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)",
-	}
-	if !slices.Equal(cfg.Warnings, want) {
-		t.Errorf("got %q", cfg.Warnings)
+	t.Setenv("HOME", "/home/x")
+	openAIKey := "OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)"
+	upstreamKey := "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM=%s does not use it"
+	workdir := "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries"
+	keys := []string{"OPENAI_API_KEY=sk-1", "CODEX_UPSTREAM_API_KEY=sk-2", "CODEX_HOME=" + t.TempDir()}
+	for _, tt := range []struct{ entries, want []string }{
+		{[]string{"POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "PATH=/bin"}, []string{
+			"POOL_SZIE has no effect: this version has no such setting",
+			"PROXY_OUTPUT_MODE has no effect: tool calls are not sent as text",
+		}},
+		{keys, []string{openAIKey}},
+		{append(keys, "CODEX_UPSTREAM=openai"), nil},
+		{append(keys, "CODEX_UPSTREAM=echo"), []string{openAIKey, fmt.Sprintf(upstreamKey, "echo")}},
+		{append(keys, "CODEX_UPSTREAM=chatgpt"), []string{openAIKey, fmt.Sprintf(upstreamKey, "chatgpt")}},
+		{append(keys, "CODEX_UPSTREAM=direct"), []string{fmt.Sprintf(upstreamKey, "direct")}}, // children inherit OPENAI_API_KEY
+		{[]string{"PROXY_CODEX_WORKDIR=/tmp"}, []string{workdir}},
+		{[]string{"PROXY_CODEX_WORKDIR=/tmp/a/b"}, []string{workdir}},
+		{[]string{"PROXY_CODEX_WORKDIR=/tmpfs"}, nil},
+	} {
+		cfg, err := configs.Load(with(tt.entries...), nil)
+		if err != nil || !slices.Equal(cfg.Warnings, tt.want) {
+			t.Errorf("%q: %v, got %q", tt.entries, err, cfg.Warnings)
+		}
 	}
 }
 
@@ -246,6 +257,7 @@ func TestProxyThatWouldBeIgnoredIsRejected(t *testing.T) {
 }
 
 func TestNetworkVariablesHaveNoEffectInAnEnvFile(t *testing.T) {
+	t.Setenv("HOME", "/home/x")
 	file := filepath.Join(t.TempDir(), "env")
 	if err := os.WriteFile(file, []byte("HTTPS_PROXY=%zz\nSSL_CERT_FILE=/roots\nCODEX_CA_CERTIFICATE=/roots\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -287,7 +299,7 @@ func TestUpstreamIsChosenByTheCredential(t *testing.T) {
 }
 
 func TestProfilesLoad(t *testing.T) {
-	t.Setenv("HOME", t.TempDir())
+	t.Setenv("HOME", "/home/x") // a folder below /tmp would be a warning
 	profiles, err := filepath.Glob("profiles/*.env")
 	if err != nil || len(profiles) < 2 {
 		t.Fatal("no profiles", err)
