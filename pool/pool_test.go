@@ -336,6 +336,31 @@ func TestStartsSlowDownWhileChildrenFailBeforeAnyTurn(t *testing.T) {
 	}
 }
 
+func TestStartsPauseNoLongerThanBackoffMax(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		var starts []time.Time
+		p, err := pool.New(pool.Config{
+			Size: 1, MinIdle: 1, BackoffMin: time.Second, BackoffMax: 4 * time.Second, Log: codextest.Log(t),
+			Spawn: func(context.Context) (*codex.Client, error) {
+				starts = append(starts, time.Now())
+				return nil, errors.New("disk full")
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		p.Close()
+		var longest time.Duration
+		for i := range len(starts) - 1 {
+			longest = max(longest, starts[i+1].Sub(starts[i]))
+		}
+		if longest != 4*time.Second { // half of all pauses at the end of the curve are cut to it
+			t.Errorf("the longest of %d pauses was %v", len(starts)-1, longest)
+		}
+	})
+}
+
 func TestStartsSlowDownThoughAnOldChildServes(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		p := n.start(pool.Config{Size: 2, MinIdle: 2, MaxWaiting: 5})

@@ -24,6 +24,7 @@ const startsAtOnce = 2
 // failures, and a success resets their count.
 type starts struct {
 	permits chan struct{} // one is taken by each start under way
+	most    time.Duration // longest pause; never changes
 
 	mu        sync.Mutex
 	curve     *backoff.ExponentialBackOff // guarded by mu
@@ -38,7 +39,7 @@ func newStarts(least, most time.Duration) *starts {
 	curve := backoff.NewExponentialBackOff()
 	curve.InitialInterval, curve.MaxInterval, curve.Multiplier = least, most, 2
 	curve.Reset()
-	return &starts{permits: make(chan struct{}, startsAtOnce), curve: curve}
+	return &starts{permits: make(chan struct{}, startsAtOnce), most: most, curve: curve}
 }
 
 // enter waits until the caller may start a child. done is called with the
@@ -95,7 +96,7 @@ func (s *starts) failed(err error) {
 	s.err, s.failedAt = err, time.Now()
 	s.failures++
 	if time.Until(s.notBefore) <= 0 {
-		s.notBefore = s.failedAt.Add(s.curve.NextBackOff())
+		s.notBefore = s.failedAt.Add(min(s.curve.NextBackOff(), s.most)) // the curve varies by half, beyond its own longest
 	}
 }
 
