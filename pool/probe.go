@@ -13,6 +13,12 @@ func (p *Pool) dueForProbe(c *child) bool {
 	return p.cfg.ProbeEvery > 0 && time.Since(c.answered) >= p.cfg.ProbeEvery
 }
 
+// lateAfter is the time without an answer after which a probed child is late. It is
+// many times what a healthy child needs, so that a busy machine makes none late. It
+// is a fraction of the deadline, so that callers and the next probe do not wait for
+// a wedged child.
+func (p *Pool) lateAfter() time.Duration { return p.cfg.ProbeTimeout / 10 }
+
 // probe probes a child that upkeep holds. Nobody can lease it meanwhile, so the
 // children are probed one by one: a healthy one answers within a millisecond, for
 // which callers may wait. One that takes longer is late: it no longer counts as
@@ -21,7 +27,7 @@ func (p *Pool) probe(res *puddle.Resource[*child]) {
 	c := res.Value()
 	p.state.set(c, Probing)
 	p.tasks.Go(func() { // ends within the probe's deadline and the call's own
-		late := time.AfterFunc(p.cfg.ProbeTimeout/10, func() {
+		late := time.AfterFunc(p.lateAfter(), func() {
 			if p.state.markLate(c) {
 				p.lookAtAll()
 			}
