@@ -154,18 +154,10 @@ func (p *Pool) wait(ctx context.Context, a *Admission) (*puddle.Resource[*child]
 	return w.child, nil
 }
 
-// unavailable returns why waiting is pointless: no child is alive, the last
-// start failed, and the next has to wait for its time.
-func (p *Pool) unavailable() error {
-	if err := p.starts.hopeless(); err != nil && p.state.living() == 0 {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return nil
-}
-
-// dismissIfUnavailable ends the waiting of all callers where it is pointless.
+// dismissIfUnavailable ends the waiting of all callers where it is pointless: no
+// child is alive, the last start failed, and the next has to wait for its time.
 func (p *Pool) dismissIfUnavailable() {
-	if err := p.unavailable(); err != nil {
-		p.state.dismiss(err)
+	if err := p.starts.hopeless(); err != nil {
+		p.state.dismissUnlessAlive(fmt.Errorf("%w: %w", ErrUnavailable, err))
 	}
 }

@@ -40,11 +40,12 @@ var (
 	ErrUnavailable = errors.New("pool: no child can be started") // wraps the failure of the last start
 )
 
-// Config says how the pool behaves. The zero value of a limit means no limit.
+// Config says how the pool behaves. A limit of 0 means no limit, except for Size,
+// which must be more than 0, and MaxWaiting, where it means no queue.
 type Config struct {
 	Size       int // most children, each one process
 	MinIdle    int // children kept idle while there is room
-	MaxWaiting int // most callers in the queue, beyond Size that hold a lease
+	MaxWaiting int // most callers in the queue, beyond Size that hold a lease; 0 = no queue
 
 	AcquireTimeout time.Duration // longest time in the queue, for the first child of an admission
 
@@ -74,7 +75,7 @@ type Config struct {
 // others ends with the pool.
 type Hooks struct {
 	Spawned  func(ctx context.Context, took time.Duration, err error)
-	Acquired func(ctx context.Context, waited time.Duration, err error) // once for each child that was admitted and acquired, or for an admission that failed
+	Acquired func(ctx context.Context, waited time.Duration, err error) // once for each call of Admission.Acquire, and once for each Admit that failed
 	Probed   func(ctx context.Context, took time.Duration, err error)
 	Retired  func(ctx context.Context, why Reason) // exactly once for every child that was started
 }
@@ -201,14 +202,14 @@ type Stat struct {
 func (p *Pool) Stat() Stat {
 	s := &p.state
 	s.mu.Lock()
-	n, admitted, alive := s.count(), s.admitted, s.alive
+	n, waiting, admitted, alive := s.counts, s.queue.length, s.admitted, s.alive
 	s.mu.Unlock()
 	return Stat{
 		Size:     p.cfg.Size,
 		Starting: n.starting,
 		Idle:     n.idle,
 		Leased:   n.total - n.idle,
-		Waiting:  n.waiting,
+		Waiting:  waiting,
 		Admitted: admitted,
 		Alive:    alive,
 		Worn:     n.worn,

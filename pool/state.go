@@ -9,8 +9,9 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
-// state is everything that changes in a pool, under one lock, so that every
-// decision is made from one consistent picture.
+// state is the children, the queue and the counters of a pool, under one lock, so
+// that every decision is made from one consistent picture. Only the pacing of starts
+// has a lock of its own (starts.go).
 //
 // Idle children are lent under this lock too: free is never more than the
 // children that puddle has idle, so puddle neither waits nor starts one.
@@ -19,7 +20,7 @@ type state struct {
 	children *puddle.Pool[*child]
 
 	mu         sync.Mutex
-	census              // of listed; guarded by mu, like all that follows
+	counts     census   // of listed; guarded by mu, like all that follows
 	listed     []*child // children that have a slot, oldest first
 	deaths     []Death  // newest first, at most deathsKept
 	queue      queue    // callers that wait for a child
@@ -40,7 +41,6 @@ type census struct {
 	probing   int   // those that are being probed, and count as idle
 	uncertain int   // those that have not answered a probe yet, or are being stopped
 	starting  int   // starts that upkeep decided on and that have not ended
-	waiting   int   // callers in the queue
 	memory    int64 // private bytes of all children, as far as measured
 }
 
@@ -69,20 +69,6 @@ func (n *census) add(c *child, by int) {
 // room is how many more children may be started.
 func (n census) room(size int) int { return size - n.total - n.starting }
 
-// snapshot returns the counters.
-func (s *state) snapshot() census {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.count()
-}
-
-// count is snapshot for a caller that holds mu.
-func (s *state) count() census {
-	n := s.census
-	n.waiting = s.queue.length
-	return n
-}
-
 // update changes a listed child and corrects the counters. Whether the child has
 // reached a limit is found out anew.
 func (s *state) update(c *child, change func()) {
@@ -93,11 +79,14 @@ func (s *state) update(c *child, change func()) {
 
 // change is update for a caller that holds mu.
 func (s *state) change(c *child, change func()) {
-	s.census.add(c, -1)
+	s.counts.add(c, -1)
 	change()
 	c.worn = s.limit(c)
-	s.census.add(c, 1)
+	s.counts.add(c, 1)
 }
+
+// recheck finds out anew whether c has reached a limit. The caller holds mu.
+func (s *state) recheck(c *child) { s.change(c, func() {}) }
 
 // set changes what a child is doing.
 func (s *state) set(c *child, to State) { s.update(c, func() { c.state = to }) }
@@ -106,18 +95,18 @@ func (s *state) set(c *child, to State) { s.update(c, func() { c.state = to }) }
 func (s *state) add(c *child) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.starting--
+	s.counts.starting--
 	s.alive++
 	s.listed = append(s.listed, c)
 	c.worn = s.limit(c)
-	s.census.add(c, 1)
+	s.counts.add(c, 1)
 }
 
 // remove takes a child off the list: it is gone, and its slot is free.
 func (s *state) remove(c *child) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.census.add(c, -1)
+	s.counts.add(c, -1)
 	s.listed = slices.DeleteFunc(s.listed, func(other *child) bool { return other == c })
 }
 
@@ -126,13 +115,6 @@ func (s *state) exited() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.alive--
-}
-
-// living is how many children run.
-func (s *state) living() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.alive
 }
 
 // markLate changes the state of a child from Probing to Late. It returns false
@@ -153,7 +135,7 @@ func (s *state) recycle() {
 	defer s.mu.Unlock()
 	s.generation++
 	for _, c := range s.listed {
-		s.change(c, func() {})
+		s.recheck(c)
 	}
 }
 
@@ -217,14 +199,18 @@ func (s *state) withdraw(w *waiter) bool {
 	return s.queue.remove(w)
 }
 
-// dismiss ends the waiting of everybody in the queue with err.
-func (s *state) dismiss(err error) {
+// dismissUnlessAlive ends the waiting of everybody in the queue with err. It does
+// nothing while a child lives, which will be lent to them.
+func (s *state) dismissUnlessAlive(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dismissAll(err)
+	if s.alive == 0 {
+		s.dismissAll(err)
+	}
 }
 
-// dismissAll is dismiss for a caller that holds mu.
+// dismissAll ends the waiting of everybody in the queue with err. The caller holds
+// mu.
 func (s *state) dismissAll(err error) {
 	for w := s.queue.pop(); w != nil; w = s.queue.pop() {
 		w.err = err
@@ -292,6 +278,13 @@ func (s *state) takeAll() (all []*puddle.Resource[*child]) {
 	return all
 }
 
+// probing reports whether a probe is under way that is not late.
+func (s *state) probing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts.probing > 0
+}
+
 // giveBack lends a child that the caller holds to the next in the queue, or
 // makes it idle. Where the pool is closed, puddle stops the child.
 func (s *state) giveBack(res *puddle.Resource[*child]) {
@@ -323,18 +316,18 @@ func (s *state) grown() {
 // plan decides how many children are started now, and counts them as starting:
 // as many as the queue and MinIdle need, and Size allows. A worn child does not
 // count: where there is room, its replacement is warm before it is retired.
-// Where callers are turned away because no child can be started (unavailable),
-// one is started all the same: recovery must not wait for them.
-func (s *state) plan(unavailable bool) int {
+// Where callers are turned away because no child can be started (hopeless, and none
+// lives), one is started all the same: recovery must not wait for them.
+func (s *state) plan(hopeless bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.count()
-	need := n.waiting + s.cfg.MinIdle + min(n.idleWorn, 1)
-	if unavailable {
+	n := s.counts
+	need := s.queue.length + s.cfg.MinIdle + min(n.idleWorn, 1)
+	if hopeless && s.alive == 0 {
 		need = max(need, 1)
 	}
 	more := max(0, min(need-n.idle-n.starting, n.room(s.cfg.Size)))
-	s.starting += more
+	s.counts.starting += more
 	return more
 }
 
@@ -342,7 +335,7 @@ func (s *state) plan(unavailable bool) int {
 func (s *state) startGivenUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.starting--
+	s.counts.starting--
 }
 
 // retireIfWorn returns the limit that c has reached, if c may be retired for it
@@ -354,18 +347,18 @@ func (s *state) startGivenUp() {
 func (s *state) retireIfWorn(c *child) Reason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.change(c, func() {}) // its age may have reached its limit only now
+	s.recheck(c) // its age may have reached its limit only now
 	if c.worn == "" {
 		return ""
 	}
-	n := s.count()
+	n := s.counts
 	others := n.idle
 	if c.state == Idle {
 		others--
 	}
-	calm := n.starting == 0 && n.uncertain == 0
-	full := others >= n.waiting+s.cfg.MinIdle || n.room(s.cfg.Size) <= 0 // else upkeep has yet to plan
-	if !calm || !full {
+	settled := n.starting == 0 && n.uncertain == 0                              // no other child is on its way in or out
+	enough := others >= s.queue.length+s.cfg.MinIdle || n.room(s.cfg.Size) <= 0 // else upkeep has yet to plan a replacement
+	if !settled || !enough {
 		return ""
 	}
 	s.change(c, func() { c.state = Leaving })

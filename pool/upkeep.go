@@ -49,7 +49,7 @@ func (p *Pool) lookAtAll() {
 
 // fill starts as many children as are needed.
 func (p *Pool) fill() {
-	for range p.state.plan(p.unavailable() != nil) {
+	for range p.state.plan(p.starts.hopeless() != nil) {
 		p.growing.Go(func() { // ends with a child, or with the pool
 			p.grow()
 			p.lookAtAll() // the new child may replace a worn one
@@ -72,20 +72,21 @@ func (p *Pool) retireWorn(res *puddle.Resource[*child]) bool {
 // holds them all for a moment, so nothing here may wait.
 func (p *Pool) sweep() {
 	idle := p.state.takeAll()
-	probing := p.state.snapshot().probing > 0
+	probing := p.state.probing()
 	for _, res := range slices.Backward(idle) { // so that puddle still lends the one first that was used last
 		c := res.Value()
 		if time.Since(c.born) >= crashAge {
 			p.starts.proven(c.born)
 		}
-		if why := fault(c); why != "" {
+		why := fault(c)
+		switch {
+		case why != "":
 			p.retire(res, why)
-		} else if p.retireWorn(res) {
-			continue
-		} else if p.dueForProbe(c) && !probing {
+		case p.retireWorn(res): // it is gone
+		case p.dueForProbe(c) && !probing:
 			probing = true
 			p.probe(res)
-		} else {
+		default:
 			p.state.giveBack(res)
 		}
 	}
