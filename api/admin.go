@@ -146,13 +146,16 @@ func (s *Server) poolBody() poolBody {
 	return b
 }
 
-// startFailure shows the last lines on stderr of a child that could not be
-// started. No prompt has reached such a child.
+// startFailure shows what a child that could not be started said, and its last lines
+// on stderr. No prompt has reached such a child.
 func startFailure(err error) *failureBody {
 	if err == nil {
 		return nil
 	}
 	b := &failureBody{Error: err.Error()}
+	if said := codex.Said(err); said != "" {
+		b.Error += ": " + said
+	}
 	if exit := (*codex.ExitError)(nil); errors.As(err, &exit) {
 		b.Stderr = exit.Stderr
 	}

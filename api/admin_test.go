@@ -108,6 +108,24 @@ func TestPoolRouteShowsWhyAChildCannotBeStarted(t *testing.T) {
 	})
 }
 
+func TestPoolRouteShowsWhatAChildThatCannotBeStartedSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {
+			return nil, &codex.RPCError{Code: -32600, Message: "unknown profile x"}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
+		synctest.Wait()
+		want := map[string]any{"error": "child answered with an error (-32600): unknown profile x"}
+		if diff := cmp.Diff(any(want), shown(t, h.admin(t, "GET", "/pool"))["failure"]); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	})
+}
+
 func TestRecycleRouteReplacesTheChildren(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 2)

@@ -17,7 +17,8 @@ const (
 	invalidParams  = -32602
 )
 
-// RPCError is an error that the child answered to one call.
+// RPCError is an error that the child answered to one call. Message is the child's
+// own sentence. It may quote a prompt, and errors are logged, so Error leaves it out.
 type RPCError struct {
 	Code    int64           `json:"code"`
 	Message string          `json:"message"`
@@ -25,7 +26,16 @@ type RPCError struct {
 }
 
 func (e *RPCError) Error() string {
-	return fmt.Sprintf("child answered with an error: %s (%d)", e.Message, e.Code)
+	return fmt.Sprintf("child answered with an error (%d)", e.Code)
+}
+
+// Said is what the child said about err in its own words; "" where it said nothing.
+// Only before its first turn are they safe to log: then no prompt has reached it.
+func Said(err error) string {
+	if rpc := (*RPCError)(nil); errors.As(err, &rpc) {
+		return rpc.Message
+	}
+	return ""
 }
 
 // Invalid reports whether the child found the call itself wrong.

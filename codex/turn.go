@@ -44,8 +44,9 @@ type Tick struct {
 // TextDelta is the next piece of the answer.
 type TextDelta struct{ Text string }
 
-// Refusal is what the model said instead of an answer. Codex drops it, so that a
-// [Client] never yields one: a reader of the provider's own stream does.
+// Refusal is what the model said instead of an answer. Codex drops it, so a [Client]
+// never yields one. The api makes this event of what the relay reads in the provider's
+// stream.
 type Refusal struct{ Text string }
 
 // ReasoningDelta is the next piece of the reasoning summary, or of a message

@@ -241,10 +241,13 @@ func TestTurnMayEndBeforeItsStartIsAnswered(t *testing.T) {
 func TestTurnStartThatFailsDoesNotSpoilTheChild(t *testing.T) {
 	c := connect(t, codextest.Handshake(), codextest.Thread(),
 		codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
-		codextest.Expect("turn/start"), codextest.ReplyError(-32602, "bad params"))
+		codextest.Expect("turn/start"), codextest.ReplyError(-32602, "bad params: my prompt"))
 	_, err := run(t, c, hello())
 	if failed := (*codex.RPCError)(nil); !errors.As(err, &failed) || failed.Code != -32602 {
 		t.Errorf("got %v", err)
+	}
+	if strings.Contains(err.Error(), "prompt") || codex.Said(err) != "bad params: my prompt" {
+		t.Errorf("an error that is logged says %q, the child said %q", err, codex.Said(err))
 	}
 	if !c.Reusable() {
 		t.Errorf("not reusable: %v", c.Err())

@@ -80,12 +80,15 @@ func (p *Pool) construct(ctx context.Context) (*child, error) {
 	return c, nil
 }
 
-// logFailedStart logs what a child wrote before it failed. No prompt has reached
-// it yet, so its last lines are safe to log.
+// logFailedStart logs what a child wrote and said before it failed. No prompt has reached
+// it yet, so both are safe to log.
 func (p *Pool) logFailedStart(err error, took time.Duration) {
 	attrs := []any{"err", err, "took", took}
 	if exit := (*codex.ExitError)(nil); errors.As(err, &exit) && len(exit.Stderr) > 0 {
 		attrs = append(attrs, "stderr", exit.Stderr)
+	}
+	if said := codex.Said(err); said != "" {
+		attrs = append(attrs, "said", said)
 	}
 	p.cfg.Log.Error("child start failed", attrs...)
 }

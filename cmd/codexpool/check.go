@@ -52,6 +52,9 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	fmt.Fprintln(stdout, "credential:", p.credential)
 	if err := probe(ctx, spawner(newSpawnConfig(cfg, homes), found, p, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
+		if said := codex.Said(err); said != "" {
+			fmt.Fprintln(stdout, "child says:", said)
+		}
 		return exitFailed
 	}
 	fmt.Fprintln(stdout, "ok")
