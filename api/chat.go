@@ -2,6 +2,17 @@ package api
 
 import "net/http"
 
+// form is what differs between the routes of completions.
+type form struct {
+	input  string                 // the field that holds what is to be answered
+	fields map[string]fieldReader // all that have a meaning
+
+	prefix string // of an answer's id
+	whole  string // "object" of an answer in one piece
+	chunk  string // and of a part of a stream
+	text   bool   // choices are bare text
+}
+
 // chatForm is how a chat completion looks.
 var chatForm = form{
 	input: "messages", fields: chatFields,

@@ -18,17 +18,6 @@ type replier interface {
 	finish() error // called once, after the last event of all
 }
 
-// form is what differs between the routes of completions.
-type form struct {
-	input  string                 // the field that holds what is to be answered
-	fields map[string]fieldReader // all that have a meaning
-
-	prefix string // of an answer's id
-	whole  string // "object" of an answer in one piece
-	chunk  string // and of a part of a stream
-	text   bool   // choices are bare text
-}
-
 func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f form) replier {
 	base := reply{
 		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
