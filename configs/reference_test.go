@@ -23,6 +23,29 @@ env file (` + "`--env-file FILE`" + `, which may be given more than once) is rea
 that is set but empty counts as not set, unless its meaning is about that.
 `
 
+const referenceTail = `
+## The way to the network
+
+These variables are no settings of codexpool. Go and Codex read them, from the environment only, not from an env file.
+
+| variable | meaning |
+|---|---|
+| ` + "`HTTPS_PROXY`, `HTTP_PROXY`" + ` | URL of the proxy for requests to a provider that has an https or an http URL. Loopback addresses are called without it |
+| ` + "`NO_PROXY`" + ` | hosts that are called without a proxy, comma-separated |
+| ` + "`SSL_CERT_FILE`, `SSL_CERT_DIR`" + ` | certificates of the authorities that may vouch for the provider, in place of the system's |
+| ` + "`ALL_PROXY`, `CODEX_CA_CERTIFICATE`" + ` | Codex's own; only the child that refreshes a ChatGPT login gets them, and with ` + "`CODEX_UPSTREAM=direct`" + ` every child |
+
+## Limits that are no settings
+
+| limit | value |
+|---|---|
+| the headers of a client's request arrive within | 10 s; then the connection is closed |
+| the body of a client's request arrives within | 60 s; then the request fails with 408 |
+| a connection to the provider is made within | 10 s, and its TLS handshake within 10 s more |
+| a request to the provider is tried again | once, where the first try cannot have cost anything: there was no connection, 502, 503 or 504 came within 1 s, or 429 came with a Retry-After of at most 2 s |
+| a call to a child is answered within | 10 s; a child that does not answer is replaced |
+`
+
 // reference is the table of settings in Markdown.
 func reference(settings []configs.Setting) string {
 	var b strings.Builder
@@ -42,6 +65,7 @@ func reference(settings []configs.Setting) string {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", s.Name, standard, s.Meaning)
 	}
+	b.WriteString(referenceTail)
 	return b.String()
 }
 
