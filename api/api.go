@@ -52,19 +52,21 @@ type Upstream struct {
 	Credential string `json:"credential"` // its kind
 }
 
-// Result is one finished request, for whoever counts.
+// Result describes one finished request, for observe, the function given to New.
 type Result struct {
 	Route      string        // a name of the route table, or "unmatched"
 	Key        string        // name of the caller's key, "" where none was required or none is valid
 	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
 	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
 	Took       time.Duration // duration of the whole request
-	FirstToken time.Duration // from the request to the first text; 0 where there was none
+	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
 }
 
-// Stat is a snapshot.
-type Stat struct{ Streams int } // open SSE streams
+// Stat is a snapshot of the server's own figures.
+type Stat struct {
+	Streams int // SSE streams that are open, those in the queue included
+}
 
 // Server is the public API. It is an http.Handler.
 type Server struct {

@@ -28,6 +28,9 @@ func (s *Server) chatCompletions(res *response, r *http.Request) error {
 // that would change the answer and cannot be honoured are rejected, those that the
 // provider may accept are checked and kept for it, and the others are checked,
 // ignored and named. All other fields are unknown: ignored and named too.
+//
+// Fields are read in the order of their names, not in the order of this table:
+// include_reasoning is read before reasoning.
 var chatFields = map[string]fieldReader{
 	"messages": readMessages,
 

@@ -12,7 +12,8 @@ func (s *Server) livez(res *response, _ *http.Request) error {
 	return res.json(http.StatusOK, map[string]any{"ok": true})
 }
 
-// readyz reports whether a completion that is sent now would find a child.
+// readyz reports whether a completion may be sent here: a child runs, though it may be
+// busy, the daemon does not drain, and the provider has not rejected our credential.
 func (s *Server) readyz(res *response, _ *http.Request) error {
 	stat := s.pool.Stat()
 	reason := ""

@@ -6,9 +6,6 @@
 // The relay has the provider's address and credential. For each running turn it
 // also has the caller's exact parameters, under a key that travels through the
 // child. The echo is behind the relay like any other provider.
-//
-// The files in reading order: gate.go, provider.go, relay.go, call.go, rewrite.go,
-// flow.go, failure.go, retry.go, recheck.go, hooks.go, echo.go.
 package upstream
 
 import (

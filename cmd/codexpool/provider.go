@@ -180,10 +180,11 @@ func (p *provider) serve(h http.Handler) (*upstream.Gate, string, error) {
 	return gate, listener.Addr().String(), nil
 }
 
-// transport keeps that many idle connections to the provider: two for each child, one
-// of which may carry the end of its last answer. It has no deadline for the first
-// byte: the turn has one, and ends the request with it. Its proxy is net/http's, from
-// the process's own environment.
+// transport connects to the provider. With HTTP/2 one connection carries all requests.
+// With HTTP/1.1 each request needs one of its own, and idle is how many are kept: two
+// for each child, because one may still carry the end of the child's last answer. It
+// has no deadline for the first byte: the turn has one, and ends the request with it.
+// Its proxy is net/http's, from the process's own environment.
 func transport(idle int) *http.Transport {
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
@@ -194,8 +195,8 @@ func transport(idle int) *http.Transport {
 		IdleConnTimeout:     90 * time.Second,
 		DisableCompression:  true,
 		ReadBufferSize:      64 << 10, // Codex scans an event again with each piece of it that arrives
-		// One connection carries all requests. When the network drops it silently, these
-		// pings notice long before TCP does.
+		// When the network silently drops the one connection of HTTP/2, these pings notice
+		// long before TCP does.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 	}
 }
