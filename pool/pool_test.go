@@ -1,11 +1,13 @@
 package pool_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"strings"
@@ -357,6 +359,26 @@ func TestStartsPauseNoLongerThanBackoffMax(t *testing.T) {
 		}
 		if longest != 4*time.Second { // half of all pauses at the end of the curve are cut to it
 			t.Errorf("the longest of %d pauses was %v", len(starts)-1, longest)
+		}
+	})
+}
+
+func TestStartThatFailsIsLoggedWithWhatTheChildSaid(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		var log bytes.Buffer
+		p, err := pool.New(pool.Config{
+			Size: 1, MinIdle: 1, Log: slog.New(slog.NewTextHandler(&log, nil)),
+			Spawn: func(context.Context) (*codex.Client, error) {
+				return nil, &codex.RPCError{Code: -32600, Message: "unknown profile"}
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		p.Close()
+		if !strings.Contains(log.String(), `said="unknown profile"`) {
+			t.Errorf("logged %s", log.String())
 		}
 	})
 }
