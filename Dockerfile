@@ -33,8 +33,9 @@ RUN npm ci \
 
 FROM debian:bookworm-20260824-slim
 # ca-certificates: the relay speaks TLS to the provider. Of the children, only the
-# keeper of a login and those of CODEX_UPSTREAM=direct speak TLS. tini: what a child leaves
-# behind gets PID 1 as its parent, and a Go program reaps only what it started.
+# keeper of a login and those of CODEX_UPSTREAM=direct speak TLS.
+# tini: what a child leaves behind gets PID 1 as its parent, and a Go program reaps
+# only what it started.
 # The versions are not pinned: Debian keeps only the last one of each. The uid is
 # fixed so that mounted folders can be given to it. The workdir is not below
 # /tmp, where Codex does not use its helper binaries.
