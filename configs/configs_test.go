@@ -85,7 +85,7 @@ func TestDefaultsAreThoseOfProductionUnlessDevIsSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if prod.Dev() || !prod.ProtectModels || len(prod.CORSOrigins) != 0 || prod.Timeout != 10*time.Minute || prod.PoolSize != 4 {
+	if prod.Dev() || !prod.ProtectModels || len(prod.CORSOrigins) != 0 || prod.Timeout != 30*time.Minute || prod.PoolSize != 4 {
 		t.Errorf("production: %+v", prod)
 	}
 	dev, err := configs.Load([]string{"PROXY_ENV=dev"}, nil)

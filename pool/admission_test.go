@@ -56,9 +56,11 @@ func TestTenantWithOneRequestIsServedAmongTheNextTwo(t *testing.T) {
 		}
 		at := -1
 		time.Sleep(10500 * time.Millisecond) // the queue has moved on for a while
+		synctest.Wait()                      // so that before may be read
 		began := before
 		wait(t, p, "b", func() { at = before - began })
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if at < 0 || at > 1 {
 			t.Errorf("%d of the other tenant were served before", at)
 		}
