@@ -251,6 +251,10 @@ func TestBlameIsForWhatNeverReachedTheProvider(t *testing.T) {
 	}
 	items, ok := codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{})
 	started := codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}})
+	interrupted := codextest.Script{
+		codextest.Expect("turn/start"), started, codextest.Expect("turn/interrupt"), ok,
+		codextest.Notify("turn/completed", map[string]any{"threadId": "$thread", "turn": map[string]any{"id": "$turn", "status": "interrupted"}}),
+	}
 	for name, tt := range map[string]struct {
 		turn   func(*upstream.Relay) codextest.Script
 		blamed bool
@@ -259,10 +263,10 @@ func TestBlameIsForWhatNeverReachedTheProvider(t *testing.T) {
 			return codextest.Script{codextest.Turn(), codextest.Fail(map[string]any{"responseStreamConnectionFailed": map[string]any{}}, "no route")}
 		}, true},
 		"it refuses what is right": {func(*upstream.Relay) codextest.Script {
-			return codextest.Script{items, codextest.ReplyError(-32603, "internal error")}
+			return append(codextest.Script{items, codextest.ReplyError(-32603, "internal error")}, interrupted...)
 		}, true},
 		"it refuses what is wrong": {func(*upstream.Relay) codextest.Script {
-			return codextest.Script{items, codextest.ReplyError(-32602, "invalid params")}
+			return append(codextest.Script{items, codextest.ReplyError(-32602, "invalid params")}, interrupted...)
 		}, false},
 		"the provider is down": {func(relay *upstream.Relay) codextest.Script {
 			return codextest.Script{items, ok, posted(relay), started, codextest.Fail("other", "stream disconnected")}

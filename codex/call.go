@@ -88,22 +88,28 @@ func (c *Client) callContext(ctx context.Context) (context.Context, context.Canc
 
 // send writes one request and returns its id.
 func (c *Client) send(ctx context.Context, method string, params any) (int64, error) {
-	c.nextID++
-	id := c.nextID
+	id := c.newID()
 	return id, c.write(ctx, outgoing{ID: &id, Method: method, Params: params})
 }
 
-// write sends one line. When ctx ends first, the child's input is closed: half a
-// line has spoiled the child anyway.
-func (c *Client) write(ctx context.Context, v any) error {
-	var line bytes.Buffer
-	enc := json.NewEncoder(&line) // ends it with a newline
-	enc.SetEscapeHTML(false)      // or each "<" of a prompt becomes six bytes
-	if err := enc.Encode(v); err != nil {
-		return err
+func (c *Client) newID() int64 {
+	c.nextID++
+	return c.nextID
+}
+
+// write sends each value as one line. When ctx ends first, the child's input is
+// closed: half a line has spoiled the child anyway.
+func (c *Client) write(ctx context.Context, values ...any) error {
+	var lines bytes.Buffer
+	enc := json.NewEncoder(&lines) // ends each with a newline
+	enc.SetEscapeHTML(false)       // or each "<" of a prompt becomes six bytes
+	for _, v := range values {
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
 	}
 	stop := context.AfterFunc(ctx, func() { c.stream.Close() })
-	_, err := c.stream.Write(line.Bytes())
+	_, err := c.stream.Write(lines.Bytes())
 	switch {
 	case !stop():
 		err = context.Cause(ctx)

@@ -247,6 +247,25 @@ func TestCallsCostOneRequestOfTheModel(t *testing.T) {
 	}
 }
 
+// TestHistoryArrivesThoughTheTurnIsStartedInTheSameWrite: a real child must not start a
+// turn before it has taken the history that was written just before, however long.
+func TestHistoryArrivesThoughTheTurnIsStartedInTheSameWrite(t *testing.T) {
+	t.Parallel()
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	for i := range 30 {
+		p := hello()
+		p.Items = []json.RawMessage{codextest.UserItem(strings.Repeat("x", i*i*1000)), codextest.UserItem(fmt.Sprint("last of turn ", i))}
+		if _, err := run(t, c, p); err != nil {
+			t.Fatal(err)
+		}
+		body := string(up.Bodies()[i])
+		if !strings.Contains(body, fmt.Sprintf(`"last of turn %d"`, i)) || len(body) < i*i*1000 {
+			t.Errorf("turn %d: %d bytes arrived", i, len(body))
+		}
+	}
+}
+
 // TestRelayedTurnCostsOneRequestWhateverTheAnswer runs turns of a real child behind
 // the relay. The child gets an empty answer, so it acts on nothing: not on calls that it
 // does not know, nor on a provider that wants to be asked again.

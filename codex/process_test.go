@@ -354,7 +354,7 @@ func TestTurnGivesUpAChildThatStopsReading(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
+	time.AfterFunc(50*time.Millisecond, cancel) // the pipe is full by then; if not, the turn waits all the same
 	p := hello()
 	p.Items[0] = codextest.UserItem(strings.Repeat("a pipe holds 64 KB ", 10_000))
 	for _, err := range c.Turn(ctx, p) {

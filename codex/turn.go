@@ -122,9 +122,6 @@ func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool)
 		return err
 	}
 	t := &turn{c: c, thread: thread, commentary: map[string]bool{}, streamed: map[string]bool{}, calls: map[string][]ToolCall{}}
-	if err := c.call(ctx, "thread/inject_items", injectItemsParams{ThreadID: t.thread, Items: p.Items}, nil); err != nil {
-		return err
-	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -139,6 +136,8 @@ func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool)
 type turn struct {
 	c           *Client
 	thread      string
+	injectID    int64                 // of our thread/inject_items
+	injected    bool                  // thread/inject_items is answered
 	startID     int64                 // of our turn/start
 	id          string                // the turn's, once turn/start is answered
 	started     bool                  // turn/start is answered
@@ -155,19 +154,23 @@ type turn struct {
 	called      bool                  // the answer is complete, and has calls
 }
 
+// start writes the history and the start of the turn at once: the child takes its
+// lines in their order, and need not wait for us between the two.
 func (t *turn) start(ctx context.Context, p TurnParams) error {
 	ctx, cancel := t.c.callContext(ctx)
 	defer cancel()
-	id, err := t.c.send(ctx, "turn/start", turnStartParams{
-		ThreadID:       t.thread,
-		Input:          []string{},
-		Model:          p.Model,
-		Effort:         p.Effort,
-		Summary:        p.Summary,
-		ClientMetadata: p.Meta,
-	})
-	t.startID, t.active = id, time.Now()
-	return err
+	t.injectID, t.startID, t.active = t.c.newID(), t.c.newID(), time.Now()
+	return t.c.write(ctx,
+		outgoing{ID: &t.injectID, Method: "thread/inject_items", Params: injectItemsParams{ThreadID: t.thread, Items: p.Items}},
+		outgoing{ID: &t.startID, Method: "turn/start", Params: turnStartParams{
+			ThreadID:       t.thread,
+			Input:          []string{},
+			Model:          p.Model,
+			Effort:         p.Effort,
+			Summary:        p.Summary,
+			ClientMetadata: p.Meta,
+		}},
+	)
 }
 
 // events yields the turn's events until its end. The answer to turn/start is
@@ -227,6 +230,11 @@ func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 	case m.isRequest():
 		t.active = time.Now()
 		t.requested(ctx, m)
+		return nil, nil
+	case m.answers(t.injectID):
+		if t.injected = true; m.Error != nil {
+			return nil, fmt.Errorf("thread/inject_items: %w", m.Error) // the turn is interrupted
+		}
 		return nil, nil
 	case m.answers(t.startID) && m.Error != nil:
 		t.started, t.over = true, true
@@ -350,7 +358,7 @@ func (t *turn) interrupt(ctx context.Context) {
 func (t *turn) end(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), endTimeout, ErrUnresponsive)
 	defer cancel()
-	for !t.over || !t.started || (t.interruptID != 0 && !t.interrupted) {
+	for !t.over || !t.injected || !t.started || (t.interruptID != 0 && !t.interrupted) {
 		t.interrupt(ctx)
 		if t.c.Err() != nil {
 			return

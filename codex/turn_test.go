@@ -344,9 +344,8 @@ func TestWarmGivesUpAWedgedChild(t *testing.T) {
 func TestTurnThatIsCanceledDuringACallDoesNotSpoilTheChild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		c := connect(t, codextest.Handshake(), codextest.Thread(),
-			codextest.Expect("thread/inject_items"), codextest.Do(cancel),
-			codextest.Do(func() { time.Sleep(time.Second) }), codextest.Reply(struct{}{}))
+		c := connect(t, codextest.Handshake(), codextest.Expect("thread/start"), codextest.Do(cancel),
+			codextest.Do(func() { time.Sleep(time.Second) }), codextest.Reply(map[string]any{"thread": map[string]any{"id": "t"}}))
 		for _, err := range c.Turn(ctx, hello()) {
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("got %v", err)
