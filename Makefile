@@ -83,6 +83,7 @@ fuzz: need-go ## each fuzz target for a minute
 	go test -run - -fuzz FuzzDecode -fuzztime 1m ./api
 	go test -run - -fuzz FuzzStream -fuzztime 1m ./api
 	go test -run - -fuzz FuzzStop -fuzztime 1m ./api
+	go test -run - -fuzz FuzzAnswer -fuzztime 1m ./upstream
 
 cover: need-go $(CLI) ## coverage of the packages by their tests, in cover.out
 	go test -coverpkg=./... -coverprofile=cover.out ./...
