@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -207,19 +208,23 @@ func bubble(t *testing.T, f func(t *testing.T, n *nursery)) {
 	synctest.Test(t, func(t *testing.T) { f(t, newNursery(t)) })
 }
 
-func TestStartsAreAFewAtATime(t *testing.T) {
-	bubble(t, func(t *testing.T, n *nursery) {
-		n.slow = time.Second
-		p := n.start(pool.Config{Size: 8, MinIdle: 8})
-		synctest.Wait()
-		expect(t, "at first", shape(p), "starting 8 idle 0 leased 0 waiting 0")
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		expect(t, "warm", shape(p), "starting 0 idle 8 leased 0 waiting 0")
-		if n.most != 2 {
-			t.Errorf("%d starts at once", n.most)
-		}
-	})
+func TestStartsAtOnceAreOneForEachCoreAndAtLeastTwo(t *testing.T) {
+	defer runtime.SetDefaultGOMAXPROCS()
+	for cores, want := range map[int]int{1: 2, 2: 2, 5: 5} {
+		runtime.GOMAXPROCS(cores)
+		bubble(t, func(t *testing.T, n *nursery) {
+			n.slow = time.Second
+			p := n.start(pool.Config{Size: 8, MinIdle: 8})
+			synctest.Wait()
+			expect(t, "at first", shape(p), "starting 8 idle 0 leased 0 waiting 0")
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			expect(t, "warm", shape(p), "starting 0 idle 8 leased 0 waiting 0")
+			if n.most != want {
+				t.Errorf("%d starts at once on %d cores", n.most, cores)
+			}
+		})
+	}
 }
 
 func TestChildServesOneLeaseAfterAnother(t *testing.T) {

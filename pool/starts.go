@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"time"
 
@@ -12,9 +13,11 @@ import (
 // longer wait for the outcome of the next start, which may take its whole timeout.
 const manyFailures = 5
 
-// startsAtOnce bounds the children that start at the same time. Alone a start
-// takes 0.1 to 0.3 s; sixteen at once on two cores took up to 1.8 s each.
-const startsAtOnce = 2
+// startsAtOnce bounds the children that start at the same time: one for each core that
+// the daemon may use, for a start is CPU time. Alone it takes 0.1 to 0.3 s; sixteen at
+// once on two cores took 0.6 to 1.8 s each, and callers had no core meanwhile. Two
+// start even on one core, so that one that hangs does not hold up the other.
+func startsAtOnce() int { return max(2, runtime.GOMAXPROCS(0)) }
 
 // starts paces the starting of children: a few at a time, and after a failure only
 // after a pause. The pause grows until a child has proven itself.
@@ -39,7 +42,7 @@ func newStarts(least, most time.Duration) *starts {
 	curve := backoff.NewExponentialBackOff()
 	curve.InitialInterval, curve.MaxInterval, curve.Multiplier = least, most, 2
 	curve.Reset()
-	return &starts{permits: make(chan struct{}, startsAtOnce), most: most, curve: curve}
+	return &starts{permits: make(chan struct{}, startsAtOnce()), most: most, curve: curve}
 }
 
 // enter waits until the caller may start a child. done is called with the
