@@ -2,6 +2,7 @@ package pool
 
 import (
 	"cmp"
+	"container/list"
 	"slices"
 	"time"
 
@@ -22,7 +23,9 @@ type child struct {
 	odd      error     // what the pool found wrong with it and its client cannot know; holder only
 	why      Reason    // why it is retired; holder only
 
-	state  State  // guarded by state.mu, like all that follows
+	place  *list.Element // in state.free, nil while it is not there; guarded by state.mu, like all that follows
+	entry  *list.Element // in state.listed
+	state  State
 	worn   Reason // the limit that it has reached, or ""
 	turns  int
 	memory int64  // private bytes of its process group, 0 where not measured
@@ -82,7 +85,7 @@ func (p *Pool) Children() []ChildStat {
 	p.state.mu.Lock()
 	defer p.state.mu.Unlock()
 	var stats []ChildStat
-	for _, c := range p.state.listed {
+	for c := range p.state.children() {
 		stats = append(stats, ChildStat{
 			Pid:     c.Pid(),
 			Version: c.Version(),

@@ -63,7 +63,8 @@ func (p *Pool) takeBack(l *Lease) {
 	if c.failures == 0 {
 		p.starts.proven(c.born)
 	}
-	if p.retireWorn(l.res) {
+	if why := p.state.retireIfWorn(c); why != "" {
+		p.retire(l.res, why)
 		return
 	}
 	if p.ctx.Err() == nil {
@@ -74,7 +75,7 @@ func (p *Pool) takeBack(l *Lease) {
 		}
 		c.answered = time.Now()
 	}
-	p.state.giveBack(l.res)
+	p.giveBack(l.res)
 }
 
 // failing counts the turns in a row that failed by the child's own fault, and

@@ -26,10 +26,10 @@ func (p *Pool) grow() {
 		if err != nil {
 			break
 		}
-		err = p.state.children.CreateResource(p.ctx)
+		err = p.state.slots.CreateResource(p.ctx)
 		done(err)
 		if err == nil {
-			p.state.grown()
+			p.retireIfFaulty(p.state.grown())
 			return
 		}
 		p.dismissIfUnavailable()
@@ -74,7 +74,8 @@ func (p *Pool) construct(ctx context.Context) (*child, error) {
 		<-client.Done()
 		p.state.exited()
 		p.dismissIfUnavailable()
-		p.lookAtAll()
+		p.retireIfFaulty(c)
+		p.look()
 	})
 	p.cfg.Log.Info("child started", "child", c.Pid(), "version", c.Version(), "took", took)
 	return c, nil
@@ -108,8 +109,22 @@ func (p *Pool) retire(res *puddle.Resource[*child], why Reason) {
 		p.stop(c)
 		res.Hijack()
 		p.state.remove(c)
-		p.lookAtAll()
+		p.look()
 	})
+}
+
+// giveBack offers a child that the caller holds to others.
+func (p *Pool) giveBack(res *puddle.Resource[*child]) {
+	c := res.Value()
+	p.state.giveBack(res)
+	p.retireIfFaulty(c) // it may have ended while it was held
+}
+
+// retireIfFaulty retires a child that is idle and cannot serve.
+func (p *Pool) retireIfFaulty(c *child) {
+	if res, why := p.state.takeIfFaulty(c); res != nil {
+		p.retire(res, why)
+	}
 }
 
 // destroy is puddle's destructor, for the children that are idle when the pool

@@ -21,7 +21,7 @@ func (p *Pool) weigh() {
 func (s *state) pids() (pids []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.listed {
+	for c := range s.children() {
 		if pid := c.Pid(); pid != 0 {
 			pids = append(pids, pid)
 		}
@@ -34,7 +34,7 @@ func (s *state) pids() (pids []int) {
 func (s *state) weighed(groups map[int]int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.listed {
+	for c := range s.children() {
 		s.change(c, func() { c.memory = groups[c.Pid()] })
 	}
 }

@@ -10,10 +10,12 @@
 // which it is worn. A worn child serves on until it may be retired, see
 // retireIfWorn.
 //
-// On puddle: it holds the children, and a slot from the start of each until it is
-// reaped, so that Size bounds processes. Its Acquire would start a child for a
-// caller that finds none idle, and bind the caller to that start and its failure.
-// So callers wait in a queue of our own, and upkeep alone starts children.
+// On puddle: it has a slot for each child, from its start until it is reaped, so that
+// Size bounds processes, and Close waits for all. Its Acquire would start a child for
+// a caller that finds none idle, and bind the caller to that start and its failure.
+// So callers wait in a queue of our own, and upkeep alone starts children. It lends
+// only the child that came back last. So idle children lie in a list of our own,
+// where upkeep finds that which has been silent for longest, and a child that dies.
 package pool
 
 import (
@@ -23,7 +25,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"codexpool/codex"
@@ -108,7 +109,6 @@ type Pool struct {
 	ctx    context.Context // the pool's life; ended by Close. It is no request's.
 	cancel context.CancelFunc
 	wake   chan struct{} // buffer 1; makes upkeep look now
-	stale  atomic.Bool   // something has happened since the last sweep that it should see
 
 	closed   sync.Once
 	deciding sync.WaitGroup // upkeep
@@ -138,7 +138,7 @@ func New(cfg Config) (*Pool, error) {
 		wake:   make(chan struct{}, 1),
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	children, err := puddle.NewPool(&puddle.Config[*child]{
+	slots, err := puddle.NewPool(&puddle.Config[*child]{
 		Constructor: p.construct,
 		Destructor:  p.destroy,
 		MaxSize:     int32(cfg.Size),
@@ -146,7 +146,7 @@ func New(cfg Config) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.state.cfg, p.state.children = &p.cfg, children
+	p.state.cfg, p.state.slots = &p.cfg, slots
 	p.deciding.Go(p.upkeep) // ends with ctx
 	return p, nil
 }
@@ -166,7 +166,7 @@ func (p *Pool) Err() error { return p.state.err() }
 // turns. It returns at once; those that remain are Stat's Worn.
 func (p *Pool) Recycle() {
 	p.state.recycle()
-	p.lookAtAll()
+	p.look()
 }
 
 // Close turns callers away with ErrClosed, waits until every lease is released,
@@ -177,7 +177,7 @@ func (p *Pool) Close() {
 		p.cancel()
 		p.deciding.Wait()
 		p.growing.Wait() // puddle miscounts a child that is born while it closes
-		p.state.children.Close()
+		p.state.slots.Close()
 	})
 	p.tasks.Wait()
 }

@@ -8,28 +8,22 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
-// dueForProbe reports whether a child has been silent for ProbeEvery.
-func (p *Pool) dueForProbe(c *child) bool {
-	return p.cfg.ProbeEvery > 0 && time.Since(c.answered) >= p.cfg.ProbeEvery
-}
-
 // lateAfter is the time without an answer after which a probed child is late. It is
 // many times what a healthy child needs, so that a busy machine makes none late. It
 // is a fraction of the deadline, so that callers and the next probe do not wait for
 // a wedged child.
 func (p *Pool) lateAfter() time.Duration { return p.cfg.ProbeTimeout / 10 }
 
-// probe probes a child that upkeep holds. Nobody can lease it meanwhile, so the
+// probe probes a child that upkeep has taken for it. Nobody can lease it meanwhile, so the
 // children are probed one by one: a healthy one answers within a millisecond, for
 // which callers may wait. One that takes longer is late: it no longer counts as
 // idle, and the next is probed.
 func (p *Pool) probe(res *puddle.Resource[*child]) {
 	c := res.Value()
-	p.state.set(c, Probing)
 	p.tasks.Go(func() { // ends within the probe's deadline and the call's own
 		late := time.AfterFunc(p.lateAfter(), func() {
 			if p.state.markLate(c) {
-				p.lookAtAll()
+				p.look()
 			}
 		})
 		why := p.ping(c)
@@ -37,9 +31,9 @@ func (p *Pool) probe(res *puddle.Resource[*child]) {
 		if why != "" {
 			p.retire(res, why)
 		} else {
-			p.state.giveBack(res)
+			p.giveBack(res)
 		}
-		p.lookAtAll() // for the next probe
+		p.look() // for the next probe
 	})
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,6 +209,36 @@ func TestProbesAreOneByOne(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The bytes that are allocated stand for the work: they are the same on every machine.
+func TestProbesCostTheSameHoweverManyChildrenThereAre(t *testing.T) {
+	var costs []uint64
+	for _, size := range []int{16, 512} {
+		bubble(t, func(t *testing.T, n *nursery) {
+			var probes atomic.Int64
+			p := n.startWith(pool.Config{Size: size, MinIdle: size, ProbeEvery: time.Minute}, pool.Hooks{
+				Probed: func(context.Context, time.Duration, error) { probes.Add(1) },
+			})
+			time.Sleep(61 * time.Second) // buffers have been made
+			synctest.Wait()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			probes.Store(0)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			runtime.ReadMemStats(&after)
+			if got := probes.Load(); got != int64(size) {
+				t.Errorf("%d probes of %d children in a minute", got, size)
+			}
+			costs = append(costs, (after.TotalAlloc-before.TotalAlloc)/uint64(size))
+			p.Close()
+		})
+	}
+	t.Logf("bytes a child: %v", costs)
+	if costs[1] > costs[0]*2 {
+		t.Errorf("a probe beside 15 others costs %d bytes, beside 511 it costs %d", costs[0], costs[1])
+	}
 }
 
 func TestProbeThatIsNotLateStartsNoOtherChild(t *testing.T) {

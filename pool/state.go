@@ -1,10 +1,12 @@
 package pool
 
 import (
+	"container/list"
 	"context"
-	"errors"
+	"iter"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/jackc/puddle/v2"
 )
@@ -13,22 +15,23 @@ import (
 // that every decision is made from one consistent picture. Only the pacing of starts
 // has a lock of its own (starts.go).
 //
-// Idle children are lent under this lock too: free is never more than the
-// children that puddle has idle, so puddle neither waits nor starts one.
+// What happens for each request, each probe and each death costs the same however
+// many children there are. Only upkeep's look at all of them, every UpkeepEvery, and
+// what an operator asks for go through them.
 type state struct {
-	cfg      *Config // never changes
-	children *puddle.Pool[*child]
+	cfg   *Config              // never changes
+	slots *puddle.Pool[*child] // see the package's comment
 
 	mu         sync.Mutex
-	counts     census   // of listed; guarded by mu, like all that follows
-	listed     []*child // children that have a slot, oldest first
-	deaths     []Death  // newest first, at most deathsKept
-	queue      queue    // callers that wait for a child
-	free       int      // idle children that can be lent now
-	admitted   int      // callers that wait or will wait, and leases
-	alive      int      // children that run
-	generation int64    // raised by Recycle; children of an older one are worn
-	closed     error    // why nobody is admitted, or nil
+	counts     census    // of listed; guarded by mu, like all that follows
+	listed     list.List // of *child: those that have a slot, oldest first
+	free       list.List // of *puddle.Resource[*child]: idle children that can be lent now; that which answered last is at the back
+	deaths     []Death   // newest first, at most deathsKept
+	queue      queue     // callers that wait for a child
+	admitted   int       // callers that wait or will wait, and leases
+	alive      int       // children that run
+	generation int64     // raised by Recycle; children of an older one are worn
+	closed     error     // why nobody is admitted, or nil
 }
 
 // census counts the children by what they are doing. Counting costs the same
@@ -85,7 +88,7 @@ func (s *state) change(c *child, change func()) {
 	s.counts.add(c, 1)
 }
 
-// recheck finds out anew whether c has reached a limit. The caller holds mu.
+// recheck finds out anew whether a child has reached a limit. The caller holds mu.
 func (s *state) recheck(c *child) { s.change(c, func() {}) }
 
 // set changes what a child is doing.
@@ -97,7 +100,7 @@ func (s *state) add(c *child) {
 	defer s.mu.Unlock()
 	s.counts.starting--
 	s.alive++
-	s.listed = append(s.listed, c)
+	c.entry = s.listed.PushBack(c)
 	c.worn = s.limit(c)
 	s.counts.add(c, 1)
 }
@@ -107,7 +110,18 @@ func (s *state) remove(c *child) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.add(c, -1)
-	s.listed = slices.DeleteFunc(s.listed, func(other *child) bool { return other == c })
+	s.listed.Remove(c.entry)
+}
+
+// children iterates over those that are listed, oldest first. The caller holds mu.
+func (s *state) children() iter.Seq[*child] {
+	return func(yield func(*child) bool) {
+		for e := s.listed.Front(); e != nil; e = e.Next() {
+			if !yield(e.Value.(*child)) {
+				return
+			}
+		}
+	}
 }
 
 // exited notes that a child's process has ended.
@@ -134,7 +148,7 @@ func (s *state) recycle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.generation++
-	for _, c := range s.listed {
+	for c := range s.children() {
 		s.recheck(c)
 	}
 }
@@ -180,15 +194,12 @@ func (s *state) enter(w *waiter) error {
 	if s.closed != nil {
 		return s.closed
 	}
-	if s.free == 0 {
-		s.queue.push(w)
+	if last := s.free.Back(); last != nil { // it has the warmest caches, and the others may rest
+		s.lend(w, s.take(last))
 		return nil
 	}
-	res, err := s.take()
-	if err == nil {
-		s.lend(w, res)
-	}
-	return err
+	s.queue.push(w)
+	return nil
 }
 
 // withdraw removes w from the queue. It returns false if w has its child, or its
@@ -219,7 +230,7 @@ func (s *state) dismissAll(err error) {
 }
 
 // close dismisses everybody with err, and admits nobody any more. ErrClosed is
-// for ever.
+// for ever: puddle gets the idle children, which it stops when it closes.
 func (s *state) close(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -227,6 +238,11 @@ func (s *state) close(err error) {
 		s.closed = err
 	}
 	s.dismissAll(s.closed)
+	if s.closed == ErrClosed {
+		for e := s.free.Front(); e != nil; e = s.free.Front() {
+			s.take(e).ReleaseUnused()
+		}
+	}
 }
 
 // reopen ends what close(err) began.
@@ -251,66 +267,89 @@ func (s *state) lend(w *waiter, res *puddle.Resource[*child]) {
 	close(w.done)
 }
 
-// take takes an idle child out of puddle. The caller holds mu, and free is
-// more than 0.
-func (s *state) take() (*puddle.Resource[*child], error) {
-	res, err := s.children.Acquire(context.Background()) // returns at once, see state
-	if errors.Is(err, puddle.ErrClosedPool) {
-		return nil, ErrClosed
-	}
-	if err == nil {
-		s.free--
-	}
-	return res, err
+// take takes a child out of free. The caller holds mu, and then the child.
+func (s *state) take(place *list.Element) *puddle.Resource[*child] {
+	res := s.free.Remove(place).(*puddle.Resource[*child])
+	res.Value().place = nil
+	return res
 }
 
-// takeAll takes all the children that are idle. Their states stay.
-func (s *state) takeAll() (all []*puddle.Resource[*child]) {
+// takeIfFaulty takes c out of free, if it is there and cannot serve, and returns why.
+func (s *state) takeIfFaulty(c *child) (*puddle.Resource[*child], Reason) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.free > 0 {
-		res, err := s.take()
-		if err != nil {
-			break // closed, which Close does not do before upkeep has ended
-		}
-		all = append(all, res)
+	if c.place == nil {
+		return nil, ""
+	}
+	why := fault(c)
+	if why == "" {
+		return nil, ""
+	}
+	return s.take(c.place), why
+}
+
+// takeSilent takes the child out of free that has been silent for longest, if it is
+// due for a probe and no other is being probed, and marks it as probing. Otherwise
+// it returns nil.
+func (s *state) takeSilent() *puddle.Resource[*child] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := s.free.Front()
+	if s.cfg.ProbeEvery <= 0 || s.counts.probing > 0 || first == nil {
+		return nil
+	}
+	c := first.Value.(*puddle.Resource[*child]).Value()
+	if time.Since(c.answered) < s.cfg.ProbeEvery {
+		return nil
+	}
+	s.change(c, func() { c.state = Probing })
+	return s.take(first)
+}
+
+// resting lists the children that can be lent now.
+func (s *state) resting() (all []*child) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for e := s.free.Front(); e != nil; e = e.Next() {
+		all = append(all, e.Value.(*puddle.Resource[*child]).Value())
 	}
 	return all
 }
 
-// probing reports whether a probe is under way that is not late.
-func (s *state) probing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.counts.probing > 0
-}
-
-// giveBack lends a child that the caller holds to the next in the queue, or
-// makes it idle. Where the pool is closed, puddle stops the child.
+// giveBack lends a child that the caller holds to the next in the queue, or makes it
+// idle: it has just answered. Where the pool is closed, puddle stops the child.
 func (s *state) giveBack(res *puddle.Resource[*child]) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.offer(res)
+}
+
+// offer is giveBack for a caller that holds mu.
+func (s *state) offer(res *puddle.Resource[*child]) {
+	c := res.Value()
 	if w := s.queue.pop(); w != nil {
 		s.lend(w, res)
 		return
 	}
-	s.change(res.Value(), func() { res.Value().state = Idle })
-	res.ReleaseUnused()
-	s.free++
-}
-
-// grown says that puddle has one more idle child, and lends it to the next in
-// the queue.
-func (s *state) grown() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.free++
-	if s.queue.length == 0 {
+	s.change(c, func() { c.state = Idle })
+	if s.closed == ErrClosed {
+		res.ReleaseUnused()
 		return
 	}
-	if res, err := s.take(); err == nil {
-		s.lend(s.queue.pop(), res)
+	c.place = s.free.PushBack(res)
+}
+
+// grown takes a child that has just been started out of puddle, and offers it.
+func (s *state) grown() *child {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	res, err := s.slots.Acquire(context.Background()) // returns at once: it has an idle child for each caller of grown
+	if err != nil {
+		panic("BUG: puddle has closed during a start: " + err.Error())
 	}
+	c := res.Value()
+	s.offer(res)
+	return c
 }
 
 // plan decides how many children are started now, and counts them as starting:
@@ -339,28 +378,45 @@ func (s *state) startGivenUp() {
 }
 
 // retireIfWorn returns the limit that c has reached, if c may be retired for it
-// now, and marks c as leaving. The caller holds c.
-//
-// Worn children are retired one at a time, each when the replacement of the one
-// before is warm: so as many as possible serve under load, and where one cannot
-// be replaced no other follows.
+// now, and marks c as leaving. The caller holds c, which is not idle.
 func (s *state) retireIfWorn(c *child) Reason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.recheck(c) // its age may have reached its limit only now
-	if c.worn == "" {
-		return ""
-	}
-	n := s.counts
-	others := n.idle
-	if c.state == Idle {
-		others--
-	}
-	settled := n.starting == 0 && n.uncertain == 0                              // no other child is on its way in or out
-	enough := others >= s.queue.length+s.cfg.MinIdle || n.room(s.cfg.Size) <= 0 // else upkeep has yet to plan a replacement
-	if !settled || !enough {
+	if c.worn == "" || !s.mayRetire(s.counts.idle) {
 		return ""
 	}
 	s.change(c, func() { c.state = Leaving })
 	return c.worn
+}
+
+// takeWorn takes a worn child out of free, if one may be retired now, marks it as
+// leaving, and returns the limit that it has reached. Otherwise it returns nil.
+func (s *state) takeWorn() (*puddle.Resource[*child], Reason) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts.idleWorn == 0 || !s.mayRetire(s.counts.idle-1) {
+		return nil, ""
+	}
+	for e := s.free.Front(); e != nil; e = e.Next() {
+		c := e.Value.(*puddle.Resource[*child]).Value()
+		if c.worn != "" {
+			s.change(c, func() { c.state = Leaving })
+			return s.take(e), c.worn
+		}
+	}
+	return nil, "" // it is being probed
+}
+
+// mayRetire reports whether a worn child may be retired now. others is how many idle
+// children there would be without it. The caller holds mu.
+//
+// Worn children are retired one at a time, each when the replacement of the one
+// before is warm: so as many as possible serve under load, and where one cannot
+// be replaced no other follows.
+func (s *state) mayRetire(others int) bool {
+	n := s.counts
+	settled := n.starting == 0 && n.uncertain == 0                              // no other child is on its way in or out
+	enough := others >= s.queue.length+s.cfg.MinIdle || n.room(s.cfg.Size) <= 0 // else upkeep has yet to plan a replacement
+	return settled && enough
 }

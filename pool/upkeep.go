@@ -1,27 +1,23 @@
 package pool
 
-import (
-	"slices"
-	"time"
-
-	"github.com/jackc/puddle/v2"
-)
+import "time"
 
 // upkeep is the pool's one background goroutine. It only decides: starts, probes
 // and ends run in goroutines of their own, so that one slow child stops nothing.
-// It looks when a child is gone or a caller has come, and every UpkeepEvery for
-// children that grow old or large, or have been silent.
+// It looks when something has happened to a child or a caller has come, which costs
+// the same however many children there are; and at all of them every UpkeepEvery, for
+// those that grow old or large, or write what nobody waits for.
 func (p *Pool) upkeep() {
 	ticker := time.NewTicker(p.cfg.UpkeepEvery)
 	defer ticker.Stop()
 	for due := true; ; {
 		if due {
 			p.weigh()
-		}
-		p.fill() // first, so that sweep sees what is being replaced
-		if p.stale.Swap(false) || due {
 			p.sweep()
 		}
+		p.fill() // first, so that retireWorn sees what is being replaced
+		p.retireWorn()
+		p.probeSilent()
 		due = false
 		select {
 		case <-p.ctx.Done():
@@ -33,7 +29,7 @@ func (p *Pool) upkeep() {
 	}
 }
 
-// look makes upkeep look now whether children must be started.
+// look makes upkeep look now.
 func (p *Pool) look() {
 	select {
 	case p.wake <- struct{}{}:
@@ -41,10 +37,14 @@ func (p *Pool) look() {
 	}
 }
 
-// lookAtAll makes upkeep look at the idle children too.
-func (p *Pool) lookAtAll() {
-	p.stale.Store(true)
-	p.look()
+// sweep looks at all idle children, and retires those that cannot serve.
+func (p *Pool) sweep() {
+	for _, c := range p.state.resting() {
+		if time.Since(c.born) >= crashAge {
+			p.starts.proven(c.born)
+		}
+		p.retireIfFaulty(c)
+	}
 }
 
 // fill starts as many children as are needed.
@@ -52,42 +52,23 @@ func (p *Pool) fill() {
 	for range p.state.plan(p.starts.hopeless() != nil) {
 		p.growing.Go(func() { // ends with a child, or with the pool
 			p.grow()
-			p.lookAtAll() // the new child may replace a worn one
+			p.look() // the new child may replace a worn one
 		})
 	}
 }
 
-// retireWorn retires a child that the caller holds, if it is worn and may be
-// retired now.
-func (p *Pool) retireWorn(res *puddle.Resource[*child]) bool {
-	why := p.state.retireIfWorn(res.Value())
-	if why != "" {
+// retireWorn retires an idle child that is worn, if one may be retired now. Only one
+// may at a time.
+func (p *Pool) retireWorn() {
+	if res, why := p.state.takeWorn(); res != nil {
 		p.retire(res, why)
 	}
-	return why != ""
 }
 
-// sweep looks at the idle children. It retires those that are dead, all of them,
-// and those that are worn, as far as they may be retired, and has one probed. It
-// holds them all for a moment, so nothing here may wait.
-func (p *Pool) sweep() {
-	idle := p.state.takeAll()
-	probing := p.state.probing()
-	for _, res := range slices.Backward(idle) { // so that puddle still lends the one first that was used last
-		c := res.Value()
-		if time.Since(c.born) >= crashAge {
-			p.starts.proven(c.born)
-		}
-		why := fault(c)
-		switch {
-		case why != "":
-			p.retire(res, why)
-		case p.retireWorn(res): // it is gone
-		case p.dueForProbe(c) && !probing:
-			probing = true
-			p.probe(res)
-		default:
-			p.state.giveBack(res)
-		}
+// probeSilent has the next child probed that is due. Its end wakes upkeep for the
+// one after it.
+func (p *Pool) probeSilent() {
+	if res := p.state.takeSilent(); res != nil {
+		p.probe(res)
 	}
 }
