@@ -21,21 +21,39 @@ func TestMain(m *testing.M) {
 		"serve":  func() { serve() },
 		"hoards": func() { hoarding(func() { serve() }) },
 		"has-a-helper-that-hoards": func() {
-			if len(os.Getenv("HELPER")) > 0 {
+			switch os.Getenv("HELPER") {
+			case "":
+				startHelper("hoards")
+				serve()
+			case "hoards":
 				hoarding(func() { codextest.Play(codextest.Script{codextest.Hang()}) })
-				return
 			}
-			helper := exec.Command("/proc/self/exe")
-			helper.Env = append(os.Environ(), "HELPER=yes")
-			if _, err := helper.StdinPipe(); err != nil {
-				panic(err)
+		},
+		"has-a-helper-that-hoards-and-whose-parent-has-gone": func() {
+			switch os.Getenv("HELPER") {
+			case "":
+				startHelper("goes").Wait()
+				serve()
+			case "goes":
+				startHelper("hoards")
+			case "hoards":
+				hoarding(func() { time.Sleep(time.Minute) }) // it is killed with its group
 			}
-			if err := helper.Start(); err != nil {
-				panic(err)
-			}
-			serve()
 		},
 	})
+}
+
+// startHelper runs this child again, as a helper of itself.
+func startHelper(what string) *exec.Cmd {
+	helper := exec.Command("/proc/self/exe")
+	helper.Env = append(os.Environ(), "HELPER="+what)
+	if _, err := helper.StdinPipe(); err != nil {
+		panic(err)
+	}
+	if err := helper.Start(); err != nil {
+		panic(err)
+	}
+	return helper
 }
 
 func serve() {
@@ -98,7 +116,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 func TestMaxMemoryReplacesAChildBetweenItsTurns(t *testing.T) {
-	for _, name := range []string{"hoards", "has-a-helper-that-hoards"} {
+	for _, name := range []string{"hoards", "has-a-helper-that-hoards", "has-a-helper-that-hoards-and-whose-parent-has-gone"} {
 		t.Run(name, func(t *testing.T) {
 			p := begin(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: 300 * time.Millisecond}, name)
 			l := acquire(t, p) // in line before it is born: idle it could be replaced
@@ -126,6 +144,19 @@ func TestMemoryIsMeasuredWithoutALimit(t *testing.T) {
 	eventually(t, "measured hoard", func() bool { return p.Stat().Memory > hoard })
 	if s := p.Stat(); s.Worn != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+func TestMemoryIsTheSameWhereTheMachineSwaps(t *testing.T) {
+	pid := keep(t, pool.Config{Size: 1, MinIdle: 1}, "hoards").Children()[0].Pid
+	eventually(t, "hoard", func() bool { return pool.PrivateOfStatm(pid) > hoard })
+	eventually(t, "same figure", func() bool { // it may still grow
+		statm, status := pool.PrivateOfStatm(pid), pool.PrivateOfStatus(pid)
+		return status > hoard && max(statm, status)-min(statm, status) < hoard/100
+	})
+	const nobody = 1 << 30
+	if statm, status := pool.PrivateOfStatm(nobody), pool.PrivateOfStatus(nobody); statm != 0 || status != 0 {
+		t.Errorf("%d and %d bytes of no process", statm, status)
 	}
 }
 

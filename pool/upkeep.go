@@ -10,9 +10,10 @@ import "time"
 func (p *Pool) upkeep() {
 	ticker := time.NewTicker(p.cfg.UpkeepEvery)
 	defer ticker.Stop()
+	var m meter
 	for due := true; ; {
 		if due {
-			p.weigh()
+			p.weigh(&m)
 			p.sweep()
 		}
 		p.fill() // first, so that retireWorn sees what is being replaced
