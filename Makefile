@@ -71,11 +71,19 @@ soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n
 ifdef BASE
 export BASE
 bench: need-go $(CLI) ## times and their ratios, side by side; BASE=COMMIT compares with that commit's daemon
-	@e2e/bench-base
+	@e2e/bench-base -bench AgainstBase -benchtime 5x -timeout 15m
 else
 bench: need-go $(CLI)
 	cd e2e && go test -run - -bench 'FirstToken|FarProvider' -benchtime 100x . | grep -v level=
 	cd e2e && go test -run - -bench 'Throughput|Recovery' -benchtime 10x . | grep -v level=
+endif
+
+N ?= 50
+scale: need-go $(CLI) ## what N=50 children cost: time, CPU, memory, descriptors; BASE=COMMIT compares
+ifdef BASE
+	@SCALE=$(N) e2e/bench-base -bench Scale -benchtime 1x -timeout 30m
+else
+	@cd e2e && SCALE=$(N) go test -run - -bench Scale -benchtime 1x -timeout 15m . | { grep -v -e level= -e '^Benchmark' -e '^PASS' || true; }
 endif
 
 fuzz: need-go ## each fuzz target for a minute
@@ -103,4 +111,4 @@ image: ## build the container image codexpool (needs docker)
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e soak bench fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e soak bench scale fuzz cover lint fmt image clean

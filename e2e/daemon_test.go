@@ -121,6 +121,14 @@ func start(t testing.TB, environ ...string) *daemon {
 // startProgram is [start] for a binary that may be of another commit.
 func startProgram(t testing.TB, binary string, environ ...string) *daemon {
 	t.Helper()
+	d := launch(t, binary, environ...)
+	d.warm(time.Minute)
+	return d
+}
+
+// launch is [startProgram], but does not wait for the children.
+func launch(t testing.TB, binary string, environ ...string) *daemon {
+	t.Helper()
 	workdir := codextest.Workdir(t)
 	d := &daemon{t: t, workdir: workdir, ended: make(chan struct{})}
 	d.cmd = exec.Command(binary)
@@ -155,14 +163,19 @@ func startProgram(t testing.TB, binary string, environ ...string) *daemon {
 	case <-d.ended:
 		t.Fatal("the daemon exited instead of serving")
 	}
-	eventually(t, time.Minute, "a warm pool", func() bool {
+	return d
+}
+
+// warm waits until each child is idle.
+func (d *daemon) warm(within time.Duration) {
+	d.t.Helper()
+	eventually(d.t, within, "a warm pool", func() bool {
 		if d.admin == "" { // there is no page to read: one warm child must do
 			return d.ready() == `200 {"ready":true}`
 		}
 		m := d.metrics()
 		return m[`codexpool_pool_children{state="idle"}`] == m["codexpool_pool_size"]
 	})
-	return d
 }
 
 // follow keeps the log, and reads from it where the daemon listens.
