@@ -255,7 +255,7 @@ func printScale(n int, is figures, was *figures, took time.Duration) {
 	var out strings.Builder
 	fmt.Fprintf(&out, "\n\n%d children, this tree (%s)", n, describe())
 	if was != nil {
-		fmt.Fprintf(&out, " against base %s. Ratio = this tree / base; less is better", cmp.Or(os.Getenv(baseNameVar), os.Getenv(baseProgramVar)))
+		fmt.Fprintf(&out, " against base %s. Ratio = this tree / base; less is better. They ran one after the other, so times need a quiet machine", cmp.Or(os.Getenv(baseNameVar), os.Getenv(baseProgramVar)))
 	}
 	fmt.Fprintf(&out, ". It took %v.\n", took.Round(time.Second))
 	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
