@@ -283,6 +283,16 @@ func TestCloseDoesNotWaitForAWedgedProbe(t *testing.T) {
 	})
 }
 
+func TestIdleChildThatWritesGarbageIsReplacedAtTheNextLook(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.raise(born(codextest.Do(func() { time.Sleep(time.Minute) }), codextest.Raw("oops"), codextest.Hang()))
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, UpkeepEvery: 10 * time.Second})
+		time.Sleep(71 * time.Second) // its process runs on, so its end tells nothing
+		expect(t, "counts", n.counts(), "spawned 2 failed 0 retired map[protocol:1]")
+		expect(t, "replaced", shape(p), "starting 0 idle 1 leased 0 waiting 0")
+	})
+}
+
 // turnBy runs a turn and blames the child for it, or does not.
 func turnBy(t *testing.T, p *pool.Pool, failure error) {
 	t.Helper()
