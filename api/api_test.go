@@ -485,6 +485,30 @@ func TestModelAndEffortReachTheTurn(t *testing.T) {
 	}
 }
 
+// A child behind a relay knows one stand-in model, and would reject any other.
+func TestModelAndEffortReachTheRelayOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got map[string]any
+		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, unplugged{}, upstream.Hooks{})
+		h := openWith(t, config(), pool.Config{Size: 1}, relay, codextest.Script{
+			codextest.Handshake(), codextest.Thread(),
+			codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
+			codextest.Expect("turn/start", func(params json.RawMessage) error { return json.Unmarshal(params, &got) }),
+			codextest.Reply(map[string]any{"turn": map[string]any{"id": "$turn"}}),
+			codextest.Complete(1, 1), codextest.Serve(&codextest.Child{}),
+		})
+		h.do(t, chat(`{"model":"gpt-b-mini","reasoning":{"effort":"low","summary":"auto"},"messages":[{"role":"user","content":"hi"}]}`))
+		for _, param := range []string{"model", "effort", "summary"} {
+			if value, ok := got[param]; ok {
+				t.Errorf("the child got the %s %v", param, value)
+			}
+		}
+		if got["input"] == nil {
+			t.Errorf("turn/start was not seen: %v", got)
+		}
+	})
+}
+
 // seen is a ResponseWriter that notes when each write came.
 type seen struct {
 	http.ResponseWriter

@@ -19,6 +19,7 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/codextest"
+	"codexpool/codex/lean"
 	"codexpool/upstream"
 
 	"github.com/google/go-cmp/cmp"
@@ -168,15 +169,30 @@ func TestThreadsAreClosedAfterTheirTurns(t *testing.T) {
 	}
 }
 
+// withCatalog is a child with the whole catalog, as direct children have it, and the
+// models in it.
+func withCatalog(t *testing.T, baseURL string) (cmd codex.Command, models []codex.Model) {
+	t.Helper()
+	cmd = codextest.Real(t, baseURL)
+	original, models, err := codex.Catalog(t.Context(), cmd.Path, cmd.Env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	catalog, err := lean.Catalog(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := lean.Direct(cmd.CodexHome(), cmd.Files["config.toml"], catalog)
+	cmd.Args = append(cmd.Args, child.Args...)
+	maps.Copy(cmd.Files, child.Files)
+	return cmd, models
+}
+
 func TestCatalogListsTheModelsOfAChild(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(upstream.Echo(0))
 	defer server.Close()
-	cmd := codextest.Real(t, server.URL+"/v1")
-	_, want, err := codex.Catalog(t.Context(), cmd.Path, cmd.Env)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cmd, want := withCatalog(t, server.URL+"/v1")
 	got, err := start(t, cmd).Models(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -186,14 +202,19 @@ func TestCatalogListsTheModelsOfAChild(t *testing.T) {
 	}
 }
 
+func TestChildBehindARelayHasOneModel(t *testing.T) {
+	t.Parallel()
+	cmd := codextest.Real(t, "http://127.0.0.1:1/v1")
+	models, err := start(t, cmd).Models(t.Context())
+	if err != nil || len(models) != 1 || !models[0].Default || len(cmd.Files["models.json"]) > 2000 {
+		t.Errorf("%+v in %d bytes, %v", models, len(cmd.Files["models.json"]), err)
+	}
+}
+
 func TestModelEffortAndSummaryReachTheUpstream(t *testing.T) {
 	t.Parallel()
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
-	cmd := codextest.Real(t, up.URL+"/v1")
-	_, models, err := codex.Catalog(t.Context(), cmd.Path, cmd.Env)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cmd, models := withCatalog(t, up.URL+"/v1")
 	c := start(t, cmd)
 	last := models[len(models)-1]
 	p := hello()

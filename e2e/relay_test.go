@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"codexpool/codex"
 	"codexpool/codex/codextest"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,6 +38,10 @@ func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.U
 // the provider supports: the caller's field, and the fields that must arrive beside model,
 // input, stream, store and the cache key. Nothing of Codex's own may.
 func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
+	_, models, err := codex.Catalog(t.Context(), codextest.Binary(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	d, up := withRelay(t, codextest.Text("ok"))
 	const messages = `"messages":[{"role":"user","content":"hi"}]`
 	for i, tt := range []struct{ sent, want string }{
@@ -70,7 +75,7 @@ func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 			t.Fatal(err)
 		}
 		input, _ := json.Marshal(got["input"])
-		if string(input) != `[{"content":[{"text":"hi","type":"input_text"}],"role":"user","type":"message"}]` || got["stream"] != true || got["store"] != false || got["model"] == "" {
+		if string(input) != `[{"content":[{"text":"hi","type":"input_text"}],"role":"user","type":"message"}]` || got["stream"] != true || got["store"] != false || got["model"] != models[0].ID {
 			t.Errorf("%s: %s", tt.sent, up.Bodies()[i])
 		}
 		if cacheKey, _ := got["prompt_cache_key"].(string); strings.HasPrefix(cacheKey, "codexpool-") {

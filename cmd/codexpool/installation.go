@@ -18,8 +18,9 @@ import (
 type cli struct {
 	path    string // the native binary
 	version string
-	catalog []byte // the lean model catalog, for children
-	models  []codex.Model
+	catalog []byte        // the lean model catalog, for direct children
+	standIn []byte        // the catalog of one stand-in model, for children behind the relay
+	models  []codex.Model // of the CLI's own catalog
 }
 
 // model is the model behind the aliases: the chosen one, or else the catalog's
@@ -118,7 +119,11 @@ func (i *installation) inspect(ctx context.Context, path string) (cli, error) {
 	if err != nil {
 		return cli{}, err
 	}
-	return cli{path: path, version: found, catalog: catalog, models: models}, nil
+	standIn, err := lean.StandIn(original)
+	if err != nil {
+		return cli{}, err
+	}
+	return cli{path: path, version: found, catalog: catalog, standIn: standIn, models: models}, nil
 }
 
 // cliPath is the path in CODEX_BIN, or the pinned CLI in the checkout that the program

@@ -43,7 +43,7 @@ func spawner(cfg spawnConfig, found *installation, p *provider, log *slog.Logger
 		}
 		var child lean.Child
 		if p.relay != nil {
-			child, cmd.Exited = p.relayedChild(cmd.CodexHome(), c.catalog)
+			child, cmd.Exited = p.relayedChild(cmd.CodexHome(), c.standIn)
 		} else if child, err = p.directChild(cmd.CodexHome(), c.catalog); err != nil {
 			return nil, err
 		}

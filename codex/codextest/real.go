@@ -55,7 +55,7 @@ func Real(t testing.TB, baseURL string) codex.Command {
 	if err != nil {
 		t.Fatal(err)
 	}
-	catalog, err := lean.Catalog(original)
+	catalog, err := lean.StandIn(original)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package lean
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 )
@@ -13,6 +14,29 @@ const catalogName = "models.json"
 // With the original, newer models add Codex's own instructions and a 10 KB
 // JavaScript tool to every request, whatever config.toml contains.
 func Catalog(original []byte) ([]byte, error) {
+	return edited(original, func(models []map[string]any) []map[string]any {
+		for _, m := range models {
+			maps.Copy(m, plain)
+		}
+		return models
+	})
+}
+
+// StandIn returns a catalog of one plain model, for children behind a relay, which
+// writes the caller's model into the provider's request. A child reads its catalog
+// anew for every thread. The model has the fields of one in the CLI's own catalog,
+// so that the CLI can read it.
+func StandIn(original []byte) ([]byte, error) {
+	return edited(original, func(models []map[string]any) []map[string]any {
+		model := models[0]
+		maps.Copy(model, plain)
+		maps.Copy(model, standIn)
+		return models[:1]
+	})
+}
+
+// edited is a copy of a catalog, which has at least one model, with other models.
+func edited(original []byte, edit func(models []map[string]any) []map[string]any) ([]byte, error) {
 	var catalog map[string]json.RawMessage
 	if err := json.Unmarshal(original, &catalog); err != nil {
 		return nil, fmt.Errorf("model catalog: %w", err)
@@ -21,11 +45,11 @@ func Catalog(original []byte) ([]byte, error) {
 	if err := json.Unmarshal(catalog["models"], &models); err != nil {
 		return nil, fmt.Errorf("models of the model catalog: %w", err)
 	}
-	for _, m := range models {
-		maps.Copy(m, plain)
+	if len(models) == 0 {
+		return nil, errors.New("model catalog: it has no models")
 	}
 	var err error
-	if catalog["models"], err = json.Marshal(models); err != nil {
+	if catalog["models"], err = json.Marshal(edit(models)); err != nil {
 		return nil, err
 	}
 	return json.Marshal(catalog)
@@ -45,4 +69,23 @@ var plain = map[string]any{
 	"supports_search_tool":         false,
 	"tool_mode":                    nil,
 	"use_responses_lite":           false,
+}
+
+// standIn are the fields of a model that stands for all of the provider's. It accepts
+// what any of them accepts, and has no texts, tiers or offers that a child would
+// have to read.
+var standIn = map[string]any{
+	"slug":                           "stand-in",
+	"display_name":                   "",
+	"description":                    "",
+	"visibility":                     "list",
+	"priority":                       0,
+	"supported_in_api":               true,
+	"input_modalities":               []string{"text", "image"},
+	"supports_image_detail_original": true,
+	"supported_reasoning_levels":     []string{},
+	"additional_speed_tiers":         []string{},
+	"service_tiers":                  []string{},
+	"availability_nux":               nil,
+	"upgrade":                        nil,
 }

@@ -32,7 +32,7 @@ type Child struct {
 
 // Relayed configures a child whose only provider is a Responses API at baseURL.
 // The child sends it no credential and never retries: a retry would repeat text.
-// home is the child's CODEX_HOME; catalog is its model catalog, from [Catalog].
+// home is the child's CODEX_HOME; catalog is its model catalog, from [StandIn].
 func Relayed(home, baseURL string, catalog []byte) Child {
 	config := fmt.Appendf(nil, `model_catalog_json = %s
 model_provider = "pool"
@@ -59,7 +59,7 @@ stream_idle_timeout_ms = 86400000
 
 // Direct configures a child that calls the provider itself, according to config, the
 // operator's config.toml. The child is lean by its arguments, which win over that
-// file. home and catalog are as for [Relayed].
+// file. home is the child's CODEX_HOME; catalog is its model catalog, from [Catalog].
 func Direct(home string, config, catalog []byte) Child {
 	c := child(map[string][]byte{"config.toml": config, catalogName: catalog})
 	c.Args = []string{"-c", "model_catalog_json=" + quote(filepath.Join(home, catalogName))}

@@ -25,9 +25,12 @@ func TestRelayedUsesTheSystemsRootsForTLSOnly(t *testing.T) {
 }
 
 func TestCatalogFailsWithoutModels(t *testing.T) {
-	for _, original := range []string{"", "[]", "{}", `{"models":{}}`} {
+	for _, original := range []string{"", "[]", "{}", `{"models":{}}`, `{"models":[]}`} {
 		if _, err := lean.Catalog([]byte(original)); err == nil {
 			t.Errorf("%q: no error", original)
+		}
+		if _, err := lean.StandIn([]byte(original)); err == nil {
+			t.Errorf("%q: no error of StandIn", original)
 		}
 	}
 }
