@@ -74,7 +74,7 @@ bench: need-go $(CLI) ## times and their ratios, side by side; BASE=COMMIT compa
 	@e2e/bench-base -bench AgainstBase -benchtime 5x -timeout 15m
 else
 bench: need-go $(CLI)
-	cd e2e && go test -run - -bench 'FirstToken|FarProvider' -benchtime 100x . | grep -v level=
+	cd e2e && go test -run - -bench 'FirstToken|FarProvider|Start' -benchtime 100x . | grep -v level=
 	cd e2e && go test -run - -bench 'Throughput|Recovery' -benchtime 10x . | grep -v level=
 endif
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"maps"
 	"net/http"
 	"strings"
 	"syscall"
@@ -9,6 +10,7 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/codextest"
+	"codexpool/codex/lean"
 )
 
 // BenchmarkThroughput measures completions per second, sixteen at a time over
@@ -67,6 +69,63 @@ func BenchmarkThroughput(b *testing.B) {
 	b.ReportMetric(ms(own)/n, "cpu-ms-daemon")
 	b.ReportMetric(ms(theirs)/n, "cpu-ms-children")
 	b.ReportMetric(ms(its)/n, "cpu-ms-child")
+}
+
+// BenchmarkStart measures the start of a child until it is warm, with the template
+// and without, in turns; and the CPU time that the child has used until then.
+func BenchmarkStart(b *testing.B) {
+	cmd := codextest.Real(b, "http://127.0.0.1:1/v1") // no turn is run
+	template := databases(b, cmd)
+	warm := func(files map[string][]byte) (took, used time.Duration) {
+		cmd := cmd
+		cmd.Files = maps.Clone(cmd.Files)
+		maps.Copy(cmd.Files, files)
+		began := time.Now()
+		child, err := codex.Start(b.Context(), cmd)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer child.Close()
+		if err := child.Warm(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		return time.Since(began), cpu(b, child.Pid())
+	}
+	var took, used [2][]time.Duration // without, with
+	for round := 0; b.Loop(); round++ {
+		for i := range 2 {
+			i ^= round % 2
+			t, u := warm([]map[string][]byte{nil, template}[i])
+			took[i], used[i] = append(took[i], t), append(used[i], u)
+		}
+	}
+	without, with := median(took[0]), median(took[1])
+	cpuWithout, cpuWith := median(used[0]), median(used[1])
+	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
+	b.ReportMetric(ms(without), "ms-without")
+	b.ReportMetric(ms(with), "ms-with")
+	b.ReportMetric(ms(with)/ms(without), "with/without")
+	b.ReportMetric(ms(cpuWithout), "cpu-ms-without")
+	b.ReportMetric(ms(cpuWith), "cpu-ms-with")
+	b.ReportMetric(ms(cpuWith)/ms(cpuWithout), "cpu-with/without")
+}
+
+// databases are what the daemon's template consists of.
+func databases(b *testing.B, cmd codex.Command) map[string][]byte {
+	b.Helper()
+	child, err := codex.Start(b.Context(), cmd)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer child.Close()
+	if err := child.Warm(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	files, err := lean.Databases(cmd.CodexHome())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return files
 }
 
 // BenchmarkRecovery measures how long a pool of one child is without: from the

@@ -21,6 +21,8 @@ type cli struct {
 	catalog []byte        // the lean model catalog, for direct children
 	standIn []byte        // the catalog of one stand-in model, for children behind the relay
 	models  []codex.Model // of the CLI's own catalog
+
+	template *template // for children
 }
 
 // model is the model behind the aliases: the chosen one, or else the catalog's
@@ -82,7 +84,7 @@ func (i *installation) current(ctx context.Context) (cli, error) {
 	if err != nil {
 		return cli{}, err
 	}
-	if i.file != nil && os.SameFile(i.file, file) && i.file.ModTime().Equal(file.ModTime()) {
+	if i.file != nil && os.SameFile(i.file, file) && i.file.ModTime().Equal(file.ModTime()) && i.file.Size() == file.Size() {
 		return was, nil
 	}
 	found, err := i.inspect(ctx, path)
@@ -123,7 +125,7 @@ func (i *installation) inspect(ctx context.Context, path string) (cli, error) {
 	if err != nil {
 		return cli{}, err
 	}
-	return cli{path: path, version: found, catalog: catalog, standIn: standIn, models: models}, nil
+	return cli{path: path, version: found, catalog: catalog, standIn: standIn, models: models, template: &template{log: i.log}}, nil
 }
 
 // cliPath is the path in CODEX_BIN, or the pinned CLI in the checkout that the program

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,8 +49,32 @@ func spawner(cfg spawnConfig, found *installation, p *provider, log *slog.Logger
 			return nil, err
 		}
 		cmd.Args, cmd.Files, cmd.Env = append([]string{"app-server"}, child.Args...), child.Files, child.Env
-		return codex.Start(ctx, cmd)
+		return startFrom(ctx, c.template, cmd)
 	}
+}
+
+// startFrom starts a child from the template; without one, the child may make it. The
+// first thread is a part of the start, so that the template is not at fault for what
+// comes later.
+func startFrom(ctx context.Context, t *template, cmd codex.Command) (*codex.Client, error) {
+	files := t.next()
+	cmd.Files = maps.Clone(cmd.Files)
+	maps.Copy(cmd.Files, files)
+	child, err := codex.Start(ctx, cmd)
+	if err != nil {
+		t.judge(files != nil, nil, err)
+		return nil, err
+	}
+	if err := child.Warm(ctx); err != nil {
+		child.Close()
+		t.judge(files != nil, nil, err)
+		return nil, err
+	}
+	t.judge(files != nil, child.Warnings(), nil)
+	if files == nil {
+		t.made(cmd.CodexHome())
+	}
+	return child, nil
 }
 
 // relayedChild configures a child that calls the relay. revoke ends the validity of its

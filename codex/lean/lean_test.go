@@ -1,9 +1,14 @@
 package lean_test
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"codexpool/codex/lean"
 )
@@ -32,5 +37,65 @@ func TestCatalogFailsWithoutModels(t *testing.T) {
 		if _, err := lean.StandIn([]byte(original)); err == nil {
 			t.Errorf("%q: no error of StandIn", original)
 		}
+	}
+}
+
+// A child may write while its databases are read. What is read is how they were at one
+// moment, or an error.
+func TestDatabasesAreOfOneMoment(t *testing.T) {
+	home := t.TempDir()
+	open := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(home, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	first, second := open("a.sqlite"), open("a.sqlite-wal")
+	open("a.sqlite-shm")
+	open("installation_id")
+	write := func(n int) { // first, then second
+		number := fmt.Appendf(nil, "%09d", n)
+		first.WriteAt(number, 0)
+		second.WriteAt(number, 0)
+	}
+	write(0)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for n := 1; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+				write(n)
+				time.Sleep(time.Duration(n%3) * 50 * time.Microsecond) // so that some are read between two writes
+			}
+		}
+	}()
+	whole := 0
+	for range 5000 {
+		files, err := lean.Databases(home)
+		if err != nil {
+			continue
+		}
+		whole++
+		a, _ := strconv.Atoi(string(files["a.sqlite"]))
+		b, _ := strconv.Atoi(string(files["a.sqlite-wal"]))
+		if len(files) != 2 || (a != b && a != b+1) {
+			t.Fatalf("%d files, %d and %d", len(files), a, b)
+		}
+	}
+	close(stop)
+	<-stopped
+	if whole == 0 {
+		t.Error("none was read")
+	}
+}
+
+func TestDatabasesFailsWhereThereAreNone(t *testing.T) {
+	if files, err := lean.Databases(t.TempDir()); err == nil {
+		t.Errorf("got %v", files)
 	}
 }
