@@ -36,6 +36,7 @@ func TestTenantsAreServedInTurn(t *testing.T) {
 		wait(t, p, "b", func() { order <- "b" })
 		l.Release()
 		time.Sleep(time.Minute) // a second each
+		synctest.Wait()
 		close(order)
 		var served strings.Builder
 		for tenant := range order {
