@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"codexpool/codex/codextest"
 )
 
 // health runs codexpool health with the daemon's environment and these settings.
@@ -134,7 +136,7 @@ func TestLogFormatIsChosen(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(tt.settings, " on a terminal ", tt.terminal), func(t *testing.T) {
 			cmd := exec.Command(program)
-			cmd.Env = append([]string{"PROXY_ENV=dev", "CODEX_BIN=/nowhere/codex", "PROXY_CODEX_WORKDIR=" + t.TempDir()}, tt.settings)
+			cmd.Env = append([]string{"PROXY_ENV=dev", "CODEX_BIN=/nowhere/codex", "PROXY_CODEX_WORKDIR=" + codextest.Workdir(t)}, tt.settings)
 			log := stderrOf(t, cmd, tt.terminal)
 			var line struct{ Level, Msg string }
 			got := "neither: " + log
