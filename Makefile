@@ -68,9 +68,10 @@ SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases
 	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'TestSoak|TestManyLeases' .
 
+export TOKENS KB
 ifdef BASE
 export BASE
-bench: need-go $(CLI) ## times and their ratios, side by side; BASE=COMMIT compares with that commit's daemon
+bench: need-go $(CLI) ## times and their ratios, side by side; BASE=COMMIT compares with that commit's daemon (TOKENS=500 KB=1400)
 	@e2e/bench-base -bench AgainstBase -benchtime 5x -timeout 15m
 else
 bench: need-go $(CLI)

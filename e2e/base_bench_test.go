@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,11 +21,40 @@ const (
 	baseProgramVar = "BASE_PROGRAM" // the daemon that was built from the base commit
 	baseNameVar    = "BASE"         // the name of that commit, for the output
 
-	slicesPerRound   = 6  // of each round: both daemons serve in each slice
-	tokensPerSlice   = 16 // first tokens that each daemon serves in a slice
-	requestsPerSlice = 96 // completions that each daemon serves in a slice
-	clientsAtOnce    = 16 // that send those completions
+	answerVar = "TOKENS" // tokens of an answer; 3 if it is not set
+	promptVar = "KB"     // kilobytes of a prompt; 0 if it is not set
+
+	slicesPerRound = 6  // of each round: both daemons serve in each slice
+	tokensPerSlice = 16 // first tokens that each daemon serves in a slice
+	clientsAtOnce  = 16 // that send the completions of a slice
 )
+
+// load is what the clients of [BenchmarkAgainstBase] send and get.
+type load struct {
+	prompt   string
+	tokens   []string // of each answer
+	requests int      // completions that each daemon serves in a slice
+}
+
+func newLoad(b *testing.B) load {
+	number := func(variable string, otherwise int) int {
+		value := os.Getenv(variable)
+		if value == "" {
+			return otherwise
+		}
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 0 {
+			b.Fatalf("%s=%q is not a number", variable, value)
+		}
+		return n
+	}
+	tokens, kb := number(answerVar, 3), number(promptVar, 0)
+	l := load{prompt: "hello " + strings.Repeat("word ", kb*1024/5), tokens: slices.Repeat([]string{"token "}, max(1, tokens)), requests: 96}
+	if tokens > 50 || kb > 50 {
+		l.requests = 32
+	}
+	return l
+}
 
 // contender is one of the two daemons that [BenchmarkAgainstBase] compares.
 type contender struct {
@@ -55,7 +85,8 @@ func BenchmarkAgainstBase(b *testing.B) {
 	if base == "" {
 		b.Skip("needs the daemon of a base commit: run make bench BASE=COMMIT")
 	}
-	up := codextest.NewUpstream(b, codextest.Text("one ", "two ", "three"))
+	work := newLoad(b)
+	up := codextest.NewUpstream(b, codextest.Text(work.tokens...))
 	transport := http.DefaultTransport.(*http.Transport)
 	defer func(n int) { transport.MaxIdleConnsPerHost = n }(transport.MaxIdleConnsPerHost)
 	transport.MaxIdleConnsPerHost = clientsAtOnce // clients keep their connections
@@ -63,7 +94,7 @@ func BenchmarkAgainstBase(b *testing.B) {
 	contend := func(binary string) *contender {
 		d := startProgram(b, binary, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_TURNS=0", "POOL_MAX_AGE_MS=0", "CODEX_UPSTREAM="+up.URL+"/v1")
 		c := &contender{daemon: d, binary: binary, children: d.children()}
-		c.work(b) // connections and buffers that are made only once
+		c.work(b, work) // connections and buffers that are made only once
 		c.endRound()
 		return c
 	}
@@ -82,11 +113,11 @@ func BenchmarkAgainstBase(b *testing.B) {
 			}
 			for range tokensPerSlice {
 				for _, c := range pair {
-					c.tokens = append(c.tokens, c.firstToken(b))
+					c.tokens = append(c.tokens, c.firstTokenOf(b, work.prompt))
 				}
 			}
 			for _, c := range pair {
-				c.work(b)
+				c.work(b, work)
 			}
 		}
 		if pair[0].binary != base {
@@ -105,8 +136,8 @@ func BenchmarkAgainstBase(b *testing.B) {
 
 	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
 	var out strings.Builder
-	fmt.Fprintf(&out, "\n\nThis tree (%s) against base %s: %d rounds in turns, %v. Ratio = this tree / base; more than 1 is worse.\n",
-		describe(), cmp.Or(os.Getenv(baseNameVar), base), len(ratios[0]), time.Since(began).Round(time.Second))
+	fmt.Fprintf(&out, "\n\nThis tree (%s) against base %s: %d tokens an answer, %d KB a prompt, %d rounds in turns, %v. Ratio = this tree / base; more than 1 is worse.\n",
+		describe(), cmp.Or(os.Getenv(baseNameVar), base), len(work.tokens), len(work.prompt)>>10, len(ratios[0]), time.Since(began).Round(time.Second))
 	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "\tbase\tthis tree\tMEDIAN RATIO\tmin\tmax\t")
 	for i, name := range costs {
@@ -124,14 +155,14 @@ func BenchmarkAgainstBase(b *testing.B) {
 }
 
 // work serves the completions of one slice.
-func (c *contender) work(b *testing.B) {
+func (c *contender) work(b *testing.B, l load) {
 	b.Helper()
 	c.rest(b)
 	c.own -= cpu(b, c.cmd.Process.Pid)
 	c.theirs -= cpu(b, c.children...)
 	began := time.Now()
-	c.spread(requestsPerSlice, clientsAtOnce, func(int) error {
-		chunks, err := c.stream("hello")
+	c.spread(l.requests, clientsAtOnce, func(int) error {
+		chunks, err := c.stream(l.prompt)
 		if err == nil {
 			_, err = wholeText(chunks)
 		}
@@ -141,7 +172,7 @@ func (c *contender) work(b *testing.B) {
 	c.rest(b) // what children do after their turns is a part of its cost
 	c.own += cpu(b, c.cmd.Process.Pid)
 	c.theirs += cpu(b, c.children...)
-	c.requests += requestsPerSlice
+	c.requests += l.requests
 }
 
 // endRound returns what a first token and a completion cost in this round, in the

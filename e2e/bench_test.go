@@ -55,15 +55,25 @@ func median(d []time.Duration) time.Duration {
 // firstToken is one streamed request at a time when the pool is at rest.
 func (d *daemon) firstToken(b *testing.B) time.Duration {
 	b.Helper()
+	return d.firstTokenOf(b, "hello")
+}
+
+func (d *daemon) firstTokenOf(b *testing.B, prompt string) time.Duration {
+	b.Helper()
 	d.rest(b)
-	return d.timeToken(b)
+	return d.timeTokenOf(b, prompt)
 }
 
 // timeToken is firstToken whatever the other children do.
 func (d *daemon) timeToken(b *testing.B) time.Duration {
 	b.Helper()
+	return d.timeTokenOf(b, "hello")
+}
+
+func (d *daemon) timeTokenOf(b *testing.B, prompt string) time.Duration {
+	b.Helper()
 	began := time.Now()
-	res, err := d.post(chatBody("hello", true))
+	res, err := d.post(chatBody(prompt, true))
 	if err != nil {
 		b.Fatal(err)
 	}
