@@ -88,18 +88,19 @@ func (c *completion) answer(ctx context.Context, choice int) events {
 // it will set off. The caller ends the call.
 func (c *completion) prepare(ctx context.Context, choice int) (codex.TurnParams, *upstream.Call) {
 	conversation := c.req.conversation(choice)
-	params := turnParams(c.req, conversation)
-	params.Tick = c.s.tick(c.idle)
+	tick := c.s.tick(c.idle)
 	if c.s.relay == nil {
+		params := turnParams(c.req, conversation)
+		params.Tick = tick
 		return params, nil
 	}
-	call := c.s.relay.Prepare(ctx, upstream.Request{Input: params.Items, Overrides: overrides(c.req, conversation, c.res.caller)})
+	call := c.s.relay.Prepare(ctx, upstream.Request{Input: items(conversation), Overrides: overrides(c.req, conversation, c.res.caller)})
 	// The relay sends the provider all that the caller wrote. The child is only told of
 	// the conversation, without tools, images and the caller's model.
 	return codex.TurnParams{
 		Items: standIns(conversation),
 		Meta:  map[string]string{upstream.MetaKey: call.Key},
-		Tick:  params.Tick,
+		Tick:  tick,
 		Wake:  call.Wake(),
 	}, call
 }

@@ -45,10 +45,9 @@ func (s *Server) completions(res *response, r *http.Request) error {
 
 // readPrompt reads one prompt, or several.
 func readPrompt(req *chatRequest, name string, value json.RawMessage) error {
-	var prompts []*string
-	var one string
-	if json.Unmarshal(value, &one) == nil {
-		prompts = []*string{&one}
+	var prompts []json.RawMessage
+	if isString(value) {
+		prompts = []json.RawMessage{value}
 	} else if err := into(&prompts, name, value, "a string or an array of strings; token arrays are not supported"); err != nil {
 		return err
 	}
@@ -56,10 +55,10 @@ func readPrompt(req *chatRequest, name string, value json.RawMessage) error {
 		return badRequest(name, "'%s' must not be empty.", name)
 	}
 	for i, p := range prompts {
-		if p == nil {
+		if !isString(p) {
 			return badRequest(name, "'%s[%d]' must be a string.", name, i)
 		}
-		req.Conversations = append(req.Conversations, []chatMessage{{Role: "user", Parts: []part{{Text: *p}}}})
+		req.Conversations = append(req.Conversations, []chatMessage{{Role: "user", Parts: []part{{Text: p}}}})
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/base64"
 	"encoding/json"
@@ -18,15 +19,33 @@ type chatMessage struct {
 	CallID string     // of a tool: the call that it answers
 }
 
-// part is a piece of text, or an image.
+// part is a piece of text, or an image. Texts and images are JSON strings as the
+// caller wrote them: they are not decoded, and reach the provider byte for byte.
 type part struct {
-	Text   string
-	Image  string // a data URL; "" = text
-	Detail string // of an image; "" = not given
+	Text   json.RawMessage
+	Image  json.RawMessage // a data URL; nil = text
+	Detail string          // of an image; "" = not given
 }
 
 // toolCall is a call that an assistant made.
-type toolCall struct{ ID, Name, Arguments string }
+type toolCall struct {
+	ID, Name  string
+	Arguments json.RawMessage // a JSON string as the caller wrote it
+}
+
+// emptyText is the JSON string of no text.
+var emptyText = json.RawMessage(`""`)
+
+func isString(value json.RawMessage) bool { return len(value) > 0 && value[0] == '"' }
+
+// rawString keeps a JSON string as it is.
+func rawString(to *json.RawMessage, name string, value json.RawMessage, what string) error {
+	if !isString(value) {
+		return badRequest(name, "'%s' must be %s.", name, what)
+	}
+	*to = value
+	return nil
+}
 
 func readMessages(req *chatRequest, name string, value json.RawMessage) error {
 	var messages []map[string]json.RawMessage
@@ -120,11 +139,11 @@ func (r *messageReader) assistant(m *chatMessage) (err error) {
 	}
 	if refusal {
 		var p part
-		err = into(&p.Text, r.at+".refusal", r.fields["refusal"], "a string")
+		err = rawString(&p.Text, r.at+".refusal", r.fields["refusal"], "a string")
 		m.Parts = append(m.Parts, p)
 	}
 	if len(m.Calls) > 0 { // some clients send an empty content beside calls
-		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p == part{} })
+		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p.Image == nil && bytes.Equal(p.Text, emptyText) })
 	}
 	return err
 }
@@ -185,7 +204,7 @@ func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err 
 		return c, err
 	}
 	r.req.ignoreRest("messages.tool_calls.function.", fields, "name", "arguments")
-	return c, into(&c.Arguments, at+".arguments", fields["arguments"], "a string")
+	return c, rawString(&c.Arguments, at+".arguments", fields["arguments"], "a string")
 }
 
 // matchCalls makes sure that every call is answered before the conversation goes
@@ -221,9 +240,8 @@ func (r *messageReader) content() ([]part, error) {
 	if isNull(value) {
 		return nil, badRequest(at, "'%s' is missing.", at)
 	}
-	var text string
-	if json.Unmarshal(value, &text) == nil {
-		return []part{{Text: text}}, nil
+	if isString(value) {
+		return []part{{Text: value}}, nil
 	}
 	var fields []map[string]json.RawMessage
 	if err := into(&fields, at, value, "a string or an array of parts"); err != nil {
@@ -255,7 +273,7 @@ func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p pa
 		if isNull(fields[kind]) {
 			return p, badRequest(at+"."+kind, "'%s.%s' is missing.", at, kind)
 		}
-		err = into(&p.Text, at+"."+kind, fields[kind], "a string")
+		err = rawString(&p.Text, at+"."+kind, fields[kind], "a string")
 	case kind == "image_url" && role == "user":
 		p.Image, p.Detail, err = r.image(at+".image_url", fields["image_url"])
 	case kind == "input_audio", kind == "file":
@@ -269,20 +287,21 @@ func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p pa
 
 // image checks that an image is a data URL and of a type that Codex can read:
 // nothing is fetched, neither by us nor by Codex.
-func (r *messageReader) image(at string, value json.RawMessage) (url, detail string, err error) {
+func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMessage, detail string, err error) {
 	var fields map[string]json.RawMessage
 	if err := into(&fields, at, value, "an object"); err != nil {
-		return "", "", err
+		return nil, "", err
 	}
+	var url string
 	if err := into(&url, at+".url", fields["url"], "a string"); err != nil {
-		return "", "", err
+		return nil, "", err
 	}
 	if !isNull(fields["detail"]) {
 		if err := into(&detail, at+".detail", fields["detail"], "a string"); err != nil {
-			return "", "", err
+			return nil, "", err
 		}
 		if !slices.Contains([]string{"auto", "low", "high", "original"}, detail) {
-			return "", "", badRequest(at+".detail", "'%s.detail' must be one of auto, low, high, original.", at)
+			return nil, "", badRequest(at+".detail", "'%s.detail' must be one of auto, low, high, original.", at)
 		}
 	}
 	r.req.ignoreRest("messages.content.image_url.", fields, "url", "detail")
@@ -290,15 +309,15 @@ func (r *messageReader) image(at string, value json.RawMessage) (url, detail str
 	kind, isData := strings.CutPrefix(head, "data:")
 	kind, isBase64 := strings.CutSuffix(kind, ";base64")
 	if !isData || !isBase64 || !strings.HasPrefix(kind, "image/") {
-		return "", "", badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,...: this server fetches no images.", at)
+		return nil, "", badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,...: this server fetches no images.", at)
 	}
 	image, err := base64.StdEncoding.DecodeString(data)
 	if err != nil {
-		return "", "", badRequest(at+".url", "'%s.url' is not valid base64.", at)
+		return nil, "", badRequest(at+".url", "'%s.url' is not valid base64.", at)
 	}
 	// The content counts, not the declared type: image/jpg is no type, but in wide use.
 	if !slices.Contains([]string{"image/png", "image/jpeg", "image/webp", "image/gif"}, http.DetectContentType(image)) {
-		return "", "", badRequest(at+".url", "'%s.url' must hold a PNG, JPEG, WebP or GIF image.", at)
+		return nil, "", badRequest(at+".url", "'%s.url' must hold a PNG, JPEG, WebP or GIF image.", at)
 	}
-	return url, detail, nil
+	return fields["url"], detail, nil
 }

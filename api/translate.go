@@ -6,7 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"strings"
+	"slices"
 
 	"codexpool/codex"
 	"codexpool/upstream"
@@ -15,78 +15,89 @@ import (
 // turnParams is a conversation as a turn of Codex: every message in its own place
 // and role. It is pure.
 func turnParams(req *chatRequest, conversation []chatMessage) codex.TurnParams {
-	p := codex.TurnParams{Model: req.Model, Effort: req.Effort, Summary: req.Summary}
-	for _, m := range conversation {
-		for _, item := range responsesItems(m) {
-			p.Items = append(p.Items, marshal(item))
-		}
-	}
+	p := codex.TurnParams{Model: req.Model, Effort: req.Effort, Summary: req.Summary, Items: items(readable(conversation))}
 	for _, t := range req.Tools {
 		p.Tools = append(p.Tools, codex.Tool{Name: t.Name, Description: t.Description, Parameters: t.Parameters})
 	}
 	return p
 }
 
-// The items of the Responses API that a conversation is made of.
-type (
-	messageItem struct {
-		Type    string     `json:"type"`
-		Role    string     `json:"role"`
-		Content []itemPart `json:"content"`
-	}
-
-	itemPart struct {
-		Type   string  `json:"type"`
-		Text   *string `json:"text,omitempty"`
-		Image  string  `json:"image_url,omitempty"`
-		Detail string  `json:"detail,omitempty"`
-	}
-
-	callItem struct {
-		Type      string `json:"type"`
-		CallID    string `json:"call_id"`
-		Name      string `json:"name"`
-		Arguments string `json:"arguments"`
-	}
-
-	resultItem struct {
-		Type   string `json:"type"`
-		CallID string `json:"call_id"`
-		Output string `json:"output"`
-	}
-)
-
-// responsesItems is one message as items of the Responses API.
-func responsesItems(m chatMessage) (items []any) {
-	if m.Role == "tool" {
-		var output strings.Builder
-		for _, p := range m.Parts {
-			output.WriteString(p.Text)
+// items is a conversation as items of the Responses API. They are put together here,
+// once: what the caller wrote is copied into them as it is.
+func items(conversation []chatMessage) (list []json.RawMessage) {
+	for _, m := range conversation {
+		if m.Role == "tool" {
+			list = append(list, fmt.Appendf(nil, `{"type":"function_call_output","call_id":%s,"output":%s}`, marshal(m.CallID), joined(m.Parts)))
+			continue
 		}
-		return []any{resultItem{Type: "function_call_output", CallID: m.CallID, Output: output.String()}}
+		if len(m.Parts) > 0 {
+			list = append(list, messageItem(m))
+		}
+		for _, c := range m.Calls {
+			list = append(list, fmt.Appendf(nil, `{"type":"function_call","call_id":%s,"name":%s,"arguments":%s}`, marshal(c.ID), marshal(c.Name), c.Arguments))
+		}
 	}
-	if len(m.Parts) > 0 {
-		items = append(items, messageItem{Type: "message", Role: m.Role, Content: itemParts(m)})
-	}
-	for _, c := range m.Calls {
-		items = append(items, callItem{Type: "function_call", CallID: c.ID, Name: c.Name, Arguments: c.Arguments})
-	}
-	return items
+	return list
 }
 
-func itemParts(m chatMessage) (parts []itemPart) {
+func messageItem(m chatMessage) json.RawMessage {
 	kind := "input_text"
 	if m.Role == "assistant" {
 		kind = "output_text"
 	}
-	for _, p := range m.Parts {
-		if p.Image != "" {
-			parts = append(parts, itemPart{Type: "input_image", Image: p.Image, Detail: p.Detail})
-			continue
+	item := fmt.Appendf(nil, `{"type":"message","role":"%s","content":[`, m.Role)
+	for i, p := range m.Parts {
+		if i > 0 {
+			item = append(item, ',')
 		}
-		parts = append(parts, itemPart{Type: kind, Text: &p.Text})
+		switch {
+		case p.Image == nil:
+			item = fmt.Appendf(item, `{"type":"%s","text":%s}`, kind, p.Text)
+		case p.Detail == "":
+			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s}`, p.Image)
+		default:
+			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s,"detail":"%s"}`, p.Image, p.Detail)
+		}
 	}
-	return parts
+	return append(item, "]}"...)
+}
+
+// joined is the text of all parts as one JSON string.
+func joined(parts []part) json.RawMessage {
+	if len(parts) == 1 {
+		return parts[0].Text
+	}
+	text := []byte{'"'}
+	for _, p := range parts {
+		text = append(text, p.Text[1:len(p.Text)-1]...)
+	}
+	return append(text, '"')
+}
+
+// readable is a conversation as a child can read it. A child ignores a line with half
+// of a surrogate pair in it; so strings with escapes of that kind are written anew.
+func readable(conversation []chatMessage) []chatMessage {
+	list := slices.Clone(conversation)
+	for i := range list {
+		m := &list[i]
+		m.Parts, m.Calls = slices.Clone(m.Parts), slices.Clone(m.Calls)
+		for j := range m.Parts {
+			m.Parts[j].Text = rewritten(m.Parts[j].Text)
+		}
+		for j := range m.Calls {
+			m.Calls[j].Arguments = rewritten(m.Calls[j].Arguments)
+		}
+	}
+	return list
+}
+
+// rewritten is a JSON string without escapes of UTF-16; half a pair becomes U+FFFD.
+func rewritten(raw json.RawMessage) json.RawMessage {
+	var text string
+	if !bytes.Contains(raw, []byte(`\u`)) || json.Unmarshal(raw, &text) != nil {
+		return raw
+	}
+	return marshal(text)
 }
 
 // marshal is encode for values that were built from JSON.
@@ -151,20 +162,16 @@ func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upst
 // standIns are the items of a conversation as a child gets them with a relay: with a
 // word for every image. Decoding images helps nobody, for the provider gets them from
 // us, and a large one can cost a child gigabytes.
-func standIns(conversation []chatMessage) (items []json.RawMessage) {
+func standIns(conversation []chatMessage) []json.RawMessage {
+	conversation = readable(conversation)
 	for _, m := range conversation {
-		parts := make([]part, len(m.Parts))
 		for i, p := range m.Parts {
-			if parts[i] = p; p.Image != "" {
-				parts[i] = part{Text: "[image]"}
+			if p.Image != nil {
+				m.Parts[i] = part{Text: json.RawMessage(`"[image]"`)}
 			}
 		}
-		m.Parts = parts
-		for _, item := range responsesItems(m) {
-			items = append(items, marshal(item))
-		}
 	}
-	return items
+	return items(conversation)
 }
 
 type functionTool struct {

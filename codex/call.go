@@ -104,6 +104,10 @@ func (c *Client) write(ctx context.Context, values ...any) error {
 	enc := json.NewEncoder(&lines) // ends each with a newline
 	enc.SetEscapeHTML(false)       // or each "<" of a prompt becomes six bytes
 	for _, v := range values {
+		if line, ok := v.(rawLine); ok {
+			lines.Write(line)
+			continue
+		}
 		if err := enc.Encode(v); err != nil {
 			return err
 		}
@@ -120,6 +124,34 @@ func (c *Client) write(ctx context.Context, values ...any) error {
 	}
 	c.spoil(fmt.Errorf("write: %w", err))
 	return err
+}
+
+// rawLine is a line that is written as it is.
+type rawLine []byte
+
+// injectLine is a thread/inject_items. The items are put in by hand: an encoder would
+// look at each byte of the history again, and it may have megabytes.
+func injectLine(id int64, thread string, items []json.RawMessage) rawLine {
+	const end = "]}}"
+	line, err := json.Marshal(outgoing{ID: &id, Method: "thread/inject_items", Params: injectItemsParams{ThreadID: thread, Items: []json.RawMessage{}}})
+	if err != nil || !bytes.HasSuffix(line, []byte(end)) {
+		panic("BUG: the items are not the end of the line")
+	}
+	size := len(line) + 1
+	for _, item := range items {
+		size += len(item) + 1
+	}
+	line = append(make([]byte, 0, size), line[:len(line)-len(end)]...)
+	for i, item := range items {
+		if bytes.IndexByte(item, '\n') >= 0 {
+			panic("BUG: an item of several lines")
+		}
+		if i > 0 {
+			line = append(line, ',')
+		}
+		line = append(line, item...)
+	}
+	return append(line, end+"\n"...)
 }
 
 // answer answers one request of the child; without an answer its turn would hang.

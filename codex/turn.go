@@ -16,7 +16,8 @@ import (
 // Items reach the model unchanged, with these exceptions: Codex drops a message
 // of role "system", drops a function_call_output whose function_call is missing,
 // and gives a function_call without its output the output "aborted". Items must be
-// as encoding/json writes them: bytes that are not UTF-8 kill a child.
+// valid JSON on one line: of bytes that are not UTF-8 a child dies, and a line with half
+// of a surrogate pair it ignores.
 type TurnParams struct {
 	Model   string            // catalog id; "" = the catalog's default
 	Effort  string            // reasoning effort; "" = the model's default
@@ -161,7 +162,7 @@ func (t *turn) start(ctx context.Context, p TurnParams) error {
 	defer cancel()
 	t.injectID, t.startID, t.active = t.c.newID(), t.c.newID(), time.Now()
 	return t.c.write(ctx,
-		outgoing{ID: &t.injectID, Method: "thread/inject_items", Params: injectItemsParams{ThreadID: t.thread, Items: p.Items}},
+		injectLine(t.injectID, t.thread, p.Items),
 		outgoing{ID: &t.startID, Method: "turn/start", Params: turnStartParams{
 			ThreadID:       t.thread,
 			Input:          []string{},

@@ -14,7 +14,7 @@ type Overrides map[string]json.RawMessage
 
 // body makes the body of the provider's request.
 func (r *Relay) body(ctx context.Context, req Request) ([]byte, error) {
-	fields := map[string]any{"input": req.Input, "stream": true, "store": false}
+	fields := map[string]any{"stream": true, "store": false}
 	for name, value := range req.Overrides {
 		fields[name] = value
 		if r.hooks.Overridden != nil {
@@ -26,9 +26,23 @@ func (r *Relay) body(ctx context.Context, req Request) ([]byte, error) {
 		fields["max_output_tokens"] = least
 	}
 	if r.provider.Kind.instructions {
-		fields["instructions"], fields["input"] = splitInstructions(req.Input)
+		fields["instructions"], req.Input = splitInstructions(req.Input)
 	}
-	return encode(fields)
+	rest, err := encode(fields)
+	if err != nil {
+		return nil, err
+	}
+	// By hand: the encoder would look at each byte of the conversation again.
+	body := append([]byte(`{"input":[`), bytes.Join(asBytes(req.Input), []byte(","))...)
+	return append(append(body, "],"...), rest[1:]...), nil
+}
+
+func asBytes(items []json.RawMessage) [][]byte {
+	list := make([][]byte, len(items))
+	for i, item := range items {
+		list[i] = item
+	}
+	return list
 }
 
 // splitInstructions cuts the leading developer messages off input, for a provider
