@@ -36,10 +36,10 @@ var faults = map[string]func(){
 	"has an orphan":        func() { exec.Command("sh", "-c", "sleep 1000 &").Run(); serve() },
 	"floods stderr":        func() { floodStderr(); serve() },
 	"writes garbage": func() {
-		onTurn(func(json.RawMessage) { fmt.Println("thread 'main' panicked at") })
+		insteadOfTurn(func() { fmt.Println("thread 'main' panicked at") })
 	},
 	"writes a line of 20 MB": func() {
-		onTurn(func(json.RawMessage) {
+		insteadOfTurn(func() {
 			fmt.Printf(`{"method":"item/agentMessage/delta","params":{"delta":"%s"}}`+"\n", strings.Repeat("x", 20<<20))
 		})
 	},
@@ -124,6 +124,17 @@ func onTurn(act func(id json.RawMessage)) {
 			act(id)
 		}
 		return true
+	})
+}
+
+// insteadOfTurn plays a healthy child that does something instead of each turn: it sends
+// no request, which could arrive before or after.
+func insteadOfTurn(act func()) {
+	relay(func(method string, _ json.RawMessage) bool {
+		if method == "turn/start" {
+			act()
+		}
+		return method != "turn/start"
 	})
 }
 
