@@ -1,7 +1,13 @@
 package e2e
 
 import (
+	"bufio"
+	"encoding/base64"
 	"encoding/json"
+	stdimage "image"
+	"image/png"
+	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,8 +78,13 @@ func (d *daemon) timeToken(b *testing.B) time.Duration {
 
 func (d *daemon) timeTokenOf(b *testing.B, prompt string) time.Duration {
 	b.Helper()
+	return d.timeTokenOfBody(b, chatBody(prompt, true))
+}
+
+func (d *daemon) timeTokenOfBody(b *testing.B, body string) time.Duration {
+	b.Helper()
 	began := time.Now()
-	res, err := d.post(chatBody(prompt, true))
+	res, err := d.post(body)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -101,12 +112,17 @@ func (d *daemon) rest(b *testing.B) {
 // firstToken is one turn on a child whose thread is ready, as in the pool.
 func firstToken(b *testing.B, child *codex.Client) time.Duration {
 	b.Helper()
+	return firstTokenOf(b, child, []json.RawMessage{codextest.UserItem("hello")})
+}
+
+func firstTokenOf(b *testing.B, child *codex.Client, items []json.RawMessage) time.Duration {
+	b.Helper()
 	if err := child.Warm(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	began := time.Now()
 	var took time.Duration
-	for e, err := range child.Turn(b.Context(), codex.TurnParams{Items: []json.RawMessage{codextest.UserItem("hello")}}) {
+	for e, err := range child.Turn(b.Context(), codex.TurnParams{Items: items}) {
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -118,7 +134,7 @@ func firstToken(b *testing.B, child *codex.Client) time.Duration {
 }
 
 // execution makes the function that runs codex exec once, with the same lean
-// configuration, until the token is out.
+// configuration, and measures until it prints the token: its end is no part of that.
 func execution(b *testing.B, baseURL string) func() time.Duration {
 	b.Helper()
 	real := codextest.Real(b, baseURL)
@@ -133,11 +149,134 @@ func execution(b *testing.B, baseURL string) func() time.Duration {
 		cmd := exec.Command(real.Path, "exec", "--skip-git-repo-check", "hello")
 		cmd.Dir = home
 		cmd.Env = append(slices.Clone(child.Env), "PATH="+os.Getenv("PATH"), "HOME="+home, "CODEX_HOME="+home)
-		began := time.Now()
-		out, err := cmd.Output()
-		if err != nil || !strings.Contains(string(out), "token") {
-			b.Fatalf("codex exec: %v\n%s", err, out)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			b.Fatal(err)
 		}
-		return time.Since(began)
+		began := time.Now()
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		var took time.Duration
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if took == 0 && strings.Contains(lines.Text(), "token") {
+				took = time.Since(began)
+			}
+		}
+		if err := cmd.Wait(); err != nil || took == 0 {
+			b.Fatal("codex exec:", err)
+		}
+		return took
 	}
+}
+
+// BenchmarkLongAnswer measures the tokens in a second of one answer of 20,000, over HTTP
+// and from a bare child, in turns.
+func BenchmarkLongAnswer(b *testing.B) {
+	const tokens = 20_000
+	up := codextest.NewUpstream(b, codextest.Text(slices.Repeat([]string{"token "}, tokens)...))
+	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
+	child, err := codex.Start(b.Context(), codextest.Real(b, up.URL+"/v1"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer child.Close()
+	var overHTTP, direct []time.Duration
+	for b.Loop() {
+		d.rest(b)
+		began := time.Now()
+		if chunks, err := d.stream("hello"); err != nil || len(chunks) < tokens {
+			b.Fatal(len(chunks), err)
+		}
+		overHTTP = append(overHTTP, time.Since(began))
+		if err := child.Warm(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		began = time.Now()
+		for _, err := range child.Turn(b.Context(), codex.TurnParams{Items: []json.RawMessage{codextest.UserItem("hello")}}) {
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		direct = append(direct, time.Since(began))
+	}
+	h, c := median(overHTTP), median(direct)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(tokens/h.Seconds(), "tokens/s-http")
+	b.ReportMetric(tokens/c.Seconds(), "tokens/s-child")
+	b.ReportMetric(c.Seconds()/h.Seconds(), "http/child")
+}
+
+// BenchmarkLargeRequest measures the time to the first token of large requests, over
+// HTTP and from a bare child that gets the same items, in turns.
+func BenchmarkLargeRequest(b *testing.B) {
+	text := strings.Repeat("a word, ", 900) // 7 KB
+	large := base64.StdEncoding.EncodeToString(noise(b, 1_000_000))
+	for name, messages := range map[string][]any{
+		"200 messages of 1.4 MB": slices.Repeat([]any{map[string]any{"role": "user", "content": text}}, 200),
+		"200 messages of 7 MB":   slices.Repeat([]any{map[string]any{"role": "user", "content": strings.Repeat(text, 5)}}, 200),
+		"3 images of 1 MB": slices.Repeat([]any{map[string]any{"role": "user", "content": []any{
+			map[string]any{"type": "image_url", "image_url": map[string]any{"url": "data:image/png;base64," + large}},
+		}}}, 3),
+	} {
+		b.Run(name, func(b *testing.B) {
+			up := codextest.NewUpstream(b, codextest.Text("token"))
+			d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
+			child, err := codex.Start(b.Context(), codextest.Real(b, up.URL+"/v1"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer child.Close()
+			body, err := json.Marshal(map[string]any{"model": "codex-5", "stream": true, "messages": messages})
+			if err != nil {
+				b.Fatal(err)
+			}
+			items := itemsOf(b, messages)
+			var overHTTP, direct []time.Duration
+			for b.Loop() {
+				d.rest(b)
+				overHTTP = append(overHTTP, d.timeTokenOfBody(b, string(body)))
+				direct = append(direct, firstTokenOf(b, child, items))
+			}
+			h, c := median(overHTTP), median(direct)
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(ms(h), "ms-http")
+			b.ReportMetric(ms(c), "ms-child")
+			b.ReportMetric(ms(h)/ms(c), "http/child")
+		})
+	}
+}
+
+// noise is a PNG of about size bytes that does not compress.
+func noise(b *testing.B, size int) []byte {
+	side := int(math.Sqrt(float64(size) / 4))
+	picture := stdimage.NewNRGBA(stdimage.Rect(0, 0, side, side))
+	random := rand.NewChaCha8([32]byte{})
+	random.Read(picture.Pix)
+	var out strings.Builder
+	if err := png.Encode(&out, picture); err != nil {
+		b.Fatal(err)
+	}
+	return []byte(out.String())
+}
+
+// itemsOf is the messages of users as items of the Responses API.
+func itemsOf(b *testing.B, messages []any) (items []json.RawMessage) {
+	for _, m := range messages {
+		var parts []any
+		switch content := m.(map[string]any)["content"].(type) {
+		case string:
+			parts = []any{map[string]any{"type": "input_text", "text": content}}
+		case []any:
+			for _, p := range content {
+				parts = append(parts, map[string]any{"type": "input_image", "image_url": p.(map[string]any)["image_url"].(map[string]any)["url"]})
+			}
+		}
+		item, err := json.Marshal(map[string]any{"type": "message", "role": "user", "content": parts})
+		if err != nil {
+			b.Fatal(err)
+		}
+		items = append(items, item)
+	}
+	return items
 }
