@@ -90,6 +90,7 @@ endif
 fuzz: need-go ## each fuzz target for a minute
 	go test -run - -fuzz FuzzLines -fuzztime 1m ./codex
 	go test -run - -fuzz FuzzDecode -fuzztime 1m ./api
+	go test -run - -fuzz FuzzUnmarshal -fuzztime 1m ./api
 	go test -run - -fuzz FuzzStream -fuzztime 1m ./api
 	go test -run - -fuzz FuzzStop -fuzztime 1m ./api
 	go test -run - -fuzz FuzzAnswer -fuzztime 1m ./upstream

@@ -65,3 +65,6 @@ func Cut(deltas, stop []string) (text string) {
 	}
 	return text
 }
+
+// Unmarshal decodes the fields of a body.
+var Unmarshal = unmarshal

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http/httptest"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -143,4 +144,35 @@ func parseSSE(stream string) (events []string) {
 		}
 	}
 	return events
+}
+
+// FuzzUnmarshal: fields are decoded by the rules of encoding/json.
+func FuzzUnmarshal(f *testing.F) {
+	for _, body := range []string{
+		`{"a":1,"a":2,"b":null}`, `{"a":"\ud800","b":"\u00e9"}`, "{\"a\":\"\xff\"}", `[{"a":[]},null]`, `"a\/b"`, `1e400`, `1.0`, `-0`, ` true `, `{} {}`, `{"A":1,"a":2}`, "\ufeff{}", `"` + "\x01" + `"`,
+	} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		same[map[string]json.RawMessage](t, body)
+		same[[]map[string]json.RawMessage](t, body)
+		same[map[string]any](t, body)
+		same[map[string]*string](t, body)
+		same[[]string](t, body)
+		same[string](t, body)
+		same[float64](t, body)
+		same[int](t, body)
+		same[bool](t, body)
+	})
+}
+
+// same decodes a body by both packages. What remains of a body that both refuse
+// does not matter.
+func same[T any](t *testing.T, body []byte) {
+	t.Helper()
+	var got, want T
+	gotErr, wantErr := api.Unmarshal(body, &got), json.Unmarshal(body, &want)
+	if (gotErr == nil) != (wantErr == nil) || (gotErr == nil && !reflect.DeepEqual(got, want)) {
+		t.Errorf("%q as %T: got %v (%v), encoding/json %v (%v)", body, got, got, gotErr, want, wantErr)
+	}
 }

@@ -122,10 +122,10 @@ func malformed(err error) bool {
 // decode reads the fields one by one, so that each error names its own.
 func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error {
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(body, &fields); err != nil || fields == nil || !utf8.Valid(body) {
+	if unmarshal(body, &fields) != nil || fields == nil || !utf8.Valid(body) {
 		e := badRequest("", "The body is not a JSON object.")
 		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
+		if errors.As(json.Unmarshal(body, &fields), &syntax) { // its errors are in plain words
 			e.Message = fmt.Sprintf("The body is not valid JSON: %v (at byte %d).", syntax, syntax.Offset)
 		}
 		if !utf8.Valid(body) {
