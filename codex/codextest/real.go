@@ -235,9 +235,9 @@ func Status(code int, body string) http.HandlerFunc {
 type Stream struct {
 	w     http.ResponseWriter
 	id    string
-	items int     // that are complete
-	text  *string // of the message that is open, or nil
-	n     int     // tokens
+	items int              // that are complete
+	text  *strings.Builder // of the message that is open, or nil
+	n     int              // tokens
 }
 
 // StartStream sends the headers.
@@ -267,10 +267,10 @@ func (s *Stream) Begin() {
 // Delta writes one piece of a message.
 func (s *Stream) Delta(text string) {
 	if s.text == nil {
-		s.text = new(string)
+		s.text = new(strings.Builder)
 		s.item("response.output_item.added", s.message("in_progress"))
 	}
-	*s.text += text
+	s.text.WriteString(text)
 	s.n++
 	s.Event(map[string]any{"type": "response.output_text.delta", "item_id": s.itemID("msg"), "output_index": s.items, "content_index": 0, "delta": text})
 }
@@ -319,7 +319,7 @@ func (s *Stream) closeMessage() {
 	if s.text == nil {
 		return
 	}
-	s.item("response.output_item.done", s.message("completed", map[string]any{"type": "output_text", "text": *s.text, "annotations": []any{}}))
+	s.item("response.output_item.done", s.message("completed", map[string]any{"type": "output_text", "text": s.text.String(), "annotations": []any{}}))
 	s.text = nil
 	s.items++
 }
