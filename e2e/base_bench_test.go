@@ -113,7 +113,7 @@ func BenchmarkAgainstBase(b *testing.B) {
 			}
 			for range tokensPerSlice {
 				for _, c := range pair {
-					c.tokens = append(c.tokens, c.firstTokenOf(b, work.prompt))
+					c.tokens = append(c.tokens, c.firstToken(b, chatBody(work.prompt, true)))
 				}
 			}
 			for _, c := range pair {

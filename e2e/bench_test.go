@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	stdimage "image"
@@ -29,17 +30,14 @@ import (
 func BenchmarkFirstToken(b *testing.B) {
 	up := codextest.NewUpstream(b, codextest.Text("token"))
 	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
-	child, err := codex.Start(b.Context(), codextest.Real(b, up.URL+"/v1"))
-	if err != nil {
-		b.Fatal(err)
-	}
+	child := warmChild(b, codextest.Real(b, up.URL+"/v1"))
 	defer child.Close()
 	run := execution(b, up.URL+"/v1")
 
 	var overHTTP, direct, started []time.Duration
 	for b.Loop() {
-		overHTTP = append(overHTTP, d.firstToken(b))
-		direct = append(direct, firstToken(b, child))
+		overHTTP = append(overHTTP, d.firstToken(b, helloBody))
+		direct = append(direct, firstToken(b, child, codextest.UserItem("hello")))
 		started = append(started, run())
 	}
 	h, c, e := median(overHTTP), median(direct), median(started)
@@ -58,30 +56,19 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-// firstToken is one streamed request at a time when the pool is at rest.
-func (d *daemon) firstToken(b *testing.B) time.Duration {
-	b.Helper()
-	return d.firstTokenOf(b, "hello")
-}
+// helloBody is the streamed request that is measured where another does not matter.
+var helloBody = chatBody("hello", true)
 
-func (d *daemon) firstTokenOf(b *testing.B, prompt string) time.Duration {
+// firstToken is the time to the first token of one streamed request, at a time when the
+// pool is at rest.
+func (d *daemon) firstToken(b *testing.B, body string) time.Duration {
 	b.Helper()
 	d.rest(b)
-	return d.timeTokenOf(b, prompt)
+	return d.timeToken(b, body)
 }
 
 // timeToken is firstToken whatever the other children do.
-func (d *daemon) timeToken(b *testing.B) time.Duration {
-	b.Helper()
-	return d.timeTokenOf(b, "hello")
-}
-
-func (d *daemon) timeTokenOf(b *testing.B, prompt string) time.Duration {
-	b.Helper()
-	return d.timeTokenOfBody(b, chatBody(prompt, true))
-}
-
-func (d *daemon) timeTokenOfBody(b *testing.B, body string) time.Duration {
+func (d *daemon) timeToken(b *testing.B, body string) time.Duration {
 	b.Helper()
 	began := time.Now()
 	res, err := d.post(body)
@@ -109,28 +96,44 @@ func (d *daemon) rest(b *testing.B) {
 	})
 }
 
-// firstToken is one turn on a child whose thread is ready, as in the pool.
-func firstToken(b *testing.B, child *codex.Client) time.Duration {
+// warmChild is a bare child whose thread is ready, as in the pool. The caller closes it.
+func warmChild(b *testing.B, cmd codex.Command) *codex.Client {
 	b.Helper()
-	return firstTokenOf(b, child, []json.RawMessage{codextest.UserItem("hello")})
+	child, err := codex.Start(b.Context(), cmd)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := child.Warm(b.Context()); err != nil {
+		child.Close()
+		b.Fatal(err)
+	}
+	return child
 }
 
-func firstTokenOf(b *testing.B, child *codex.Client, items []json.RawMessage) time.Duration {
+// turnOf runs one turn on a bare child whose thread is ready, and measures until its
+// first token and until its end.
+func turnOf(b *testing.B, child *codex.Client, items ...json.RawMessage) (first, whole time.Duration) {
 	b.Helper()
 	if err := child.Warm(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	began := time.Now()
-	var took time.Duration
 	for e, err := range child.Turn(b.Context(), codex.TurnParams{Items: items}) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, ok := e.(codex.TextDelta); ok && took == 0 {
-			took = time.Since(began)
+		if _, ok := e.(codex.TextDelta); ok && first == 0 {
+			first = time.Since(began)
 		}
 	}
-	return took
+	return first, time.Since(began)
+}
+
+// firstToken is the time to the first token of such a turn.
+func firstToken(b *testing.B, child *codex.Client, items ...json.RawMessage) time.Duration {
+	b.Helper()
+	first, _ := turnOf(b, child, items...)
+	return first
 }
 
 // execution makes the function that runs codex exec once, with the same lean
@@ -176,10 +179,7 @@ func BenchmarkLongAnswer(b *testing.B) {
 	const tokens = 20_000
 	up := codextest.NewUpstream(b, codextest.Text(slices.Repeat([]string{"token "}, tokens)...))
 	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
-	child, err := codex.Start(b.Context(), codextest.Real(b, up.URL+"/v1"))
-	if err != nil {
-		b.Fatal(err)
-	}
+	child := warmChild(b, codextest.Real(b, up.URL+"/v1"))
 	defer child.Close()
 	var overHTTP, direct []time.Duration
 	for b.Loop() {
@@ -189,16 +189,8 @@ func BenchmarkLongAnswer(b *testing.B) {
 			b.Fatal(len(chunks), err)
 		}
 		overHTTP = append(overHTTP, time.Since(began))
-		if err := child.Warm(b.Context()); err != nil {
-			b.Fatal(err)
-		}
-		began = time.Now()
-		for _, err := range child.Turn(b.Context(), codex.TurnParams{Items: []json.RawMessage{codextest.UserItem("hello")}}) {
-			if err != nil {
-				b.Fatal(err)
-			}
-		}
-		direct = append(direct, time.Since(began))
+		_, whole := turnOf(b, child, codextest.UserItem("hello"))
+		direct = append(direct, whole)
 	}
 	h, c := median(overHTTP), median(direct)
 	b.ReportMetric(0, "ns/op")
@@ -222,10 +214,7 @@ func BenchmarkLargeRequest(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			up := codextest.NewUpstream(b, codextest.Text("token"))
 			d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
-			child, err := codex.Start(b.Context(), codextest.Real(b, up.URL+"/v1"))
-			if err != nil {
-				b.Fatal(err)
-			}
+			child := warmChild(b, codextest.Real(b, up.URL+"/v1"))
 			defer child.Close()
 			body, err := json.Marshal(map[string]any{"model": "codex-5", "stream": true, "messages": messages})
 			if err != nil {
@@ -234,9 +223,8 @@ func BenchmarkLargeRequest(b *testing.B) {
 			items := itemsOf(b, messages)
 			var overHTTP, direct []time.Duration
 			for b.Loop() {
-				d.rest(b)
-				overHTTP = append(overHTTP, d.timeTokenOfBody(b, string(body)))
-				direct = append(direct, firstTokenOf(b, child, items))
+				overHTTP = append(overHTTP, d.firstToken(b, string(body)))
+				direct = append(direct, firstToken(b, child, items...))
 			}
 			h, c := median(overHTTP), median(direct)
 			b.ReportMetric(0, "ns/op")
@@ -253,30 +241,30 @@ func noise(b *testing.B, size int) []byte {
 	picture := stdimage.NewNRGBA(stdimage.Rect(0, 0, side, side))
 	random := rand.NewChaCha8([32]byte{})
 	random.Read(picture.Pix)
-	var out strings.Builder
+	var out bytes.Buffer
 	if err := png.Encode(&out, picture); err != nil {
 		b.Fatal(err)
 	}
-	return []byte(out.String())
+	return out.Bytes()
 }
 
 // itemsOf is the messages of users as items of the Responses API.
 func itemsOf(b *testing.B, messages []any) (items []json.RawMessage) {
 	for _, m := range messages {
-		var parts []any
 		switch content := m.(map[string]any)["content"].(type) {
 		case string:
-			parts = []any{map[string]any{"type": "input_text", "text": content}}
+			items = append(items, codextest.UserItem(content))
 		case []any:
+			var parts []any
 			for _, p := range content {
 				parts = append(parts, map[string]any{"type": "input_image", "image_url": p.(map[string]any)["image_url"].(map[string]any)["url"]})
 			}
+			item, err := json.Marshal(map[string]any{"type": "message", "role": "user", "content": parts})
+			if err != nil {
+				b.Fatal(err)
+			}
+			items = append(items, item)
 		}
-		item, err := json.Marshal(map[string]any{"type": "message", "role": "user", "content": parts})
-		if err != nil {
-			b.Fatal(err)
-		}
-		items = append(items, item)
 	}
 	return items
 }

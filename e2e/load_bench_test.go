@@ -22,10 +22,7 @@ func BenchmarkThroughput(b *testing.B) {
 	const atOnce, total = 16, 64
 	up := codextest.NewUpstream(b, codextest.Text("one ", "two ", "three"))
 	d := start(b, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "CODEX_UPSTREAM="+up.URL+"/v1")
-	child, err := codex.Start(b.Context(), codextest.Real(b, up.URL+"/v1"))
-	if err != nil {
-		b.Fatal(err)
-	}
+	child := warmChild(b, codextest.Real(b, up.URL+"/v1"))
 	defer child.Close()
 	// Clients keep their connections.
 	transport := http.DefaultTransport.(*http.Transport)
@@ -56,7 +53,7 @@ func BenchmarkThroughput(b *testing.B) {
 		its -= cpu(b, child.Pid())
 		began = time.Now()
 		for range total {
-			firstToken(b, child)
+			firstToken(b, child, codextest.UserItem("hello"))
 		}
 		bare += time.Since(began)
 		its += cpu(b, child.Pid())
@@ -81,14 +78,8 @@ func BenchmarkStart(b *testing.B) {
 		cmd.Files = maps.Clone(cmd.Files)
 		maps.Copy(cmd.Files, files)
 		began := time.Now()
-		child, err := codex.Start(b.Context(), cmd)
-		if err != nil {
-			b.Fatal(err)
-		}
+		child := warmChild(b, cmd)
 		defer child.Close()
-		if err := child.Warm(b.Context()); err != nil {
-			b.Fatal(err)
-		}
 		return time.Since(began), cpu(b, child.Pid())
 	}
 	var took, used [2][]time.Duration // without, with
@@ -113,14 +104,8 @@ func BenchmarkStart(b *testing.B) {
 // databases are what the daemon's template consists of.
 func databases(b *testing.B, cmd codex.Command) map[string][]byte {
 	b.Helper()
-	child, err := codex.Start(b.Context(), cmd)
-	if err != nil {
-		b.Fatal(err)
-	}
+	child := warmChild(b, cmd)
 	defer child.Close()
-	if err := child.Warm(b.Context()); err != nil {
-		b.Fatal(err)
-	}
 	files, err := lean.Databases(cmd.CodexHome())
 	if err != nil {
 		b.Fatal(err)

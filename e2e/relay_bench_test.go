@@ -7,7 +7,6 @@ import (
 	"time"
 	"unsafe"
 
-	"codexpool/codex"
 	"codexpool/codex/codextest"
 )
 
@@ -25,18 +24,15 @@ func BenchmarkFarProvider(b *testing.B) {
 	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+far, "SSL_CERT_FILE="+roots)
 	cmd := codextest.Real(b, far)
 	cmd.Env = append(cmd.Env, "SSL_CERT_FILE="+roots)
-	child, err := codex.Start(b.Context(), cmd)
-	if err != nil {
-		b.Fatal(err)
-	}
+	child := warmChild(b, cmd)
 	defer child.Close()
 	ours := d.children()[0]
 
 	var relayed, direct []time.Duration
 	cpuOurs, cpuChild := cpu(b, ours), cpu(b, child.Pid())
 	for b.Loop() {
-		relayed = append(relayed, d.firstToken(b))
-		direct = append(direct, firstToken(b, child))
+		relayed = append(relayed, d.firstToken(b, helloBody))
+		direct = append(direct, firstToken(b, child, codextest.UserItem("hello")))
 	}
 	n := time.Duration(len(direct))
 	cpuOurs, cpuChild = (cpu(b, ours)-cpuOurs)/n, (cpu(b, child.Pid())-cpuChild)/n

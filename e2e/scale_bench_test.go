@@ -101,7 +101,7 @@ func measure(b *testing.B, binary string, n int) (f figures) {
 		<-d.ended
 	}
 	small := begin(1)
-	small.timeToken(b)
+	small.timeToken(b, helloBody)
 	least := small.holds()
 	end(small)
 
@@ -111,10 +111,10 @@ func measure(b *testing.B, binary string, n int) (f figures) {
 	time.Sleep(settlingTime)
 	f.idle, f.idleChildren = d.idleCPU(b)
 
-	d.timeToken(b) // connections and buffers that are made only once
+	d.timeToken(b, helloBody) // connections and buffers that are made only once
 	var tokens []time.Duration
 	for range tokensTimed {
-		tokens = append(tokens, d.firstToken(b))
+		tokens = append(tokens, d.firstToken(b, helloBody))
 	}
 	f.rest = median(tokens)
 	f.daemon = d.holds()
@@ -129,7 +129,7 @@ func measure(b *testing.B, binary string, n int) (f figures) {
 	tokens = nil
 	for range tokensTimed {
 		d.idleChildren(b, spare)
-		tokens = append(tokens, d.timeToken(b))
+		tokens = append(tokens, d.timeToken(b, helloBody))
 	}
 	f.loaded = median(tokens)
 	close(stop)
