@@ -53,3 +53,30 @@ func TestConversationReachesTheProviderByteForByte(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatACallerSendsReachesTheProviderByteForByte has what a child would change, drop or
+// choke on.
+func TestWhatACallerSendsReachesTheProviderByteForByte(t *testing.T) {
+	deep := strings.Repeat(`{"type":"object","properties":{"a":`, 100) + `{}` + strings.Repeat(`}}`, 100)
+	for name, tt := range map[string]struct{ more, content, want string }{
+		"an image that cannot be decoded": {"", `[{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgo="}}]`, `"image_url":"data:image/png;base64,iVBORw0KGgo="`},
+		"a schema 200 deep":               {`"tools":[{"type":"function","function":{"name":"f","parameters":` + deep + `}}],`, `"hi"`, `"parameters":` + deep},
+		"3 MB of text":                    {"", `"` + strings.Repeat(`w\u00f6rd `, 3<<20/10) + `"`, strings.Repeat(`w\u00f6rd `, 3<<20/10)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				provider := &listening{says: "ok"}
+				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, provider, upstream.Hooks{})
+				cfg := config()
+				cfg.MaxBody = 16 << 20
+				h := openWith(t, cfg, pool.Config{Size: 1}, relay)
+				if a := h.do(t, chat(`{`+tt.more+`"messages":[{"role":"user","content":`+tt.content+`}]}`)); a.Code != 200 {
+					t.Fatalf("%d %s", a.Code, a.Body)
+				}
+				if !strings.Contains(provider.body, tt.want) {
+					t.Errorf("got %.300s", provider.body)
+				}
+			})
+		})
+	}
+}

@@ -41,6 +41,7 @@ type Client struct {
 	proc        *process           // nil where the child is not a process of ours
 	inbox       *inbox
 	callTimeout time.Duration // see Command.CallTimeout
+	direct      bool          // see Command.Direct
 
 	nextID int64  // lessee only
 	ready  string // thread that the next turn will use, or ""; lessee only
@@ -65,22 +66,23 @@ func Start(ctx context.Context, cmd Command) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return open(ctx, p, p, cmd.CallTimeout, p.log)
+	return open(ctx, p, p, cmd)
 }
 
 // Connect does the handshake over any stream, bounded by ctx as in [Start], and
 // becomes the owner of the stream.
 func Connect(ctx context.Context, rwc io.ReadWriteCloser, log *slog.Logger) (*Client, error) {
-	return open(ctx, rwc, nil, 0, log)
+	return open(ctx, rwc, nil, Command{Log: log})
 }
 
-func open(ctx context.Context, stream io.ReadWriteCloser, p *process, callTimeout time.Duration, log *slog.Logger) (*Client, error) {
+func open(ctx context.Context, stream io.ReadWriteCloser, p *process, cmd Command) (*Client, error) {
 	c := &Client{
-		log:         log,
+		log:         cmd.Log,
 		stream:      stream,
 		proc:        p,
 		inbox:       newInbox(),
-		callTimeout: cmp.Or(callTimeout, defaultCallTimeout),
+		callTimeout: cmp.Or(cmd.CallTimeout, defaultCallTimeout),
+		direct:      cmd.Direct,
 		readDone:    make(chan struct{}),
 		done:        make(chan struct{}),
 	}

@@ -183,7 +183,7 @@ func withCatalog(t *testing.T, baseURL string) (cmd codex.Command, models []code
 		t.Fatal(err)
 	}
 	child := lean.Direct(cmd.CodexHome(), cmd.Files["config.toml"], catalog)
-	cmd.Args = append(cmd.Args, child.Args...)
+	cmd.Args, cmd.Direct = append(cmd.Args, child.Args...), true
 	maps.Copy(cmd.Files, child.Files)
 	return cmd, models
 }
@@ -452,7 +452,7 @@ func TestReasoningAndCommentaryAreNoPartOfTheAnswer(t *testing.T) {
 	p.Tools = []codex.Tool{{Name: call.Name}}
 	events, err := run(t, c, p)
 	want := []string{
-		"codex.ReasoningDelta{Text:thought}", "codex.ReasoningDelta{Text:commentary}", "codex.TextDelta{Text:final_answer}",
+		"codex.ReasoningDelta{Text:thought}", "codex.ReasoningDelta{Text:\n\ncommentary}", "codex.TextDelta{Text:final_answer}",
 		fmt.Sprintf("codex.ToolCalls{Calls:[%+v]}", call), "codex.Usage{Input:7 Cached:0 Output:1 Reasoning:0 Total:8}", "codex.Completed{Finish:tool_calls}",
 	}
 	if diff := cmp.Diff(want, events); diff != "" || err != nil {

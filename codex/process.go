@@ -32,6 +32,10 @@ type Command struct {
 	CallTimeout time.Duration // bounds each call but the handshake; 0 means 10 s
 	StopGrace   time.Duration // bounds each step of stopping; 0 means 2 s
 
+	// Direct is for a child that calls the provider itself. Codex may ask it for more than
+	// one answer in a turn; after the eighth the turn is over.
+	Direct bool
+
 	// KeepHome is for a child whose files are needed after its end. Home is not
 	// removed; from then on it is the caller's. And such a child is never killed at
 	// once: also where it does not answer, it has two times StopGrace to finish what

@@ -116,6 +116,7 @@ type notification struct {
 	// item/agentMessage/delta, item/reasoning/summaryTextDelta
 	ItemID string `json:"itemId"`
 	Delta  string `json:"delta"`
+	Part   int64  `json:"summaryIndex"`
 
 	// item/started, item/completed, rawResponseItem/completed
 	Item struct {
@@ -123,6 +124,8 @@ type notification struct {
 		Type  string  `json:"type"`
 		Text  string  `json:"text"`
 		Phase *string `json:"phase"`
+
+		Summary json.RawMessage `json:"summary"` // strings in item/completed, where Type is reasoning
 
 		CallID    string          `json:"call_id"`
 		Name      string          `json:"name"`

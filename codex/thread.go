@@ -17,7 +17,7 @@ func (c *Client) warm(ctx context.Context) error {
 	if err := c.unsubscribe(ctx); err != nil || c.ready != "" {
 		return err
 	}
-	ready, err := c.startThread(ctx, threadStartParams{})
+	ready, err := c.startThread(ctx, threadStartParams{ExperimentalRawEvents: c.direct})
 	c.ready = ready
 	return err
 }

@@ -47,6 +47,12 @@ type ToolCall struct {
 // request for a later call keeps the child waiting again.
 const callsHeld = time.Second
 
+// maxAnswers bounds the answers of the model in one turn. Where an answer says
+// "end_turn":false, as a model does that has more to say, Codex asks it again, for ever
+// and at full price: 190 times a second where the provider always says so. Each thread of
+// a direct child has raw events, so that the answers can be counted.
+const maxAnswers = 8
+
 // maxNesting is how deep the parameters of a tool may nest. The child reads 127 levels
 // of one line; the request around the parameters has four of them.
 const maxNesting = 123
@@ -139,16 +145,21 @@ func (t *turn) rawItem(n *notification) {
 	t.calls[n.TurnID] = append(t.calls[n.TurnID], call)
 }
 
-// responded handles the end of the model's answer. Where the answer is cut short or
-// fails, only turn/completed arrives. The usage is added up here, because the child
-// reports that of the turn only after it has the results of the calls.
-func (t *turn) responded(n *notification) []Event {
-	calls := t.calls[n.TurnID]
-	if len(calls) == 0 {
+// responded handles the end of an answer of the model: with calls, or as the last that is
+// allowed, it is the end of the turn's. Where an answer is cut short or fails, only
+// turn/completed arrives. The usage is added up here, because the child reports that of
+// the turn only after it has the results of the calls.
+func (t *turn) responded(n *notification) (events []Event) {
+	t.answers++
+	calls, finish := t.calls[n.TurnID], FinishStop
+	if len(calls) == 0 && t.answers < maxAnswers {
 		return nil
 	}
-	t.called = true
-	events := []Event{ToolCalls{Calls: calls}}
+	t.answered = true
+	if len(calls) > 0 {
+		finish = FinishToolCalls
+		events = append(events, ToolCalls{Calls: calls})
+	}
 	if u := n.Usage; u != nil {
 		events = append(events, Usage{
 			Input: t.usage.Input + u.Input, Cached: t.usage.Cached + u.Cached,
@@ -156,5 +167,5 @@ func (t *turn) responded(n *notification) []Event {
 			Total: t.usage.Total + u.Total,
 		})
 	}
-	return append(events, Completed{Finish: FinishToolCalls})
+	return append(events, Completed{Finish: finish})
 }

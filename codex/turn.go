@@ -149,10 +149,18 @@ type turn struct {
 	active      time.Time             // when the child last sent anything about this turn
 	commentary  map[string]bool       // items of phase commentary
 	streamed    map[string]bool       // items whose text arrived in deltas
+	thought     *thought              // what was last yielded of the reasoning, nil before any
 	usage       Usage                 // the last that arrived
 	calls       map[string][]ToolCall // by the id of the turn, so far
 	pending     []json.RawMessage     // ids of the child's requests to run calls, not answered
-	called      bool                  // the answer is complete, and has calls
+	answers     int                   // of the model that are complete; a direct child may ask for more
+	answered    bool                  // the turn's answer is complete: see responded
+}
+
+// thought is one part of the reasoning: of a summary, or a message of phase commentary.
+type thought struct {
+	item string
+	part int64
 }
 
 // start writes the history and the start of the turn at once: the child takes its
@@ -182,7 +190,7 @@ func (t *turn) events(ctx context.Context, p TurnParams, yield func(Event) bool)
 	if !yield(Tick{}) {
 		return errBreak
 	}
-	for !t.over && !t.called {
+	for !t.over && !t.answered {
 		events, err := t.next(ctx, ticker.C, p.Wake)
 		if err != nil {
 			return err
@@ -206,7 +214,7 @@ func (t *turn) next(ctx context.Context, tick <-chan time.Time, wake <-chan stru
 		return nil, err
 	}
 	events, err := t.handle(ctx, m)
-	if t.called {
+	if t.answered {
 		t.interrupt(ctx) // before the events are yielded, because the reader may be slow
 	}
 	return events, err
@@ -284,11 +292,12 @@ func (t *turn) notified(method string, n *notification) ([]Event, error) {
 		t.streamed[n.ItemID] = true
 		return t.text(n.ItemID, n.Delta), nil
 	case "item/completed":
-		if n.Item.Type == "agentMessage" && !t.streamed[n.Item.ID] {
-			return t.text(n.Item.ID, n.Item.Text), nil // an upstream that sends no deltas
+		if !t.streamed[n.Item.ID] { // by an upstream that sends no deltas
+			return t.whole(n), nil
 		}
 	case "item/reasoning/summaryTextDelta":
-		return []Event{ReasoningDelta{Text: n.Delta}}, nil
+		t.streamed[n.ItemID] = true
+		return t.reason(thought{n.ItemID, n.Part}, n.Delta), nil
 	case "rawResponseItem/completed":
 		t.rawItem(n)
 	case "rawResponse/completed":
@@ -313,10 +322,37 @@ func (t *turn) text(item, text string) []Event {
 		return nil
 	}
 	if t.commentary[item] {
-		return []Event{ReasoningDelta{Text: text}}
+		return t.reason(thought{item: item}, text)
 	}
 	t.hasText = true
 	return []Event{TextDelta{Text: text}}
+}
+
+// whole is the text of an item that came in one piece.
+func (t *turn) whole(n *notification) (events []Event) {
+	switch n.Item.Type {
+	case "agentMessage":
+		return t.text(n.Item.ID, n.Item.Text)
+	case "reasoning":
+		var parts []string
+		json.Unmarshal(n.Item.Summary, &parts) // one that cannot be read is as if it were not there
+		for i, text := range parts {
+			events = append(events, t.reason(thought{n.Item.ID, int64(i)}, text)...)
+		}
+	}
+	return events
+}
+
+// reason is a piece of the reasoning, with an empty line where another part begins.
+func (t *turn) reason(of thought, text string) []Event {
+	if text == "" {
+		return nil
+	}
+	if t.thought != nil && *t.thought != of {
+		text = "\n\n" + text
+	}
+	t.thought = &of
+	return []Event{ReasoningDelta{Text: text}}
 }
 
 // completed reads the end of the turn. Codex reports an answer that the upstream cut

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"codexpool/codex"
+	"codexpool/codex/codextest"
 )
 
 // FuzzAnswer: whatever a provider streams, the answer ends once, and is the same
@@ -36,7 +37,7 @@ func FuzzAnswer(f *testing.F) {
 			if ends > 1 || (ends == 1) != (failure == nil) {
 				t.Errorf("%d endings, failure %+v", ends, failure)
 			}
-			return written(events), failure == nil
+			return codextest.Written(events), failure == nil
 		}
 		whole, well := answer(1 << 20)
 		if got, gotWell := answer(1 + size&15); got != whole || gotWell != well {

@@ -48,6 +48,7 @@ func spawner(cfg spawnConfig, found *installation, p *provider, log *slog.Logger
 		} else if child, err = p.directChild(cmd.CodexHome(), c.catalog); err != nil {
 			return nil, err
 		}
+		cmd.Direct = p.relay == nil
 		cmd.Args, cmd.Files, cmd.Env = append([]string{"app-server"}, child.Args...), child.Files, child.Env
 		return startFrom(ctx, c.template, cmd)
 	}
