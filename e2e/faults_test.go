@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -42,6 +43,23 @@ var faults = map[string]func(){
 		insteadOfTurn(func() {
 			fmt.Printf(`{"method":"item/agentMessage/delta","params":{"delta":"%s"}}`+"\n", strings.Repeat("x", 20<<20))
 		})
+	},
+	"is killed when its turn starts": func() {
+		insteadOfTurn(func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) })
+	},
+	"is stopped when its turn starts": func() {
+		insteadOfTurn(func() { syscall.Kill(os.Getpid(), syscall.SIGSTOP) })
+	},
+	"ignores the start of its turn": func() {
+		insteadOfTurn(func() {})
+	},
+	"ignores everything when it has asked": func() {
+		post := codextest.PostTo(codextest.ConfiguredURL())
+		playChild(os.Stdin, &codextest.Child{Post: func(_ context.Context, metadata string) error {
+			err := post(context.Background(), metadata)
+			hang()
+			return err
+		}})
 	},
 	"sends an unknown request": func() {
 		onTurn(func(json.RawMessage) { fmt.Println(`{"id":0,"method":"item/somethingNew/request","params":{}}`) })
@@ -88,8 +106,12 @@ var faults = map[string]func(){
 func serve() { serveFrom(os.Stdin, 20*time.Millisecond) }
 
 func serveFrom(in io.Reader, delay time.Duration) {
-	child := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: delay, Post: codextest.PostTo(codextest.ConfiguredURL())})}
-	if err := child.Serve(in, os.Stdout); err != nil && err != io.EOF {
+	playChild(in, &codextest.Child{Delay: delay, Post: codextest.PostTo(codextest.ConfiguredURL())})
+}
+
+func playChild(in io.Reader, child *codextest.Child) {
+	script := codextest.Script{codextest.Handshake(), codextest.Serve(child)}
+	if err := script.Serve(in, os.Stdout); err != nil && err != io.EOF {
 		fmt.Fprintln(os.Stderr, "played child:", err)
 	}
 }

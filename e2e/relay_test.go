@@ -353,6 +353,22 @@ func TestProviderKeyIsInNoChild(t *testing.T) {
 	}
 }
 
+// variableOf is the value of a variable in the environment of a process.
+func variableOf(t *testing.T, pid int, name string) string {
+	t.Helper()
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for v := range strings.SplitSeq(string(environ), "\x00") {
+		if value, ok := strings.CutPrefix(v, name+"="); ok {
+			return value
+		}
+	}
+	t.Fatalf("process %d has no %s", pid, name)
+	return ""
+}
+
 // holdsNot asserts that a child has none of the secrets in its environment, its
 // arguments, its files, or its memory.
 func holdsNot(t *testing.T, pid int, secrets ...string) {
@@ -376,12 +392,7 @@ func holdsNot(t *testing.T, pid int, secrets ...string) {
 	}
 	search("cmdline", cmdline)
 	files, size := 0, 0
-	var home string
-	for _, v := range strings.Split(string(environ), "\x00") {
-		if value, ok := strings.CutPrefix(v, "HOME="); ok {
-			home = value
-		}
-	}
+	home := variableOf(t, pid, "HOME")
 	filepath.WalkDir(home, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			data, _ := os.ReadFile(path) // it may have just been removed
@@ -523,17 +534,9 @@ func TestProviderBytesOutOfTurnAreNotLogged(t *testing.T) {
 
 func TestRelayRejectsOtherProcesses(t *testing.T) {
 	d, up := withRelay(t, codextest.Text("ok"))
-	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", d.children()[0]))
+	config, err := os.ReadFile(filepath.Join(variableOf(t, d.children()[0], "CODEX_HOME"), "config.toml"))
 	if err != nil {
 		t.Fatal(err)
-	}
-	var config []byte
-	for _, v := range strings.Split(string(environ), "\x00") {
-		if home, ok := strings.CutPrefix(v, "CODEX_HOME="); ok {
-			if config, err = os.ReadFile(filepath.Join(home, "config.toml")); err != nil {
-				t.Fatal(err)
-			}
-		}
 	}
 	_, rest, _ := strings.Cut(string(config), `base_url = "http://`)
 	addr, path, _ := strings.Cut(strings.TrimSuffix(strings.SplitN(rest, "\n", 2)[0], `"`), "/")
