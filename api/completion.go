@@ -41,7 +41,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 		if err != nil {
 			return err
 		}
-		if err := out.write(e.choice, e.Event); err != nil {
+		if err := out.write(e); err != nil {
 			return err
 		}
 	}

@@ -38,11 +38,11 @@ func StreamText(w http.ResponseWriter, deltas []string) error {
 	res := newResponse(w, time.Minute)
 	s := &stream{reply: reply{form: chatForm, res: res, req: &chatRequest{Stream: true}, usage: make([]*codex.Usage, 1)}}
 	for _, d := range deltas {
-		if err := s.write(0, codex.TextDelta{Text: d}); err != nil {
+		if err := s.write(choiceEvent{Event: codex.TextDelta{Text: d}}); err != nil {
 			return err
 		}
 	}
-	if err := s.write(0, codex.Completed{Finish: codex.FinishStop}); err != nil {
+	if err := s.write(choiceEvent{Event: codex.Completed{Finish: codex.FinishStop}}); err != nil {
 		return err
 	}
 	return s.finish()

@@ -18,6 +18,7 @@ const maxBacklog = 1 << 20
 // choiceEvent is an event of one choice.
 type choiceEvent struct {
 	choice int
+	more   bool // another event follows at once
 	codex.Event
 }
 
@@ -40,7 +41,7 @@ func merge(ctx context.Context, n int, answer func(context.Context, int) events)
 					if err != nil {
 						return err
 					}
-					if !b.put(ctx, choiceEvent{i, e}) {
+					if !b.put(ctx, choiceEvent{choice: i, Event: e}) {
 						return context.Cause(ctx)
 					}
 				}
@@ -58,7 +59,9 @@ func merge(ctx context.Context, n int, answer func(context.Context, int) events)
 			<-ended
 		}()
 		for over := false; ; {
-			for _, e := range b.takeAll() {
+			batch := b.takeAll()
+			for i, e := range batch {
+				e.more = i < len(batch)-1
 				if !yield(e, nil) {
 					return
 				}

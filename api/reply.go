@@ -14,7 +14,7 @@ import (
 // replier turns the events of the turns, one for each choice, into a response.
 // One goroutine uses it.
 type replier interface {
-	write(choice int, e codex.Event) error
+	write(e choiceEvent) error
 	finish() error // called once, after the last event of all
 }
 
@@ -125,10 +125,10 @@ type whole struct {
 	choices []message
 }
 
-func (w *whole) write(choice int, e codex.Event) error {
-	w.note(choice, e)
-	m := &w.choices[choice]
-	switch e := e.(type) {
+func (w *whole) write(e choiceEvent) error {
+	w.note(e.choice, e.Event)
+	m := &w.choices[e.choice]
+	switch e := e.Event.(type) {
 	case codex.TextDelta:
 		m.text.WriteString(e.Text)
 	case codex.ReasoningDelta:
@@ -195,18 +195,37 @@ type stream struct {
 	buf   []byte    // frames that go out with the next write
 }
 
-func (s *stream) write(choice int, e codex.Event) error {
-	s.note(choice, e)
-	switch e := e.(type) {
-	case codex.Tick:
+// maxUnsent bounds, in bytes, what a stream collects for one write.
+const maxUnsent = 32 << 10
+
+// write adds the frames of an event. Those of events that come at once go out in one
+// write: a provider may be faster than a system call for each token.
+func (s *stream) write(e choiceEvent) error {
+	s.note(e.choice, e.Event)
+	if _, tick := e.Event.(codex.Tick); tick {
 		return s.tick()
+	}
+	unsent, committed := len(s.buf), s.res.stream
+	s.add(e.choice, e.Event)
+	_, end := e.Event.(codex.Completed)
+	switch {
+	case e.more && len(s.buf) < maxUnsent:
+		return nil
+	case end && unsent == 0: // goes out with what follows: another choice, or the end
+		return nil
+	case len(s.buf) == 0 && s.res.stream == committed: // nothing was added
+		return nil
+	}
+	return s.flush()
+}
+
+// add adds the frames of an event to those that go out with the next write.
+func (s *stream) add(choice int, e codex.Event) {
+	switch e := e.(type) {
 	case codex.ReasoningDelta:
 		if !s.reasons() {
-			if s.res.stream {
-				return nil
-			}
 			s.commit() // the model is at work
-			return s.flush()
+			return
 		}
 		s.delta(choice, deltaBody{Reasoning: e.Text})
 	case codex.Refusal:
@@ -226,11 +245,7 @@ func (s *stream) write(choice int, e codex.Event) error {
 	case codex.Completed:
 		s.commit()
 		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
-		return nil // sent with what follows: a slow reader must not hold the child
-	default:
-		return nil
 	}
-	return s.flush()
 }
 
 // call sends the next piece of a call: first its name, then its arguments.

@@ -9,6 +9,8 @@ import (
 	"image/png"
 	"math"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -177,7 +179,12 @@ func execution(b *testing.B, baseURL string) func() time.Duration {
 // and from a bare child, in turns.
 func BenchmarkLongAnswer(b *testing.B) {
 	const tokens = 20_000
-	up := codextest.NewUpstream(b, codextest.Text(slices.Repeat([]string{"token "}, tokens)...))
+	answer := httptest.NewRecorder()
+	codextest.Text(slices.Repeat([]string{"token "}, tokens)...)(answer, nil)
+	up := codextest.NewUpstream(b, func(w http.ResponseWriter, _ *http.Request) { // without a system call for each token
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.Write(answer.Body.Bytes())
+	})
 	d := start(b, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
 	child := warmChild(b, codextest.Real(b, up.URL+"/v1"))
 	defer child.Close()
