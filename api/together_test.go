@@ -1,0 +1,61 @@
+package api_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"codexpool/pool"
+	"codexpool/upstream"
+)
+
+// fast is a provider whose first answer is there at once, and whose others never come.
+type fast struct{ answered *bool }
+
+func (f fast) RoundTrip(req *http.Request) (*http.Response, error) {
+	if *f.answered {
+		<-req.Context().Done()
+		return nil, req.Context().Err()
+	}
+	*f.answered = true
+	stream := strings.Repeat("data: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n", 1000) + "data: {\"type\":\"response.completed\",\"response\":{}}\n\n"
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(stream))}, nil
+}
+
+// TestWhatComesAtOnceIsSentAtOnce has a thousand tokens without a pause, of a choice
+// alone and beside another that thinks.
+func TestWhatComesAtOnceIsSentAtOnce(t *testing.T) {
+	for n := 1; n <= 2; n++ {
+		t.Run(fmt.Sprint(n, " choices"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, fast{new(bool)}, upstream.Hooks{})
+				cfg := config()
+				cfg.StreamIdleTimeout = 10 * time.Second // for the other choice
+				h := openWith(t, cfg, pool.Config{Size: 2}, relay)
+				rec := httptest.NewRecorder()
+				w := &seen{ResponseWriter: rec, began: time.Now()}
+				func() {
+					defer func() { recover() }() // the stream of two is cut
+					h.ServeHTTP(w, chat(fmt.Sprintf(`{"n":%d,"stream":true,"messages":[{"role":"user","content":"hi"}]}`, n)))
+				}()
+				sent, writes := 0, 0
+				for _, e := range w.events {
+					var after, frames = "", 0
+					fmt.Sscan(e, &after, &frames)
+					if after == "0s" {
+						sent, writes = sent+frames, writes+1
+					}
+				}
+				if sent < 1000+n || writes > 100 {
+					t.Errorf("%d frames in %d writes at once: %v", sent, writes, w.events)
+				}
+			})
+		})
+	}
+}
