@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -509,25 +510,31 @@ func TestModelAndEffortReachTheRelayOnly(t *testing.T) {
 	})
 }
 
-// seen is a ResponseWriter that notes when each write came.
+// seen is a ResponseWriter that counts the events and the writes by when they came.
 type seen struct {
 	http.ResponseWriter
 	began  time.Time
-	events []string
+	events map[time.Duration]int
+	writes map[time.Duration]int
+}
+
+func newSeen() *seen {
+	return &seen{ResponseWriter: httptest.NewRecorder(), began: time.Now(), events: map[time.Duration]int{}, writes: map[time.Duration]int{}}
 }
 
 func (s *seen) Write(b []byte) (int, error) {
-	s.events = append(s.events, fmt.Sprintf("%v %d", time.Since(s.began), bytes.Count(b, []byte("data: "))))
+	s.events[time.Since(s.began)] += bytes.Count(b, []byte("data: "))
+	s.writes[time.Since(s.began)]++
 	return s.ResponseWriter.Write(b)
 }
 
 func TestEventsArriveBeforeTheTurnEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
-		w := &seen{ResponseWriter: httptest.NewRecorder(), began: time.Now()}
+		w := newSeen()
 		h.ServeHTTP(w, chat(`{"stream":true,"messages":[{"role":"user","content":"one two three"}]}`))
-		want := []string{"1s 2", "2s 1", "3s 1", "3s 2"} // role with the first word, finish with [DONE]
-		if !slices.Equal(w.events, want) {
+		want := map[time.Duration]int{time.Second: 2, 2 * time.Second: 1, 3 * time.Second: 3} // role with the first word; the last with finish and [DONE]
+		if !maps.Equal(w.events, want) {
 			t.Errorf("got %v, want %v", w.events, want)
 		}
 		if got := h.last().FirstToken; got != time.Second {
@@ -590,7 +597,10 @@ func TestFullPoolAnswers503(t *testing.T) {
 	})
 }
 
-func TestRetryRunsARequestThatReachedNobodyOnAnotherChild(t *testing.T) {
+// TestRetryIsForChildrenThatGotNothingOfTheConversation: the conversation that has killed
+// one child may not kill another.
+func TestRetryIsForChildrenThatGotNothingOfTheConversation(t *testing.T) {
+	fails := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Do(func() { time.Sleep(time.Minute) }), codextest.Exit(1)}
 	dies := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Exit(1)}
 	for name, tt := range map[string]struct {
 		scripts []codextest.Script
@@ -598,9 +608,10 @@ func TestRetryRunsARequestThatReachedNobodyOnAnotherChild(t *testing.T) {
 		code    int
 		died    int
 	}{
-		"one child dies":                  {[]codextest.Script{dies}, true, 200, 1},
-		"so does the next":                {[]codextest.Script{dies, dies}, true, 502, 2},
-		"whom it reached cannot be known": {[]codextest.Script{dies}, false, 502, 1},
+		"it takes nothing":        {[]codextest.Script{fails}, true, 200, 1},
+		"nor does the next":       {[]codextest.Script{fails, fails}, true, 502, 2},
+		"nor without a relay":     {[]codextest.Script{fails}, false, 200, 1},
+		"it dies of what it took": {[]codextest.Script{dies}, true, 502, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			both(t, func(t *testing.T, stream string) {

@@ -215,14 +215,11 @@ func TestChoiceFinishDoesNotWaitForTheOthers(t *testing.T) {
 		quick := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Millisecond})}
 		slow := codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Minute})}
 		h := open(t, config(), 2, quick, slow)
-		w := &seen{ResponseWriter: httptest.NewRecorder(), began: time.Now()}
+		w := newSeen()
 		h.ServeHTTP(w, chat(`{"n":2,"stream":true,"messages":[{"role":"user","content":"word"}]}`))
 		soon := 0
-		for _, e := range w.events {
-			var after string
-			var frames int
-			fmt.Sscan(e, &after, &frames)
-			if d, err := time.ParseDuration(after); err == nil && d <= time.Second {
+		for after, frames := range w.events {
+			if after <= time.Second {
 				soon += frames
 			}
 		}

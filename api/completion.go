@@ -64,7 +64,7 @@ type events = iter.Seq2[codex.Event, error]
 // completion is one request on its way through the pool. Its events come
 // through a pipeline of iterators, each of which reads the one before:
 //
-//	lease.Turn -> answered -> turn -> retry -> cutAt -> merge -> replier
+//	lease.Turn -> answered -> turn -> try -> retry -> cutAt -> merge -> replier
 type completion struct {
 	s         *Server
 	res       *response
@@ -76,11 +76,19 @@ type completion struct {
 // answer yields the events of one choice.
 func (c *completion) answer(ctx context.Context, choice int) events {
 	return func(yield func(codex.Event, error) bool) {
+		cutAt(c.req.Stop, c.retry(ctx, choice))(yield)
+	}
+}
+
+// try runs the turn of a choice on a child that it waits for. Its call has a key of its
+// own, which ends with it: a request of this child that comes late finds no call.
+func (c *completion) try(ctx context.Context, admission *pool.Admission, choice int) events {
+	return func(yield func(codex.Event, error) bool) {
 		params, call := c.prepare(ctx, choice)
 		if call != nil {
 			defer call.Done()
 		}
-		cutAt(c.req.Stop, c.retry(ctx, params, call))(yield)
+		c.turn(ctx, admission, params, call)(yield)
 	}
 }
 
@@ -105,13 +113,14 @@ func (c *completion) prepare(ctx context.Context, choice int) (codex.TurnParams,
 	}, call
 }
 
-// retry runs a turn and, where its child died before anybody received the
-// request, once more with another child.
-func (c *completion) retry(ctx context.Context, params codex.TurnParams, call *upstream.Call) events {
+// retry runs the turn of a choice and, where its child died before it got any of the
+// conversation, once more with another child. Of what came later the conversation may be
+// the cause: it must not kill another child.
+func (c *completion) retry(ctx context.Context, choice int) events {
 	return func(yield func(codex.Event, error) bool) {
 		var died error
-		for e, err := range c.turn(ctx, c.admission, params, call) {
-			if codex.ChildFault(err).Fatal() && call != nil && !call.Arrived() && ctx.Err() == nil {
+		for e, err := range c.try(ctx, c.admission, choice) {
+			if errors.Is(err, codex.ErrUnsent) && ctx.Err() == nil {
 				died = err
 				break
 			}
@@ -128,7 +137,7 @@ func (c *completion) retry(ctx context.Context, params codex.TurnParams, call *u
 			return
 		}
 		defer second.Close()
-		c.turn(ctx, second, params, call)(yield)
+		c.try(ctx, second, choice)(yield)
 	}
 }
 

@@ -193,6 +193,7 @@ type stream struct {
 	turn  time.Time // when the first began
 	wrote time.Time // when anything was last sent
 	buf   []byte    // frames that go out with the next write
+	ended int       // choices
 }
 
 // maxUnsent bounds, in bytes, what a stream collects for one write.
@@ -205,13 +206,12 @@ func (s *stream) write(e choiceEvent) error {
 	if _, tick := e.Event.(codex.Tick); tick {
 		return s.tick()
 	}
-	unsent, committed := len(s.buf), s.res.stream
+	committed := s.res.stream
 	s.add(e.choice, e.Event)
-	_, end := e.Event.(codex.Completed)
 	switch {
 	case e.more && len(s.buf) < maxUnsent:
 		return nil
-	case end && unsent == 0: // goes out with what follows: another choice, or the end
+	case s.ended == len(s.usage): // goes out with the end of the stream
 		return nil
 	case len(s.buf) == 0 && s.res.stream == committed: // nothing was added
 		return nil
@@ -245,6 +245,7 @@ func (s *stream) add(choice int, e codex.Event) {
 	case codex.Completed:
 		s.commit()
 		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
+		s.ended++
 	}
 }
 
@@ -271,8 +272,6 @@ func (s *stream) tick() error {
 	switch {
 	case !s.res.stream && now.Sub(s.turn) >= s.commitAfter:
 		s.commit()
-		return s.flush()
-	case len(s.buf) > 0: // one choice has finished, the others think
 		return s.flush()
 	case s.res.stream && s.keepalive > 0 && now.Sub(s.wrote) >= s.keepalive:
 		s.buf = append(s.buf, ": keepalive\n\n"...)

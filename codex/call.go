@@ -17,6 +17,9 @@ const (
 	// interrupt to turn/completed (2 ms is normal), and the rest of a call whose
 	// context has ended.
 	endTimeout = 2 * time.Second
+
+	// pipeSize is how much a pipe takes before its reader reads, in bytes (pipe(7)).
+	pipeSize = 64 << 10
 )
 
 // enter opens the inbox for one method of the lessee. shut ends that.
@@ -69,20 +72,27 @@ func (c *Client) exchange(ctx context.Context, method string, params, result any
 	}
 }
 
-// callContext bounds one call. It ends after the call timeout, and at most
-// endTimeout after ctx: a caller who disconnects must not cost a healthy child, nor
-// wait long for a wedged one.
+// callContext bounds one call. It ends after the call timeout, or as [abandonable] does.
 func (c *Client) callContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	bounded, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), c.callTimeout, ErrUnresponsive)
-	bounded, abandon := context.WithCancelCause(bounded)
+	ctx, abandon := abandonable(ctx)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.callTimeout, ErrUnresponsive)
+	return ctx, func() {
+		cancel()
+		abandon(context.Canceled)
+	}
+}
+
+// abandonable ends endTimeout after ctx: a caller who disconnects must not cost a healthy
+// child, nor wait long for a wedged one.
+func abandonable(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+	bounded, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
 		t := time.AfterFunc(endTimeout, func() { abandon(ErrUnresponsive) })
 		context.AfterFunc(bounded, func() { t.Stop() })
 	})
-	return bounded, func() {
+	return bounded, func(cause error) {
 		stop()
-		abandon(context.Canceled)
-		cancel()
+		abandon(cause)
 	}
 }
 
@@ -97,9 +107,16 @@ func (c *Client) newID() int64 {
 	return c.nextID
 }
 
-// write sends each value as one line. When ctx ends first, the child's input is
-// closed: half a line has spoiled the child anyway.
+// write sends each value as one line.
 func (c *Client) write(ctx context.Context, values ...any) error {
+	_, err := c.writeLines(ctx, func() {}, values...)
+	return err
+}
+
+// writeLines is write, and returns how many bytes the child has got; it calls progress
+// each time that the child has got some. When ctx ends first, the child's input is closed:
+// half a line has spoiled the child anyway.
+func (c *Client) writeLines(ctx context.Context, progress func(), values ...any) (written int, err error) {
 	var lines bytes.Buffer
 	enc := json.NewEncoder(&lines) // ends each with a newline
 	enc.SetEscapeHTML(false)       // or each "<" of a prompt becomes six bytes
@@ -109,21 +126,26 @@ func (c *Client) write(ctx context.Context, values ...any) error {
 			continue
 		}
 		if err := enc.Encode(v); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	stop := context.AfterFunc(ctx, func() { c.stream.Close() })
-	_, err := c.stream.Write(lines.Bytes())
+	for err == nil && lines.Len() > 0 {
+		var n int
+		n, err = c.stream.Write(lines.Next(pipeSize))
+		written += n
+		progress()
+	}
 	switch {
 	case !stop():
 		err = context.Cause(ctx)
 	case err == nil:
-		return nil
+		return written, nil
 	case c.inbox.waitEnd(ctx):
-		return c.inbox.fault() // the child is gone, which explains more than "broken pipe"
+		return written, c.inbox.fault() // the child is gone, which explains more than "broken pipe"
 	}
 	c.spoil(fmt.Errorf("write: %w", err))
-	return err
+	return written, err
 }
 
 // rawLine is a line that is written as it is.

@@ -10,6 +10,10 @@ import (
 // a child is killed at once when it is stopped.
 var ErrUnresponsive = errors.New("child does not answer")
 
+// ErrUnsent marks the error of a turn whose child failed before it got any of the
+// conversation. Another child may have the turn: what has killed this one is not in it.
+var ErrUnsent = errors.New("nothing of the turn was sent")
+
 // Codes of JSON-RPC 2.0, 5.1.
 const (
 	invalidRequest = -32600

@@ -120,7 +120,7 @@ func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool)
 	defer c.enter()()
 	thread, err := c.thread(ctx, p.Tools)
 	if err != nil {
-		return err
+		return unsent(err)
 	}
 	t := &turn{c: c, thread: thread, commentary: map[string]bool{}, streamed: map[string]bool{}, calls: map[string][]ToolCall{}}
 	if ctx.Err() != nil {
@@ -164,12 +164,15 @@ type thought struct {
 }
 
 // start writes the history and the start of the turn at once: the child takes its
-// lines in their order, and need not wait for us between the two.
+// lines in their order, and need not wait for us between the two. A child that takes some
+// of a long history within each call timeout is busy, not dead.
 func (t *turn) start(ctx context.Context, p TurnParams) error {
-	ctx, cancel := t.c.callContext(ctx)
-	defer cancel()
-	t.injectID, t.startID, t.active = t.c.newID(), t.c.newID(), time.Now()
-	return t.c.write(ctx,
+	ctx, abandon := abandonable(ctx)
+	defer abandon(context.Canceled)
+	stalled := time.AfterFunc(t.c.callTimeout, func() { abandon(ErrUnresponsive) })
+	defer stalled.Stop()
+	t.injectID, t.startID = t.c.newID(), t.c.newID()
+	written, err := t.c.writeLines(ctx, func() { stalled.Reset(t.c.callTimeout) },
 		injectLine(t.injectID, t.thread, p.Items),
 		outgoing{ID: &t.startID, Method: "turn/start", Params: turnStartParams{
 			ThreadID:       t.thread,
@@ -180,6 +183,19 @@ func (t *turn) start(ctx context.Context, p TurnParams) error {
 			ClientMetadata: p.Meta,
 		}},
 	)
+	t.active = time.Now()
+	if err != nil && written == 0 {
+		return unsent(err)
+	}
+	return err
+}
+
+// unsent marks the fault of a child that got nothing of the conversation.
+func unsent(err error) error {
+	if ChildFault(err).Fatal() {
+		return fmt.Errorf("%w: %w", ErrUnsent, err)
+	}
+	return err
 }
 
 // events yields the turn's events until its end. The answer to turn/start is

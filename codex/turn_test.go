@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -355,5 +356,29 @@ func TestTurnThatIsCanceledDuringACallDoesNotSpoilTheChild(t *testing.T) {
 			t.Errorf("not reusable: %v", c.Err())
 		}
 		c.Close()
+	})
+}
+
+// busy is a child that takes each piece of its input only after a while.
+type busy struct{ io.ReadWriteCloser }
+
+func (b busy) Write(p []byte) (int, error) {
+	time.Sleep(5 * time.Second)
+	return b.ReadWriteCloser.Write(p)
+}
+
+func TestChildThatTakesALongHistorySlowlyIsNotDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stream := busy{codextest.Pipe(t, codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{})})}
+		c, err := codex.Connect(t.Context(), stream, codextest.Log(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		began := time.Now()
+		events, err := run(t, c, codex.TurnParams{Items: []json.RawMessage{codextest.UserItem(strings.Repeat("x", 1<<20))}})
+		if err != nil || len(events) == 0 || time.Since(began) < time.Minute { // six times as long as a call may take
+			t.Errorf("%d events after %v: %v", len(events), time.Since(began), err)
+		}
 	})
 }

@@ -225,6 +225,7 @@ func TestFaultMatrix(t *testing.T) {
 		fine = "200"
 
 		idle = "504 timeout_error idle_timeout -"
+		gone = "502 server_error child_exited -"
 	)
 	chat := func(d *daemon, text string) string {
 		res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", chatBody(text, false))
@@ -253,8 +254,8 @@ func TestFaultMatrix(t *testing.T) {
 		{name: "ignores EOF", fault: "ignores EOF", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
 		{name: "ignores EOF and TERM", fault: "ignores EOF and TERM", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
 		{name: "has a grandchild", fault: "has a grandchild", act: recycle, log: `"why":"recycled"`, reason: "recycled"},
-		{name: "writes garbage", fault: "writes garbage", client: fine, log: "is not a message", reason: "protocol"},
-		{name: "writes a line of 20 MB", fault: "writes a line of 20 MB", client: fine, log: "is longer than", reason: "protocol"},
+		{name: "writes garbage", fault: "writes garbage", client: gone, log: "is not a message", reason: "protocol"},
+		{name: "writes a line of 20 MB", fault: "writes a line of 20 MB", client: gone, log: "is longer than", reason: "protocol"},
 		{name: "floods stderr", fault: "floods stderr", client: fine},
 		{name: "sends an unknown request", fault: "sends an unknown request", client: fine, log: "child asked, declined"},
 		{name: "grows", fault: "grows", env: []string{"POOL_MAX_CHILD_BYTES=40000000", "POOL_MIN_LIFE_MS=0"}, client: fine, log: `"why":"memory"`, reason: "memory"},
