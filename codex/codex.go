@@ -34,7 +34,7 @@ import (
 const Pinned = "0.169.0"
 
 // Client is one initialized child. One goroutine uses it at a time, except that
-// Done, Err, Reusable, Pid, Version, Warnings and Close may be called from any.
+// Done, Err, Reusable, Pid, Version, Warnings, Kill and Close may be called from any.
 type Client struct {
 	log         *slog.Logger
 	stream      io.ReadWriteCloser // Close ends the child's input
@@ -205,6 +205,17 @@ func (c *Client) Close() error {
 	}
 	<-c.done
 	return nil
+}
+
+// Kill ends the child at once, also within a turn, which then fails with an [*ExitError].
+// [Client.Err] is why. It does not wait for the end.
+func (c *Client) Kill(why error) {
+	c.spoil(why)
+	if c.proc == nil {
+		c.stream.Close()
+		return
+	}
+	c.proc.kill()
 }
 
 // read moves the child's output into the inbox until it ends. It never waits

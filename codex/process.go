@@ -174,8 +174,17 @@ func (p *process) stop(now bool) {
 	if (!now || p.patient) && (p.gone() || p.gone(syscall.SIGTERM)) {
 		return
 	}
-	p.signal(syscall.SIGKILL)
+	p.kill()
 	<-p.exited
+}
+
+// kill does not wait for the end.
+func (p *process) kill() {
+	select {
+	case <-p.exited: // the number of its group may belong to others by now
+	default:
+		p.signal(syscall.SIGKILL)
+	}
 }
 
 // gone sends sig to the group, if one is given, and reports whether the child ends

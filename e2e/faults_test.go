@@ -258,7 +258,7 @@ func TestFaultMatrix(t *testing.T) {
 		{name: "writes a line of 20 MB", fault: "writes a line of 20 MB", client: gone, log: "is longer than", reason: "protocol"},
 		{name: "floods stderr", fault: "floods stderr", client: fine},
 		{name: "sends an unknown request", fault: "sends an unknown request", client: fine, log: "child asked, declined"},
-		{name: "grows", fault: "grows", env: []string{"POOL_MAX_CHILD_BYTES=40000000", "POOL_MIN_LIFE_MS=0"}, client: fine, log: `"why":"memory"`, reason: "memory"},
+		{name: "grows in its turn", fault: "grows", env: []string{"POOL_MAX_CHILD_BYTES=40000000"}, text: strings.Repeat("word ", 5000), client: gone, log: `"why":"memory"`, reason: "memory"},
 		{name: "answers a probe late", fault: "answers a probe late", env: probes, client: fine},
 		{name: "does not end its turn", fault: "does not end its turn", env: []string{"PROXY_TIMEOUT_MS=1000"}, text: strings.Repeat("word ", 5000), client: "504 timeout_error request_timeout -", log: `"why":"unresponsive"`, reason: "unresponsive"},
 		{name: "steers", fault: "steers", env: []string{"PROXY_IDLE_TIMEOUT_MS=500"}, client: idle, log: `"why":"unresponsive"`, reason: "unresponsive"},

@@ -3,6 +3,7 @@ package pool
 import (
 	"cmp"
 	"container/list"
+	"errors"
 	"slices"
 	"time"
 
@@ -112,6 +113,9 @@ func fault(c *child) Reason {
 	if c.Reusable() {
 		return ""
 	}
+	if errors.Is(c.Err(), errTooLarge) {
+		return Memory
+	}
 	switch codex.ChildFault(c.Err()) {
 	case codex.FaultExited:
 		return Exited
@@ -133,7 +137,7 @@ func (s *state) limit(c *child) Reason {
 		return Turns
 	case c.maxAge > 0 && age >= c.maxAge:
 		return Age
-	case s.cfg.MaxMemory > 0 && c.memory > s.cfg.MaxMemory:
+	case s.tooLarge(c):
 		return Memory
 	}
 	return ""

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -30,9 +31,18 @@ type meter struct {
 
 type helper struct{ pid, group int }
 
+// errTooLarge is the fault of a child that outgrows the limit in its turn.
+var errTooLarge = errors.New("child outgrew its memory limit in its turn")
+
 // weigh measures the memory of all children, of those that are leased too: it
-// reads what the system knows of them. Ages are looked at on the way.
-func (p *Pool) weigh(m *meter) { p.state.weighed(m.read(p.state.pids())) }
+// reads what the system knows of them. Ages are looked at on the way. An idle child that
+// is too large is worn; one that becomes too large in its turn is killed, for it may go on
+// growing.
+func (p *Pool) weigh(m *meter) {
+	for _, c := range p.state.weighed(m.read(p.state.pids())) {
+		c.Kill(errTooLarge)
+	}
+}
 
 // pids lists the process ids of the children.
 func (s *state) pids() (pids []int) {
@@ -47,14 +57,21 @@ func (s *state) pids() (pids []int) {
 }
 
 // weighed notes what the children's process groups keep for themselves, in
-// bytes.
-func (s *state) weighed(groups map[int]int64) {
+// bytes. It returns those that are leased and have become too large.
+func (s *state) weighed(groups map[int]int64) (large []*child) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.children() {
+		before := s.tooLarge(c)
 		s.change(c, func() { c.memory = groups[c.Pid()] })
+		if c.state == Leased && s.tooLarge(c) && !before {
+			large = append(large, c)
+		}
 	}
+	return large
 }
+
+func (s *state) tooLarge(c *child) bool { return s.cfg.MaxMemory > 0 && c.memory > s.cfg.MaxMemory }
 
 // read returns what the process groups that these children lead keep for
 // themselves. Without Linux's /proc there are no figures, and so no limit.

@@ -118,10 +118,11 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestMaxMemoryReplacesAChildBetweenItsTurns(t *testing.T) {
 	for _, name := range []string{"hoards", "has-a-helper-that-hoards", "has-a-helper-that-hoards-and-whose-parent-has-gone"} {
 		t.Run(name, func(t *testing.T) {
-			p := begin(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: 300 * time.Millisecond}, name)
-			l := acquire(t, p) // in line before it is born: idle it could be replaced
-			t.Cleanup(l.Release)
+			const minLife = 3 * time.Second // in which it is found too large while it is idle
+			p := keep(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: minLife}, name)
 			eventually(t, "measured hoard", func() bool { return p.Children()[0].Memory > hoard })
+			l := acquire(t, p)
+			t.Cleanup(l.Release)
 			eventually(t, "worn child", func() bool { return p.Children()[0].Worn == pool.Memory })
 			if got, err := complete(t.Context(), l, "in peace"); err != nil || got != "in peace" {
 				t.Errorf("%q, %v", got, err)
@@ -129,13 +130,24 @@ func TestMaxMemoryReplacesAChildBetweenItsTurns(t *testing.T) {
 			l.Release()
 			eventually(t, "replacement", func() bool { return len(p.Deaths()) == 1 && p.Stat().Idle == 1 })
 			eventually(t, "measure of it", func() bool { return p.Stat().Memory > 0 })
-			if d := p.Deaths()[0]; d.Why != pool.Memory || d.Age < 300*time.Millisecond || d.Err != nil {
+			if d := p.Deaths()[0]; d.Why != pool.Memory || d.Age < minLife || d.Err != nil {
 				t.Errorf("death %+v", d)
 			}
 			if s := p.Stat(); s.Memory > limit || s.Worn != 0 {
 				t.Errorf("the next: %+v", s)
 			}
 		})
+	}
+}
+
+func TestMaxMemoryEndsATurnInWhichAChildOutgrowsIt(t *testing.T) {
+	p := begin(t, pool.Config{Size: 1, MinIdle: 1, MaxMemory: limit, MinLife: time.Hour}, "hoards")
+	l := acquire(t, p) // in line before it is born, so that it is first measured in its turn
+	eventually(t, "end of the child", func() bool { _, err := complete(t.Context(), l, "x"); return err != nil })
+	l.Release()
+	eventually(t, "replacement", func() bool { return len(p.Deaths()) == 1 && p.Stat().Idle == 1 })
+	if d := p.Deaths()[0]; d.Why != pool.Memory || d.Err == nil {
+		t.Errorf("death %+v", d)
 	}
 }
 
