@@ -68,6 +68,10 @@ SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases
 	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'TestSoak|TestManyLeases' .
 
+ATTACK ?= 5m
+attack: need-go $(CLI) ## hostile clients, answers and faults for ATTACK=5m, the same again with SEED=n
+	cd e2e && ATTACK=$(ATTACK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run TestAttack . | grep -v level=
+
 export TOKENS KB
 ifdef BASE
 export BASE
@@ -114,4 +118,4 @@ image: ## build the container image codexpool (needs docker)
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e soak bench scale fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e soak attack bench scale fuzz cover lint fmt image clean

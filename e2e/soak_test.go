@@ -28,7 +28,7 @@ func TestSoakKeepsNothing(t *testing.T) {
 	const size = 4
 	s := newSoak(t, start(t, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=5", "POOL_PROBE_MS=300", "POOL_PROBE_TIMEOUT_MS=500",
 		"PROXY_IDLE_TIMEOUT_MS=1000", "PROXY_STREAM_IDLE_TIMEOUT_MS=1000", "POOL_BACKOFF_MAX_MS=1000"))
-	length := soakLength(t)
+	length := lengthOf(t, "SOAK", 10*time.Second) // which becomes fifteen or twenty with the rests
 
 	s.run(time.Second, false) // connections and buffers that are made only once
 	s.rest(size)
@@ -62,15 +62,16 @@ func TestSoakKeepsNothing(t *testing.T) {
 	t.Logf("first %+v\nhalf %+v\nlast %+v", first, half, last)
 }
 
-// soakLength is SOAK, or as long as a run of all tests can afford.
-func soakLength(t *testing.T) time.Duration {
+// lengthOf is the value of a variable, or as long as a run of all tests can afford.
+func lengthOf(t *testing.T, variable string, otherwise time.Duration) time.Duration {
 	t.Helper()
-	length, err := time.ParseDuration(os.Getenv("SOAK"))
-	if os.Getenv("SOAK") == "" {
-		length, err = 10*time.Second, nil // which becomes fifteen or twenty with the rests
+	value := os.Getenv(variable)
+	if value == "" {
+		return otherwise
 	}
+	length, err := time.ParseDuration(value)
 	if err != nil {
-		t.Fatal("SOAK: ", err)
+		t.Fatal(variable, ": ", err)
 	}
 	return length
 }

@@ -173,7 +173,7 @@ func Calling(next http.Handler) http.Handler {
 		if err != nil {
 			return
 		}
-		text, calls := callsIn(lastUserText(body))
+		text, calls := callsIn(LastUserText(body))
 		if len(calls) == 0 {
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			next.ServeHTTP(w, r)
@@ -191,7 +191,8 @@ func Calling(next http.Handler) http.Handler {
 	})
 }
 
-func lastUserText(request []byte) (text string) {
+// LastUserText is the text of the last user message in a request of the Responses API.
+func LastUserText(request []byte) (text string) {
 	var body struct {
 		Input []struct {
 			Role    string
