@@ -106,6 +106,7 @@ type daemon struct {
 	admin   string        // of the admin listener; "" = there is none
 	workdir string        // for the homes of children
 	ended   chan struct{} // closed when it was reaped
+	stderr  valve         // while it is shut, nobody reads the log
 
 	mu  sync.Mutex
 	log bytes.Buffer // guarded by mu
@@ -143,8 +144,9 @@ func launch(t testing.TB, binary string, environ ...string) *daemon {
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	d.stderr.Reader = stderr
 	serving := make(chan struct{})
-	go d.follow(stderr, serving)
+	go d.follow(serving)
 	t.Cleanup(func() {
 		d.cmd.Process.Signal(syscall.SIGTERM)
 		select {
@@ -178,9 +180,25 @@ func (d *daemon) warm(within time.Duration) {
 	})
 }
 
+// valve is a reader that is shut while it is locked, but for a read that has begun.
+type valve struct {
+	sync.Mutex
+	io.Reader
+}
+
+func (v *valve) Read(b []byte) (int, error) {
+	v.pass()
+	return v.Reader.Read(b) // without the lock, or nobody could shut it meanwhile
+}
+
+func (v *valve) pass() {
+	v.Lock()
+	defer v.Unlock()
+}
+
 // follow keeps the log, and reads from it where the daemon listens.
-func (d *daemon) follow(stderr io.Reader, serving chan struct{}) {
-	lines := bufio.NewScanner(stderr)
+func (d *daemon) follow(serving chan struct{}) {
+	lines := bufio.NewScanner(&d.stderr)
 	for lines.Scan() {
 		d.mu.Lock()
 		fmt.Fprintln(&d.log, lines.Text())

@@ -285,3 +285,10 @@ func (m *Metrics) WatchAPI(stat func() api.Stat) {
 		Name: "codexpool_sse_streams", Help: "SSE streams, open or waiting for a child.",
 	}, func() float64 { return float64(stat().Streams) }))
 }
+
+// WatchLog reads at each scrape how many lines of the log were dropped.
+func (m *Metrics) WatchLog(dropped func() int64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "codexpool_log_dropped_total", Help: "Lines of the log that were dropped, because stderr did not take them.",
+	}, func() float64 { return float64(dropped()) }))
+}

@@ -31,6 +31,7 @@ func filled() *metrics.Metrics {
 		return pool.Stat{Size: 8, Starting: 1, Idle: 2, Leased: 3, Waiting: 4, Memory: 64 << 20}
 	})
 	m.WatchAPI(func() api.Stat { return api.Stat{Streams: 5} })
+	m.WatchLog(func() int64 { return 6 })
 	ctx := context.Background()
 	hooks := m.PoolHooks()
 	hooks.Spawned(ctx, 200*time.Millisecond, nil)

@@ -11,8 +11,8 @@ import (
 
 // logger logs to stderr, from this level on (LOG_LEVEL). format is LOG_FORMAT: tint,
 // which is for people, or json; "" is tint on a terminal, else json. color allows tint
-// to use color on a terminal.
-func logger(minimum, format string, color bool, stderr io.Writer) *slog.Logger {
+// to use color on a terminal. The caller closes the backlog.
+func logger(minimum, format string, color bool, stderr io.Writer) (*slog.Logger, *backlog) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(minimum)); err != nil {
 		panic("BUG: a log level that was not checked: " + minimum)
@@ -20,10 +20,17 @@ func logger(minimum, format string, color bool, stderr io.Writer) *slog.Logger {
 	if format == "" && terminal(stderr) {
 		format = "tint"
 	}
-	if format == "tint" {
-		return slog.New(tint.NewTextHandler(stderr, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !color || !terminal(stderr)}))
+	to := func(w io.Writer) *slog.Logger {
+		if format == "tint" {
+			return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: !color || !terminal(stderr)}))
+		}
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: seconds}))
 	}
-	return slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: seconds}))
+	direct := to(stderr)
+	waiting := newBacklog(stderr, func(lost int64) {
+		direct.Warn("lines of the log were dropped here: nobody read them", "lines", lost)
+	})
+	return to(waiting), waiting
 }
 
 // seconds writes durations as Prometheus does, not as nanoseconds.

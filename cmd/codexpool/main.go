@@ -62,7 +62,9 @@ func untilSignal() context.Context {
 		<-signals
 		stop()
 		<-signals
-		fmt.Fprintln(os.Stderr, "codexpool: second signal, stopping at once")
+		last := newBacklog(os.Stderr, nil) // nobody may read it
+		fmt.Fprintln(last, "codexpool: second signal, stopping at once")
+		last.close()
 		os.Exit(exitFailed)
 	}()
 	return ctx
@@ -103,10 +105,13 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 		return exitBadUsage
 	}
 	noColor := slices.ContainsFunc(only(environ, "NO_COLOR"), func(entry string) bool { return entry != "NO_COLOR=" })
-	log := logger(cfg.LogLevel, cfg.LogFormat, !noColor, stderr)
+	log, waiting := logger(cfg.LogLevel, cfg.LogFormat, !noColor, stderr)
+	defer waiting.close()
 	switch command {
 	case "serve":
-		return serve(ctx, cfg, environ, stdout, log, ready)
+		m := metrics.New(version())
+		m.WatchLog(waiting.dropped.Load)
+		return serve(ctx, cfg, environ, stdout, log, m, ready)
 	case "check":
 		return check(ctx, cfg, environ, stdout, log)
 	case "health":
@@ -117,7 +122,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 
 // serve wires the program in one straight line and undoes it in reverse. It is longer
 // than other functions because every step needs those before it.
-func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger, ready func(addr string)) int {
+func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger, m *metrics.Metrics, ready func(addr string)) int {
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
 	}
@@ -154,7 +159,6 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		adminAddr = admin.Addr().String()
 	}
 
-	m := metrics.New(version())
 	m.SetCLI(found.known().version)
 	found.changed = func(now cli) { m.SetCLI(now.version) }
 	up, err := newProvider(newProviderConfig(cfg, environ), found, m.RelayHooks(), log)
