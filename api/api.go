@@ -148,9 +148,9 @@ func (s *Server) handle(rt route, h handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		res := newResponse(w, s.cfg.WriteTimeout)
 		if r.ContentLength != 0 {
-			// net/http reads the rest of a body before it answers, however slowly
-			// it comes. Without a body this deadline would end the request.
-			_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a recorder in a test has none
+			// net/http reads a body that we do not read before it answers, however
+			// slowly it comes. Without a body this deadline would end the request.
+			_ = res.control.SetReadDeadline(time.Now().Add(unreadTimeout)) // a recorder in a test has none
 		}
 		err := s.guarded(rt, h, res, r)
 		var e *Error

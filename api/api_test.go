@@ -849,10 +849,10 @@ func TestBodyHasALimitOfTimeOnEveryRoute(t *testing.T) {
 			want    string
 		}{
 			{httptest.NewRequest("GET", "/healthz", nil), "[]"},
-			{httptest.NewRequest("GET", "/healthz", strings.NewReader("x")), "[1m0s]"},
-			{httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello)), "[1m0s]"},
-			{httptest.NewRequest("POST", "/nowhere", strings.NewReader(hello)), "[1m0s]"},
-			{chat(hello), "[1m0s none]"}, // what follows is not the body's business
+			{httptest.NewRequest("GET", "/healthz", strings.NewReader("x")), "[1s]"},
+			{httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(hello)), "[1s]"},
+			{httptest.NewRequest("POST", "/nowhere", strings.NewReader(hello)), "[1s]"},
+			{chat(hello), "[1s 1m0s none]"}, // what follows is not the body's business
 		} {
 			w := &deadlines{ResponseRecorder: httptest.NewRecorder(), began: time.Now()}
 			h.ServeHTTP(w, tt.request)

@@ -20,8 +20,10 @@ import (
 	"codexpool/upstream"
 )
 
-// bodyTimeout is the longest time that a body may take to arrive; handle sets it.
-const bodyTimeout = time.Minute
+const (
+	bodyTimeout   = time.Minute // for a body to arrive
+	unreadTimeout = time.Second // for one that is not read, as without a key: it must not keep a connection
+)
 
 // chatRequest is a checked request for completions. It holds the caller's prompt:
 // never log it.
@@ -93,6 +95,7 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
 		return nil, errTooLarge // the client waits for our answer before it sends the body
 	}
+	_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
 	if err == nil && int64(len(body)) > s.cfg.MaxBody {
 		// Read on a little: a client that is still writing would not see the answer.
