@@ -1,15 +1,24 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"codexpool/codex/codextest"
 )
 
 // TestLogThatNobodyReadsStopsNothing has a full pipe as stderr.
@@ -80,6 +89,144 @@ func TestLogThatNobodyReadsDoesNotDelayTheStop(t *testing.T) {
 				t.Errorf("exit code %d, want %d", code, want)
 			}
 		})
+	}
+}
+
+// attack has so many connections, on each of which act is run, and some silent ones to the
+// admin listener. Meanwhile good clients send requests of all kinds, of which none may fail.
+func (d *daemon) attack(connections int, act func(net.Conn)) {
+	d.t.Helper()
+	before := d.peak()
+	var acting sync.WaitGroup
+	defer acting.Wait()
+	for i := range connections + 40 {
+		url, act := d.url, act
+		if i >= connections {
+			url, act = d.admin, silent
+		}
+		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		defer conn.Close()
+		acting.Go(func() { act(conn) }) // ends with conn
+	}
+	began := time.Now()
+	d.spread(60, 2, func(i int) error {
+		want := fmt.Sprint("good client ", i)
+		chunks, err := d.stream(want)
+		if err != nil {
+			return err
+		}
+		if got, err := wholeText(chunks); err != nil || got != want {
+			return fmt.Errorf("%q, %w", got, err)
+		}
+		if n := d.metrics()["codexpool_pool_size"]; n != 2 {
+			return fmt.Errorf("/metrics says that %v children may be", n)
+		}
+		if got := d.ready(); got != `200 {"ready":true}` {
+			return errors.New(got)
+		}
+		return nil
+	})
+	if took := time.Since(began); took > 30*time.Second {
+		d.t.Errorf("the good clients' requests took %v", took)
+	}
+	if m := d.metrics(); m["codexpool_http_connections"] > m["codexpool_http_connections_max"] {
+		d.t.Errorf("%v connections are open of %v", m["codexpool_http_connections"], m["codexpool_http_connections_max"])
+	}
+	if got := len(d.pool().Children); got != 2 {
+		d.t.Errorf("/pool lists %d children", got)
+	}
+	d.bounded(before)
+}
+
+func TestConnectionsOfOneClientTakeNothingFromOthers(t *testing.T) {
+	t.Parallel()
+	const request = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	send := func(text string) func(net.Conn) {
+		return func(conn net.Conn) {
+			io.WriteString(conn, text)
+			io.Copy(io.Discard, conn)
+		}
+	}
+	for name, tt := range map[string]struct {
+		connections, files int
+		act                func(net.Conn)
+	}{
+		"silent":                 {200, 128, silent},
+		"silent after a request": {200, 128, send(request)},
+		"a body that does not come, without a key": {200, 128, send("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")},
+		"95,000 header lines and no end":           {600, 1_200, headerLines(95_000)},
+		"header lines up to the limit":             {600, 1_200, headerLines(3_800)},
+		"header lines after a request": {600, 1_200, func(conn net.Conn) {
+			io.WriteString(conn, request)
+			headerLines(3_800)(conn)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := startProgram(t, withFiles(t, tt.files), "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=1")
+			d.attack(tt.connections, tt.act)
+			want := fmt.Sprintf(`"descriptors":%d,"connections":%d`, tt.files, min(tt.files-84, 1024+2+64))
+			if log := d.logged(); !strings.Contains(log, want) || !strings.Contains(log, `"level":"WARN"`) {
+				t.Errorf("the log does not tell the limits (%s), or not that one was reached", want)
+			}
+		})
+	}
+}
+
+func silent(net.Conn) {}
+
+// headerLines sends so many lines of a request header, in pieces, and not its end.
+func headerLines(n int) func(net.Conn) {
+	var b bytes.Buffer
+	b.WriteString("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
+	for i := range n {
+		fmt.Fprintf(&b, "%d: \r\n", i)
+	}
+	return func(conn net.Conn) {
+		for piece := range slices.Chunk(b.Bytes(), 8<<10) {
+			if _, err := conn.Write(piece); err != nil {
+				return
+			}
+		}
+		io.Copy(io.Discard, conn)
+	}
+}
+
+// TestConnectionsOfManyGoodClientsAreAllServed has more clients at once than may be
+// connected. None of them is closed with its request on the way.
+func TestConnectionsOfManyGoodClientsAreAllServed(t *testing.T) {
+	t.Parallel()
+	d := startProgram(t, withFiles(t, 128), "POOL_SIZE=2")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	d.spread(150, 150, func(int) error {
+		res, err := client.Get(d.url + "/livez")
+		if err != nil {
+			return err
+		}
+		return res.Body.Close()
+	})
+}
+
+// withFiles is the daemon with a limit of descriptors.
+func withFiles(t *testing.T, limit int) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "codexpool")
+	script := fmt.Sprintf("#!/bin/sh\nulimit -n %d\nexec '%s'\n", limit, program)
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTooFewDescriptorsAreReportedAtTheStart(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command(withFiles(t, 99))
+	cmd.Env = []string{"HOME=" + os.Getenv("HOME"), "PROXY_ENV=dev", "CODEX_BIN=/nowhere/codex", "POOL_SIZE=2", "PROXY_CODEX_WORKDIR=" + codextest.Workdir(t)}
+	out, _ := cmd.CombinedOutput()
+	if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(string(out), "the limit of 99 descriptors is too low: 2 children need 84, and connections at least 16 more") {
+		t.Errorf("exit code %d\n%s", code, out)
 	}
 }
 

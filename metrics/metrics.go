@@ -292,3 +292,16 @@ func (m *Metrics) WatchLog(dropped func() int64) {
 		Name: "codexpool_log_dropped_total", Help: "Lines of the log that were dropped, because stderr did not take them.",
 	}, func() float64 { return float64(dropped()) }))
 }
+
+// WatchConnections reads at each scrape how many connections of the public listener are
+// open. most is how many may be.
+func (m *Metrics) WatchConnections(open func() int, most int) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "codexpool_http_connections", Help: "Connections of the public listener that are open.",
+		}, func() float64 { return float64(open()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "codexpool_http_connections_max", Help: "Connections of the public listener at most.",
+		}, func() float64 { return float64(most) }),
+	)
+}

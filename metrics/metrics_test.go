@@ -32,6 +32,7 @@ func filled() *metrics.Metrics {
 	})
 	m.WatchAPI(func() api.Stat { return api.Stat{Streams: 5} })
 	m.WatchLog(func() int64 { return 6 })
+	m.WatchConnections(func() int { return 7 }, 900)
 	ctx := context.Background()
 	hooks := m.PoolHooks()
 	hooks.Spawned(ctx, 200*time.Millisecond, nil)

@@ -126,6 +126,11 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
 	}
+	limit, most, err := descriptors(cfg.PoolSize, cfg.MaxWaiting)
+	if err != nil {
+		log.Error("descriptors (ulimit -n, POOL_SIZE)", "err", err)
+		return exitBadUsage
+	}
 	found, err := findCLI(ctx, cfg.Bin, environ, log)
 	if ctx.Err() != nil {
 		return exitOK // a signal came before anything was served
@@ -142,16 +147,16 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	}
 	defer unclaim()
 
-	public, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)))
+	public, err := openDoor(net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), most, log)
 	if err != nil {
 		log.Error("public listener (PROXY_HOST, PORT)", "err", err)
 		return exitFailed
 	}
 	defer public.Close()
-	var admin net.Listener
+	var admin *door
 	adminAddr := "off"
 	if cfg.AdminAddr != "" {
-		if admin, err = net.Listen("tcp", cfg.AdminAddr); err != nil {
+		if admin, err = openDoor(cfg.AdminAddr, filesAdmin, log); err != nil {
 			log.Error("admin listener (PROXY_ADMIN_ADDR)", "err", err)
 			return exitFailed
 		}
@@ -189,6 +194,7 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 
 	server := api.New(apiConfig(cfg, found.known, up), children, up.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
+	m.WatchConnections(public.opened, most)
 	m.SetKeys(server.Keys())
 
 	// A request ends with its turn, with its connection, or with cut. A signal alone
@@ -201,7 +207,7 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	if admin != nil {
 		defer serveHTTP(turns, admin, server.Admin(m.Handler()), failed, log).Close()
 	}
-	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", up.choice, "credential", up.credential, "codex", found.known().version, "size", cfg.PoolSize)
+	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", up.choice, "credential", up.credential, "codex", found.known().version, "size", cfg.PoolSize, "descriptors", limit, "connections", most)
 	greet(stdout, cfg, public.Addr())
 	ready(public.Addr().String())
 
@@ -221,11 +227,13 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 
 // serveHTTP serves h on l until the server is shut down or closed. Requests end with
 // ctx. An error of the listener is sent to failed.
-func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, failed chan<- error, log *slog.Logger) *http.Server {
+func serveHTTP(ctx context.Context, l *door, h http.Handler, failed chan<- error, log *slog.Logger) *http.Server {
 	s := &http.Server{
 		Handler:                      h,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like any other request
 		BaseContext:                  func(net.Listener) context.Context { return ctx },
+		ConnState:                    l.watch,
+		MaxHeaderBytes:               32 << 10, // net/http reads up to 4 KB more
 		ReadHeaderTimeout:            10 * time.Second,
 		IdleTimeout:                  2 * time.Minute,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
