@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"net"
 	"net/http"
@@ -328,6 +329,28 @@ func TestKilledDaemonHasNoChildAndItsHomesAreRemoved(t *testing.T) {
 	<-next.ended
 	if left, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*")); err != nil || len(left) != 0 {
 		t.Errorf("after it: %q, %v", left, err)
+	}
+}
+
+// TestHomesMadeAfterTheWorkdirWasRemovedAreSweptToo has a child that was started after
+// that, and a daemon that is killed.
+func TestHomesMadeAfterTheWorkdirWasRemovedAreSweptToo(t *testing.T) {
+	t.Parallel()
+	d := start(t, "POOL_SIZE=1")
+	if err := os.RemoveAll(d.workdir); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(d.children()[0], syscall.SIGKILL)
+	eventually(t, time.Minute, "replacement", func() bool { return d.metrics()[`codexpool_child_starts_total{outcome="ok"}`] == 2 })
+	d.cmd.Process.Kill()
+	<-d.ended
+	left, err := filepath.Glob(filepath.Join(d.workdir, "daemon-*"))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("it left %q, %v: this test proves nothing", left, err)
+	}
+	start(t, "POOL_SIZE=1", "PROXY_CODEX_WORKDIR="+d.workdir)
+	if _, err := os.Stat(left[0]); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("with the next daemon: %v", err)
 	}
 }
 

@@ -36,12 +36,10 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	}
 	fmt.Fprintln(stdout, "model:     ", model)
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
-	homes, unclaim, err := claim(cfg.Workdir, log)
-	if err != nil {
+	if err := prepare(cfg.Workdir, log); err != nil {
 		fmt.Fprintln(stdout, "failed:     PROXY_CODEX_WORKDIR:", err)
 		return exitFailed
 	}
-	defer unclaim()
 	p, err := newProvider(newProviderConfig(cfg, environ), found, upstream.Hooks{}, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
@@ -50,7 +48,7 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	defer p.Close()
 	fmt.Fprintln(stdout, "upstream:  ", p.choice, "(not called)")
 	fmt.Fprintln(stdout, "credential:", p.credential)
-	if err := probe(ctx, spawner(newSpawnConfig(cfg, homes), found, p, log), stdout); err != nil {
+	if err := probe(ctx, spawner(newSpawnConfig(cfg), found, p, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		if said := codex.Said(err); said != "" {
 			fmt.Fprintln(stdout, "child says:", said)

@@ -140,12 +140,10 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		return exitCode(err)
 	}
 
-	homes, unclaim, err := claim(cfg.Workdir, log)
-	if err != nil {
+	if err := prepare(cfg.Workdir, log); err != nil {
 		log.Error("PROXY_CODEX_WORKDIR", "err", err)
 		return exitFailed
 	}
-	defer unclaim()
 
 	public, err := openDoor(net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), most, log)
 	if err != nil {
@@ -172,7 +170,7 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		return exitCode(err)
 	}
 	defer up.Close()
-	spawn := spawner(newSpawnConfig(cfg, homes), found, up, log)
+	spawn := spawner(newSpawnConfig(cfg), found, up, log)
 	children, err := pool.New(poolConfig(cfg, spawn, m.PoolHooks(), log))
 	if err != nil {
 		log.Error("pool", "err", err)

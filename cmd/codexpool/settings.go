@@ -32,8 +32,8 @@ func newProviderConfig(cfg configs.Config, environ []string) providerConfig {
 	return p
 }
 
-func newSpawnConfig(cfg configs.Config, homes string) spawnConfig {
-	return spawnConfig{homes: homes, startTimeout: cfg.StartTimeout, stopGrace: cfg.StopGrace}
+func newSpawnConfig(cfg configs.Config) spawnConfig {
+	return spawnConfig{workdir: cfg.Workdir, startTimeout: cfg.StartTimeout, stopGrace: cfg.StopGrace}
 }
 
 func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, error), hooks pool.Hooks, log *slog.Logger) pool.Config {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,7 +20,7 @@ import (
 
 // spawnConfig is what the start of a child needs of the configuration.
 type spawnConfig struct {
-	homes        string        // the folder of the children's homes; see claim
+	workdir      string        // for the folders of the children's homes; see claim
 	startTimeout time.Duration // for a start with its handshake
 	stopGrace    time.Duration // for each step of stopping
 }
@@ -36,16 +35,20 @@ func spawner(cfg spawnConfig, found *installation, p *provider, log *slog.Logger
 		if err != nil {
 			return nil, err
 		}
+		dir, release, err := claim(cfg.workdir, log)
+		if err != nil {
+			return nil, err
+		}
 		cmd := codex.Command{
 			Path:      c.path,
-			Home:      filepath.Join(cfg.homes, "child-"+rand.Text()[:8]),
+			Home:      filepath.Join(dir, "child-home"),
+			Exited:    release,
 			StopGrace: cfg.stopGrace,
 			Log:       log,
 		}
-		var child lean.Child
-		if p.relay != nil {
-			child, cmd.Exited = p.relayedChild(cmd.CodexHome(), c.standIn)
-		} else if child, err = p.directChild(cmd.CodexHome(), c.catalog); err != nil {
+		child, err := p.child(&cmd, c)
+		if err != nil {
+			release()
 			return nil, err
 		}
 		cmd.Direct = p.relay == nil
@@ -74,6 +77,20 @@ func startFrom(ctx context.Context, t *template, cmd codex.Command) (*codex.Clie
 	t.judge(files != nil, child.Warnings(), nil)
 	if files == nil {
 		t.made(cmd.CodexHome())
+	}
+	return child, nil
+}
+
+// child configures a child, which cmd is to start.
+func (p *provider) child(cmd *codex.Command, c cli) (lean.Child, error) {
+	if p.relay == nil {
+		return p.directChild(cmd.CodexHome(), c.catalog)
+	}
+	child, revoke := p.relayedChild(cmd.CodexHome(), c.standIn)
+	release := cmd.Exited
+	cmd.Exited = func() {
+		revoke()
+		release()
 	}
 	return child, nil
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,42 +12,49 @@ import (
 	"syscall"
 )
 
-// claim makes a folder in workdir for the homes of this daemon's children, and removes
-// the folders of killed daemons. unclaim removes it.
+// claim makes a folder in workdir for the home of one child. release removes it.
 //
-// A daemon holds a lock on a file in its folder as long as it lives. A folder whose
-// file can be locked belongs to a daemon that is gone. The children of a killed daemon
-// read the end of their input and exit within a moment.
-func claim(workdir string, log *slog.Logger) (dir string, unclaim func(), err error) {
-	if err := os.MkdirAll(workdir, 0o700); err != nil {
-		return "", nil, err
-	}
-	// One daemon at a time, or one could sweep a folder that another has made but not
-	// locked yet.
-	one, err := lock(filepath.Join(workdir, "lock"), os.O_CREATE, syscall.LOCK_EX)
-	if err != nil {
-		return "", nil, err
-	}
-	defer one.Close()
-	sweep(workdir, log)
-	dir = filepath.Join(workdir, fmt.Sprintf("daemon-%d-%s", os.Getpid(), rand.Text()[:8]))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", nil, err
-	}
-	held, err := lock(filepath.Join(dir, "lock"), os.O_CREATE, syscall.LOCK_EX)
-	if err != nil {
-		return "", nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	return dir, func() {
-		if err := discard(dir); err != nil {
-			log.Warn("folder of the children's homes not removed", "err", err)
+// The daemon holds a lock on a file in the folder as long as the child lives. A folder
+// whose file can be locked belongs to a daemon that is gone. Each folder has a lock of
+// its own, so that those of later children are swept too where workdir was removed under
+// the daemon. The children of a killed daemon read the end of their input and exit within
+// a moment.
+func claim(workdir string, log *slog.Logger) (dir string, release func(), err error) {
+	for {
+		dir = filepath.Join(workdir, fmt.Sprintf("daemon-%d-%s", os.Getpid(), rand.Text()[:8]))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return "", nil, err
 		}
-		held.Close()
-	}, nil
+		held, err := lock(filepath.Join(dir, "lock"), os.O_CREATE, syscall.LOCK_EX)
+		if err != nil {
+			return "", nil, errors.Join(err, os.RemoveAll(dir))
+		}
+		if _, err := os.Stat(held.Name()); err != nil { // another daemon swept it before it was locked
+			held.Close()
+			continue
+		}
+		return dir, func() {
+			if err := discard(dir); err != nil {
+				log.Warn("folder of a child's home not removed", "err", err)
+			}
+			held.Close()
+		}, nil
+	}
 }
 
-// sweep removes the folders of daemons that are gone. It only logs errors: the daemon
-// can serve without a sweep.
+// prepare removes from workdir the homes that killed daemons left, and shows that homes
+// can be made there.
+func prepare(workdir string, log *slog.Logger) error {
+	_, release, err := claim(workdir, log)
+	if err != nil {
+		return err
+	}
+	release()
+	sweep(workdir, log)
+	return nil
+}
+
+// sweep only logs errors: the daemon can serve without a sweep.
 func sweep(workdir string, log *slog.Logger) {
 	entries, err := os.ReadDir(workdir)
 	if err != nil {
@@ -71,10 +79,13 @@ func sweep(workdir string, log *slog.Logger) {
 	}
 }
 
-// discard removes a daemon's folder, the lock last. When it fails, the lock remains, so
-// that the next sweep tries again.
+// discard removes the folder of a home, the lock last. When it fails, the lock remains,
+// so that the next sweep tries again.
 func discard(dir string) error {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	for _, e := range entries {
 		if e.Name() != "lock" {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))

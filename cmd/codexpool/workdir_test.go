@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestClaimSweepsOnlyTheHomesOfDeadDaemons(t *testing.T) {
+func TestPrepareSweepsOnlyTheHomesOfDeadDaemons(t *testing.T) {
 	workdir := filepath.Join(t.TempDir(), "work")
 	alive, release, err := claim(workdir, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -23,8 +23,7 @@ func TestClaimSweepsOnlyTheHomesOfDeadDaemons(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dead, "lock"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, releaseNext, err := claim(workdir, slog.New(slog.DiscardHandler))
-	if err != nil {
+	if err := prepare(workdir, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	for dir, want := range map[string]bool{alive: true, dead: false, strange: true} {
@@ -33,14 +32,13 @@ func TestClaimSweepsOnlyTheHomesOfDeadDaemons(t *testing.T) {
 		}
 	}
 	release()
-	releaseNext()
 	remaining, err := filepath.Glob(filepath.Join(workdir, "daemon-*"))
 	if err != nil || len(remaining) != 1 {
 		t.Errorf("remaining: %q, %v", remaining, err)
 	}
 }
 
-func TestClaimSweepsLaterWhatCouldNotBeSwept(t *testing.T) {
+func TestPrepareSweepsLaterWhatCouldNotBeSwept(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can put something in the way that cannot be removed")
 	}
@@ -54,11 +52,9 @@ func TestClaimSweepsLaterWhatCouldNotBeSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	sweep := func() {
-		_, release, err := claim(workdir, slog.New(slog.DiscardHandler))
-		if err != nil {
+		if err := prepare(workdir, slog.New(slog.DiscardHandler)); err != nil {
 			t.Fatal(err)
 		}
-		release()
 	}
 	if err := syscall.Mount("tmpfs", home, "tmpfs", 0, ""); err != nil {
 		t.Skip("nothing can be mounted here: ", err)
