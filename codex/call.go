@@ -75,21 +75,15 @@ func (c *Client) exchange(ctx context.Context, method string, params, result any
 // callContext bounds one call. It ends after the call timeout, or as [abandonable] does.
 func (c *Client) callContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, abandon := abandonable(ctx)
-	ctx, cancel := context.WithTimeoutCause(ctx, c.callTimeout, ErrUnresponsive)
-	return ctx, func() {
-		cancel()
-		abandon(context.Canceled)
-	}
+	expire(ctx, c.callTimeout, abandon)
+	return ctx, func() { abandon(context.Canceled) }
 }
 
 // abandonable ends endTimeout after ctx: a caller who disconnects must not cost a healthy
 // child, nor wait long for a wedged one.
 func abandonable(ctx context.Context) (context.Context, context.CancelCauseFunc) {
 	bounded, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		t := time.AfterFunc(endTimeout, func() { abandon(ErrUnresponsive) })
-		context.AfterFunc(bounded, func() { t.Stop() })
-	})
+	stop := context.AfterFunc(ctx, func() { expire(bounded, endTimeout, abandon) })
 	return bounded, func(cause error) {
 		stop()
 		abandon(cause)

@@ -80,7 +80,7 @@ func listed(all []catalogModel) []Model {
 // run runs the CLI once, in a home of its own that is removed afterwards. Nothing is
 // inherited. The home lies in TMPDIR of our own environment.
 func run(ctx context.Context, path string, env []string, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, defaultCallTimeout, ErrUnresponsive)
+	ctx, cancel := Patience(ctx, defaultCallTimeout)
 	defer cancel()
 	home, err := os.MkdirTemp("", "codexpool-")
 	if err != nil {

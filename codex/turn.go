@@ -146,7 +146,9 @@ type turn struct {
 	interrupted bool                  // turn/interrupt is answered
 	over        bool                  // turn/completed has arrived, or turn/start failed
 	hasText     bool                  // text was yielded
-	active      time.Time             // when the child last sent anything about this turn
+	every       time.Duration         // how often silent grows
+	silent      time.Duration         // since the child last sent anything about this turn
+	grown       time.Time             // when silent was last correct
 	commentary  map[string]bool       // items of phase commentary
 	streamed    map[string]bool       // items whose text arrived in deltas
 	thought     *thought              // what was last yielded of the reasoning, nil before any
@@ -169,10 +171,9 @@ type thought struct {
 func (t *turn) start(ctx context.Context, p TurnParams) error {
 	ctx, abandon := abandonable(ctx)
 	defer abandon(context.Canceled)
-	stalled := time.AfterFunc(t.c.callTimeout, func() { abandon(ErrUnresponsive) })
-	defer stalled.Stop()
+	again := expire(ctx, t.c.callTimeout, abandon)
 	t.injectID, t.startID = t.c.newID(), t.c.newID()
-	written, err := t.c.writeLines(ctx, func() { stalled.Reset(t.c.callTimeout) },
+	written, err := t.c.writeLines(ctx, again,
 		injectLine(t.injectID, t.thread, p.Items),
 		outgoing{ID: &t.startID, Method: "turn/start", Params: turnStartParams{
 			ThreadID:       t.thread,
@@ -183,7 +184,7 @@ func (t *turn) start(ctx context.Context, p TurnParams) error {
 			ClientMetadata: p.Meta,
 		}},
 	)
-	t.active = time.Now()
+	t.heard()
 	if err != nil && written == 0 {
 		return unsent(err)
 	}
@@ -201,7 +202,8 @@ func unsent(err error) error {
 // events yields the turn's events until its end. The answer to turn/start is
 // one message among them, so that nothing that overtakes it is lost.
 func (t *turn) events(ctx context.Context, p TurnParams, yield func(Event) bool) error {
-	ticker := time.NewTicker(cmp.Or(max(p.Tick, 0), time.Second))
+	t.every = cmp.Or(max(p.Tick, 0), time.Second)
+	ticker := time.NewTicker(t.every)
 	defer ticker.Stop()
 	if !yield(Tick{}) {
 		return errBreak
@@ -237,23 +239,29 @@ func (t *turn) next(ctx context.Context, tick <-chan time.Time, wake <-chan stru
 }
 
 func (t *turn) tick(ctx context.Context) ([]Event, error) {
-	silent := time.Since(t.active)
-	if t.id == "" && silent > t.c.callTimeout {
+	// More than this between two ticks is no silence: this process was stopped, and what
+	// the child has sent meanwhile is not read yet.
+	t.silent += min(time.Since(t.grown), 2*t.every)
+	t.grown = time.Now()
+	if t.id == "" && t.silent > t.c.callTimeout {
 		t.c.spoil(ErrUnresponsive)
 		return nil, fmt.Errorf("turn/start: %w", ErrUnresponsive)
 	}
-	if silent >= callsHeld {
+	if t.silent >= callsHeld {
 		t.release(ctx)
 	}
-	return []Event{Tick{Silent: silent}}, nil
+	return []Event{Tick{Silent: t.silent}}, nil
 }
+
+// heard notes that the child has sent something about this turn.
+func (t *turn) heard() { t.silent, t.grown = 0, time.Now() }
 
 // handle handles one message. It returns no events for a message that the reader does
 // not need.
 func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 	switch {
 	case m.isRequest():
-		t.active = time.Now()
+		t.heard()
 		t.requested(ctx, m)
 		return nil, nil
 	case m.answers(t.injectID):
@@ -272,7 +280,8 @@ func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 			t.c.spoil(err)
 			return nil, err
 		}
-		t.id, t.active = r.Turn.ID, time.Now()
+		t.id = r.Turn.ID
+		t.heard()
 		return nil, nil
 	case t.interruptID != 0 && m.answers(t.interruptID):
 		t.interrupted = true
@@ -289,7 +298,7 @@ func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 	if n.ThreadID != t.thread {
 		return nil, nil
 	}
-	t.active = time.Now()
+	t.heard()
 	return t.notified(m.Method, &n)
 }
 
@@ -409,7 +418,7 @@ func (t *turn) interrupt(ctx context.Context) {
 // steer the old turn, and an abandoned turn costs the caller money. It interrupts the
 // turn, then waits for turn/completed and for the answers to our own requests.
 func (t *turn) end(ctx context.Context) {
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), endTimeout, ErrUnresponsive)
+	ctx, cancel := Patience(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	for !t.over || !t.injected || !t.started || (t.interruptID != 0 && !t.interrupted) {
 		t.interrupt(ctx)

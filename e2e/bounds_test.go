@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -228,6 +229,52 @@ func TestTooFewDescriptorsAreReportedAtTheStart(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(string(out), "the limit of 99 descriptors is too low: 2 children need 84, and connections at least 16 more") {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
+}
+
+// TestStoppedDaemonKillsNoChildWhoseAnswersLieInThePipe stops a daemon under load for
+// longer than a child may take to answer. Children and provider go on meanwhile.
+func TestStoppedDaemonKillsNoChildWhoseAnswersLieInThePipe(t *testing.T) {
+	t.Parallel()
+	up := codextest.NewUpstream(t, codextest.Text("whole ", "answer"))
+	d := start(t, "POOL_SIZE=4", "CODEX_UPSTREAM="+up.URL+"/v1", "POOL_PROBE_MS=1", "PROXY_IDLE_TIMEOUT_MS=5000", "PROXY_STREAM_IDLE_TIMEOUT_MS=5000")
+	before := d.peak()
+	var answered atomic.Int64
+	over := make(chan struct{})
+	var load sync.WaitGroup
+	for range 3 { // one child less, so that it is probed all the time
+		load.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				chunks, err := d.stream("hi")
+				if text, bad := wholeText(chunks); err != nil || bad != nil || text != "whole answer" {
+					t.Errorf("%q, %v, %v", text, err, bad)
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	more := func() {
+		t.Helper()
+		enough := answered.Load() + 100
+		eventually(t, time.Minute, "answers", func() bool { return answered.Load() >= enough || t.Failed() })
+	}
+	more()
+	d.cmd.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(11 * time.Second) // a call may take 10
+	d.cmd.Process.Signal(syscall.SIGCONT)
+	more()
+	close(over)
+	load.Wait()
+	for name, n := range d.metrics() {
+		if strings.HasPrefix(name, "codexpool_child_deaths_total") && n > 0 {
+			t.Errorf("%s is %v", name, n)
+		}
+	}
+	d.bounded(before)
 }
 
 // blockLog stops reading the log, and has the daemon log until it drops lines. The

@@ -1,9 +1,10 @@
 package pool
 
 import (
-	"context"
 	"fmt"
 	"time"
+
+	"codexpool/codex"
 
 	"github.com/jackc/puddle/v2"
 )
@@ -41,7 +42,7 @@ func (p *Pool) probe(res *puddle.Resource[*child]) {
 // The first wait is ProbeTimeout; the second is what a call is given beyond its
 // context, and a child that is silent for that long too is spoilt.
 func (p *Pool) ping(c *child) Reason {
-	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.ProbeTimeout)
+	ctx, cancel := codex.Patience(p.ctx, p.cfg.ProbeTimeout)
 	defer cancel()
 	began := time.Now()
 	health, err := c.Ping(ctx)

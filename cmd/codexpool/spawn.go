@@ -29,7 +29,7 @@ type spawnConfig struct {
 // disk.
 func spawner(cfg spawnConfig, found *installation, p *provider, log *slog.Logger) func(context.Context) (*codex.Client, error) {
 	return func(ctx context.Context) (*codex.Client, error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, cfg.startTimeout, codex.ErrUnresponsive)
+		ctx, cancel := codex.Patience(ctx, cfg.startTimeout)
 		defer cancel()
 		c, err := found.current(ctx)
 		if err != nil {

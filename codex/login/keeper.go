@@ -85,7 +85,7 @@ func (l *Login) runKeeper(ctx context.Context, dir string, before auth, held *os
 	if err := prepare(dir, before.whole); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), refreshTimeout, codex.ErrUnresponsive)
+	ctx, cancel := codex.Patience(context.WithoutCancel(ctx), refreshTimeout)
 	defer cancel()
 	cmd := l.keeper(filepath.Join(dir, "home"))
 	cmd.Files[authName] = before.whole
