@@ -167,6 +167,10 @@ func (p *provider) keep(ctx context.Context, recycle func()) {
 	tasks.Wait()
 }
 
+// headerTimeout is for strangers who connect to the relay. It is much longer than a child
+// needs: when this process was stopped for longer, a request that a child has sent is cut off.
+const headerTimeout = time.Minute
+
 // serve serves h on a loopback port of its own, behind a gate.
 func (p *provider) serve(h http.Handler) (*upstream.Gate, string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -174,7 +178,7 @@ func (p *provider) serve(h http.Handler) (*upstream.Gate, string, error) {
 		return nil, "", err
 	}
 	gate := upstream.NewGate(h)
-	server := &http.Server{Handler: gate, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
+	server := &http.Server{Handler: gate, ReadHeaderTimeout: headerTimeout, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug)}
 	p.servers = append(p.servers, server)
 	go server.Serve(listener) // ends with Close
 	return gate, listener.Addr().String(), nil
