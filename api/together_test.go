@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,14 +16,13 @@ import (
 )
 
 // fast is a provider whose first answer is there at once, and whose others never come.
-type fast struct{ answered *bool }
+type fast struct{ answered *atomic.Bool }
 
 func (f fast) RoundTrip(req *http.Request) (*http.Response, error) {
-	if *f.answered {
+	if f.answered.Swap(true) {
 		<-req.Context().Done()
 		return nil, req.Context().Err()
 	}
-	*f.answered = true
 	stream := strings.Repeat("data: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n", 1000) + "data: {\"type\":\"response.completed\",\"response\":{}}\n\n"
 	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(stream))}, nil
 }
@@ -33,7 +33,7 @@ func TestWhatComesAtOnceIsSentAtOnce(t *testing.T) {
 	for n := 1; n <= 2; n++ {
 		t.Run(fmt.Sprint(n, " choices"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, fast{new(bool)}, upstream.Hooks{})
+				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, fast{new(atomic.Bool)}, upstream.Hooks{})
 				cfg := config()
 				cfg.StreamIdleTimeout = 10 * time.Second // for the other choice
 				h := openWith(t, cfg, pool.Config{Size: 2}, relay)

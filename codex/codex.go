@@ -251,8 +251,9 @@ func (c *Client) exit() *ExitError {
 	if c.proc == nil {
 		return &ExitError{Status: "closed the connection"}
 	}
+	unread := c.proc.unread() // before its input is closed
 	c.proc.stop(false)
-	return &ExitError{Status: c.proc.status, Stderr: c.proc.stderr.lines()}
+	return &ExitError{Status: c.proc.status, Stderr: c.proc.stderr.lines(), unread: unread}
 }
 
 // reap waits for the child's end, then for the reader's, then cleans up.

@@ -10,9 +10,9 @@ import (
 // a child is killed at once when it is stopped.
 var ErrUnresponsive = errors.New("child does not answer")
 
-// ErrUnsent marks the error of a turn whose child failed before it got any of the
+// ErrUnsent marks the error of a turn whose child failed before it read any of the
 // conversation. Another child may have the turn: what has killed this one is not in it.
-var ErrUnsent = errors.New("nothing of the turn was sent")
+var ErrUnsent = errors.New("nothing of the turn was read")
 
 // Codes of JSON-RPC 2.0, 5.1.
 const (
@@ -72,6 +72,8 @@ const InfoContextWindow = "contextWindowExceeded"
 type ExitError struct {
 	Status string   // "exit status 1", "signal: killed"
 	Stderr []string // its last lines on stderr; may quote what it worked on
+
+	unread int // bytes of its input that it had not read
 }
 
 // Killed reports whether the child was ended from outside: by SIGKILL, as by a

@@ -126,11 +126,27 @@ func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := t.start(ctx, p); err != nil {
-		return err
+	written, err := t.start(ctx, p)
+	if err == nil {
+		defer t.end(ctx)
+		err = t.events(ctx, p, yield)
 	}
-	defer t.end(ctx)
-	return t.events(ctx, p, yield)
+	if c.unread(err) >= written {
+		return unsent(err)
+	}
+	return err
+}
+
+// unread is how much of its input a child had not read when it failed with err, in bytes.
+func (c *Client) unread(err error) int {
+	exit := (*ExitError)(nil)
+	switch {
+	case errors.As(err, &exit):
+		return exit.unread
+	case c.proc != nil && errors.Is(err, ErrUnresponsive):
+		return c.proc.unread()
+	}
+	return 0
 }
 
 // turn is the state of one running turn.
@@ -167,13 +183,14 @@ type thought struct {
 
 // start writes the history and the start of the turn at once: the child takes its
 // lines in their order, and need not wait for us between the two. A child that takes some
-// of a long history within each call timeout is busy, not dead.
-func (t *turn) start(ctx context.Context, p TurnParams) error {
+// of a long history within each call timeout is busy, not dead. start returns how many
+// bytes it wrote.
+func (t *turn) start(ctx context.Context, p TurnParams) (written int, err error) {
 	ctx, abandon := abandonable(ctx)
 	defer abandon(context.Canceled)
 	again := expire(ctx, t.c.callTimeout, abandon)
 	t.injectID, t.startID = t.c.newID(), t.c.newID()
-	written, err := t.c.writeLines(ctx, again,
+	written, err = t.c.writeLines(ctx, again,
 		injectLine(t.injectID, t.thread, p.Items),
 		outgoing{ID: &t.startID, Method: "turn/start", Params: turnStartParams{
 			ThreadID:       t.thread,
@@ -185,13 +202,10 @@ func (t *turn) start(ctx context.Context, p TurnParams) error {
 		}},
 	)
 	t.heard()
-	if err != nil && written == 0 {
-		return unsent(err)
-	}
-	return err
+	return written, err
 }
 
-// unsent marks the fault of a child that got nothing of the conversation.
+// unsent marks the fault of a child that read nothing of the conversation.
 func unsent(err error) error {
 	if ChildFault(err).Fatal() {
 		return fmt.Errorf("%w: %w", ErrUnsent, err)

@@ -56,9 +56,11 @@ var faults = map[string]func(){
 	"ignores everything when it has asked": func() {
 		post := codextest.PostTo(codextest.ConfiguredURL())
 		playChild(os.Stdin, &codextest.Child{Post: func(_ context.Context, metadata string) error {
-			err := post(context.Background(), metadata)
+			if err := post(context.Background(), metadata); err != nil {
+				return err
+			}
 			hang()
-			return err
+			return nil
 		}})
 	},
 	"sends an unknown request": func() {
