@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"codexpool/upstream"
 
 	"github.com/julienschmidt/httprouter"
+	"golang.org/x/sync/semaphore"
 )
 
 // Config configures the API. All fields count: there are no defaults here.
@@ -36,6 +38,7 @@ type Config struct {
 	DefaultStream bool  // for requests without the field stream
 	MaxStreams    int   // most open streams; 0 = no limit
 	MaxBody       int64 // most bytes of a request body
+	MaxBodies     int64 // most bytes of all bodies together, until their requests are with the provider
 	MaxChoices    int   // most answers that one request may ask for
 
 	Keepalive         time.Duration // silence after which a stream gets a comment; 0 = none
@@ -79,6 +82,9 @@ type Server struct {
 	chain   http.Handler
 	began   time.Time
 
+	bodies   bodies
+	decoding *semaphore.Weighted // as many bodies as there are cores
+
 	streams atomic.Int64
 	unready atomic.Bool // /readyz answers 503
 }
@@ -88,6 +94,7 @@ type Server struct {
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
 	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
+	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 
 	router := httprouter.New()
 	router.RedirectTrailingSlash, router.RedirectFixedPath = false, false

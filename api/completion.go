@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"codexpool/codex"
@@ -15,7 +16,9 @@ import (
 // complete serves a route of completions: it admits the request to the pool, runs
 // a turn for each choice, and passes their events on as they come.
 func (s *Server) complete(res *response, r *http.Request, f form) error {
-	req, err := s.decode(res, r, f)
+	held := &share{of: &s.bodies}
+	defer held.giveBack()
+	req, err := s.decode(res, r, f, held)
 	if err != nil {
 		return err
 	}
@@ -36,8 +39,9 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	}
 	defer admission.Close()
 	out := s.newReplier(res, r, req, f)
-	c := completion{s: s, res: res, req: req, idle: idle, admission: admission}
-	for e, err := range merge(ctx, req.choices(), c.answer) {
+	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, admission: admission, body: held}
+	c.unsent.Store(int32(c.choices))
+	for e, err := range merge(ctx, c.choices, c.answer) {
 		if err != nil {
 			return err
 		}
@@ -69,8 +73,12 @@ type completion struct {
 	s         *Server
 	res       *response
 	req       *chatRequest
+	choices   int
 	idle      time.Duration // longest silence of the model
 	admission *pool.Admission
+
+	unsent atomic.Int32 // choices whose request is not with the provider yet
+	body   *share       // what the request holds until then
 }
 
 // answer yields the events of one choice.
@@ -84,33 +92,44 @@ func (c *completion) answer(ctx context.Context, choice int) events {
 // own, which ends with it: a request of this child that comes late finds no call.
 func (c *completion) try(ctx context.Context, admission *pool.Admission, choice int) events {
 	return func(yield func(codex.Event, error) bool) {
-		params, call := c.prepare(ctx, choice)
-		if call != nil {
+		var call *upstream.Call // that the turn will set off, where there is a relay
+		if c.s.relay != nil {
+			call = c.s.relay.Prepare(ctx, func() upstream.Request {
+				conversation := c.req.conversation(choice)
+				return upstream.Request{Input: items(conversation), Overrides: overrides(c.req, conversation, c.res.caller)}
+			}, c.sent)
 			defer call.Done()
 		}
-		c.turn(ctx, admission, params, call)(yield)
+		c.turn(ctx, admission, choice, call)(yield)
 	}
 }
 
-// prepare makes the turn of a choice and, where there is a relay, the call that
-// it will set off. The caller ends the call.
-func (c *completion) prepare(ctx context.Context, choice int) (codex.TurnParams, *upstream.Call) {
+// params makes the turn of a choice. That may be megabytes, so it is done when there is
+// a child for them.
+func (c *completion) params(choice int, call *upstream.Call) codex.TurnParams {
 	conversation := c.req.conversation(choice)
-	tick := c.s.tick(c.idle)
-	if c.s.relay == nil {
+	if call == nil {
 		params := turnParams(c.req, conversation)
-		params.Tick = tick
-		return params, nil
+		params.Tick = c.s.tick(c.idle)
+		return params
 	}
-	call := c.s.relay.Prepare(ctx, upstream.Request{Input: items(conversation), Overrides: overrides(c.req, conversation, c.res.caller)})
 	// The relay sends the provider all that the caller wrote. The child is only told of
 	// the conversation, without tools, images and the caller's model.
 	return codex.TurnParams{
 		Items: standIns(conversation),
 		Meta:  map[string]string{upstream.MetaKey: call.Key},
-		Tick:  tick,
+		Tick:  c.s.tick(c.idle),
 		Wake:  call.Wake(),
-	}, call
+	}
+}
+
+// sent is called for each choice when its request is with the provider and cannot be
+// tried again. After the last, nothing needs the body any more.
+func (c *completion) sent() {
+	if c.unsent.Add(-1) == 0 {
+		c.req.forget()
+		c.body.giveBack()
+	}
 }
 
 // retry runs the turn of a choice and, where its child died before it got any of the
@@ -142,7 +161,7 @@ func (c *completion) retry(ctx context.Context, choice int) events {
 }
 
 // turn runs a turn on a child that it waits for.
-func (c *completion) turn(ctx context.Context, admission *pool.Admission, params codex.TurnParams, call *upstream.Call) events {
+func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice int, call *upstream.Call) events {
 	return func(yield func(codex.Event, error) bool) {
 		lease, err := admission.Acquire(ctx)
 		if err != nil {
@@ -150,14 +169,19 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, params
 			return
 		}
 		defer lease.Release()
-		if c.req.choices() == 1 {
+		if c.choices == 1 {
 			c.res.child = lease.Child()
 		}
-		source := lease.Turn(ctx, params)
+		source := lease.Turn(ctx, c.params(choice, call))
 		if call != nil {
 			source = answered(source, call)
 		}
+		begun := call != nil
 		for e, err := range source {
+			if !begun && err == nil { // a child that calls the provider itself has the request
+				begun = true
+				c.sent()
+			}
 			if err != nil && childToBlame(err, call) {
 				lease.Blame(err)
 			}

@@ -45,20 +45,19 @@ func (s *Server) completions(res *response, r *http.Request) error {
 
 // readPrompt reads one prompt, or several.
 func readPrompt(req *chatRequest, name string, value json.RawMessage) error {
-	var prompts []json.RawMessage
-	if isString(value) {
-		prompts = []json.RawMessage{value}
-	} else if err := into(&prompts, name, value, "a string or an array of strings; token arrays are not supported"); err != nil {
-		return err
-	}
-	if len(prompts) == 0 {
-		return badRequest(name, "'%s' must not be empty.", name)
-	}
-	for i, p := range prompts {
-		if !isString(p) {
+	add := func(i int, value json.RawMessage) error {
+		if !isString(value) {
 			return badRequest(name, "'%s[%d]' must be a string.", name, i)
 		}
-		req.Conversations = append(req.Conversations, []chatMessage{{Role: "user", Parts: []part{{Text: p}}}})
+		req.Conversations = append(req.Conversations, []chatMessage{{Role: "user", Parts: []part{{Text: value}}}})
+		return nil
 	}
-	return nil
+	if isString(value) {
+		return add(0, value)
+	}
+	err := req.elements(name, value, "a string or an array of strings; token arrays are not supported", maxParts, "prompts", add)
+	if err == nil && req.Conversations == nil {
+		err = badRequest(name, "'%s' must not be empty.", name)
+	}
+	return err
 }

@@ -130,6 +130,7 @@ var (
 	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long.", Final: true}
 	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
+	errNoRoom         = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "The bodies of all requests together are too large at the moment.", Retry: true, Close: true}
 	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
 	errBadBody        = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is malformed.", Close: true}
 	errEncoding       = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must not be compressed."}

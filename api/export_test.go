@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"time"
@@ -16,7 +17,7 @@ func Decoded(body []byte, legacy bool, cfg Config, relay *upstream.Relay) (items
 	if legacy {
 		f = textForm
 	}
-	req, err := (&Server{cfg: cfg, relay: relay}).parse(body, f)
+	req, err := (&Server{cfg: cfg, relay: relay}).parse(context.Background(), body, f)
 	if err != nil {
 		return nil, nil, "", err
 	}
@@ -24,9 +25,15 @@ func Decoded(body []byte, legacy bool, cfg Config, relay *upstream.Relay) (items
 	return turnParams(req, conversation).Items, overrides(req, conversation, Caller{Key: "1"}), headerList(req.Ignored), nil
 }
 
+// Decode decodes a request whose client leaves when ctx ends.
+func Decode(ctx context.Context, body []byte, cfg Config) error {
+	_, err := (&Server{cfg: cfg, relay: &upstream.Relay{}}).parse(ctx, body, chatForm)
+	return err
+}
+
 // OverridesOf is what a caller's request sets in the provider's.
 func OverridesOf(body []byte, caller Caller, cfg Config) (map[string]json.RawMessage, error) {
-	req, err := (&Server{cfg: cfg}).parse(body, chatForm)
+	req, err := (&Server{cfg: cfg}).parse(context.Background(), body, chatForm)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ func tuned(req *chatRequest, name string, value json.RawMessage) { req.Tuned[nam
 
 // ignored names a field in the response.
 func ignored(req *chatRequest, name string, _ json.RawMessage) {
-	req.Ignored = append(req.Ignored, name)
+	req.ignore(name)
 }
 
 func readN(req *chatRequest, name string, value json.RawMessage) error {
@@ -36,16 +36,20 @@ func readN(req *chatRequest, name string, value json.RawMessage) error {
 
 // readStop reads a sequence, or up to four.
 func readStop(req *chatRequest, name string, value json.RawMessage) error {
-	var one string
-	if json.Unmarshal(value, &one) == nil {
-		req.Stop = []string{one}
-	} else if err := into(&req.Stop, name, value, "a string or an array of strings"); err != nil {
+	const what = "a string or an array of strings"
+	add := func(_ int, value json.RawMessage) error {
+		var one string
+		err := into(&one, name, value, what)
+		if err == nil && one == "" {
+			err = badRequest(name, "'%s' must not have an empty sequence.", name)
+		}
+		req.Stop = append(req.Stop, one)
 		return err
 	}
-	if len(req.Stop) > 4 || slices.Contains(req.Stop, "") {
-		return badRequest(name, "'%s' must be at most 4 sequences, none of them empty.", name)
+	if isString(value) {
+		return add(0, value)
 	}
-	return nil
+	return req.elements(name, value, what, 4, "sequences", add)
 }
 
 func readSummary(req *chatRequest, name string, value json.RawMessage) error {
@@ -59,12 +63,12 @@ func readSummary(req *chatRequest, name string, value json.RawMessage) error {
 }
 
 func readMetadata(req *chatRequest, name string, value json.RawMessage) error {
-	var entries map[string]*string
-	if err := into(&entries, name, value, "an object of strings"); err != nil {
+	entries, err := req.members(name, value, "an object of strings")
+	if err != nil {
 		return err
 	}
 	for key, v := range entries {
-		if v == nil {
+		if !isString(v) {
 			return badRequest(name, "'%s.%.100s' must be a string.", name, key)
 		}
 	}
@@ -73,11 +77,15 @@ func readMetadata(req *chatRequest, name string, value json.RawMessage) error {
 }
 
 func readLogitBias(req *chatRequest, name string, value json.RawMessage) error {
-	var biases map[string]float64
-	if err := into(&biases, name, value, "an object of numbers"); err != nil {
+	biases, err := req.members(name, value, "an object of numbers")
+	if err != nil {
 		return err
 	}
-	for token, bias := range biases {
+	for token, v := range biases {
+		var bias float64
+		if err := into(&bias, name, v, "an object of numbers"); err != nil {
+			return err
+		}
 		if bias < -100 || bias > 100 {
 			return badRequest(name, "'%s.%.100s' must be between -100 and 100.", name, token)
 		}
@@ -168,8 +176,8 @@ func field[T any](to func(*chatRequest) *T, what string) fieldReader {
 // object reads the keys of an object; unknown ones are ignored and named.
 func object(keys map[string]fieldReader) fieldReader {
 	return func(req *chatRequest, name string, value json.RawMessage) error {
-		var fields map[string]json.RawMessage
-		if err := into(&fields, name, value, "an object"); err != nil {
+		fields, err := req.members(name, value, "an object")
+		if err != nil {
 			return err
 		}
 		return req.readFields(name+".", fields, keys)

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -48,22 +49,19 @@ func rawString(to *json.RawMessage, name string, value json.RawMessage, what str
 }
 
 func readMessages(req *chatRequest, name string, value json.RawMessage) error {
-	var messages []map[string]json.RawMessage
-	if err := into(&messages, name, value, "an array of objects"); err != nil {
-		return err
-	}
-	if len(messages) == 0 {
-		return badRequest(name, "'messages' must not be empty.")
-	}
 	var conversation []chatMessage
 	legacy := map[string]string{}
-	for i, fields := range messages {
-		r := messageReader{req: req, index: i, at: fmt.Sprintf("messages[%d]", i), fields: fields, legacy: legacy}
+	err := req.listed(name, value, maxMessages, "messages", func(i int, at string, fields map[string]json.RawMessage) error {
+		r := messageReader{req: req, index: i, at: at, fields: fields, legacy: legacy}
 		m, err := r.read()
-		if err != nil {
-			return err
-		}
 		conversation = append(conversation, m)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(conversation) == 0 {
+		return badRequest(name, "'messages' must not be empty.")
 	}
 	if err := matchCalls(conversation); err != nil {
 		return err
@@ -77,6 +75,7 @@ type messageReader struct {
 	req    *chatRequest
 	index  int
 	at     string // where the message stands, for errors
+	role   string // as the caller wrote it
 	fields map[string]json.RawMessage
 	legacy map[string]string // the id that we gave to the last function_call of each name: it has none of its own
 }
@@ -85,6 +84,7 @@ func (r *messageReader) read() (m chatMessage, err error) {
 	if err := into(&m.Role, r.at+".role", r.fields["role"], "a string"); err != nil {
 		return m, err
 	}
+	r.role = m.Role
 	known := []string{"role", "content"}
 	switch m.Role {
 	case "system":
@@ -162,15 +162,10 @@ func (r *messageReader) calls(m *chatMessage) error {
 		return err
 	}
 	if !isNull(legacy) {
-		r.req.Ignored = append(r.req.Ignored, "messages.function_call")
+		r.req.ignore("messages.function_call")
 	}
-	at := r.at + ".tool_calls"
-	var calls []map[string]json.RawMessage
-	if err := into(&calls, at, listed, "an array of objects"); err != nil {
-		return err
-	}
-	for i, fields := range calls {
-		at := fmt.Sprintf("%s[%d]", at, i)
+	ids := map[string]bool{}
+	return r.req.listed(r.at+".tool_calls", listed, maxParts, "calls", func(_ int, at string, fields map[string]json.RawMessage) error {
 		var kind string
 		if err := into(&kind, at+".type", fields["type"], "a string"); err != nil {
 			return err
@@ -185,19 +180,20 @@ func (r *messageReader) calls(m *chatMessage) error {
 		if err != nil {
 			return err
 		}
-		if slices.ContainsFunc(m.Calls, func(other toolCall) bool { return other.ID == call.ID }) {
+		if ids[call.ID] {
 			return badRequest(at+".id", "'%s.id' is the id of another call.", at)
 		}
+		ids[call.ID] = true
 		r.req.ignoreRest("messages.tool_calls.", fields, "type", "function", "id", "index") // some clients send the index of a stream back
 		m.Calls = append(m.Calls, call)
-	}
-	return nil
+		return nil
+	})
 }
 
 // call reads the name and the arguments of a call.
 func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err error) {
-	var fields map[string]json.RawMessage
-	if err := into(&fields, at, value, "an object"); err != nil {
+	fields, err := r.req.members(at, value, "an object")
+	if err != nil {
 		return c, err
 	}
 	if err := nonEmpty(&c.Name, at+".name", fields["name"]); err != nil {
@@ -211,25 +207,24 @@ func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err 
 // on, and that every answer has a call: providers reject anything else, and Codex
 // would invent answers.
 func matchCalls(conversation []chatMessage) error {
-	var open []string // ids of calls without an answer
+	open := map[string]bool{} // ids of calls without an answer
 	for i, m := range conversation {
 		if m.Role == "tool" {
-			at := slices.Index(open, m.CallID)
-			if at < 0 {
+			if !open[m.CallID] {
 				return badRequest(fmt.Sprintf("messages[%d]", i), "messages[%d] refers to tool call %.100q, which no earlier assistant message made.", i, m.CallID)
 			}
-			open = slices.Delete(open, at, at+1)
+			delete(open, m.CallID)
 			continue
 		}
 		if len(open) > 0 {
 			break
 		}
 		for _, c := range m.Calls {
-			open = append(open, c.ID)
+			open[c.ID] = true
 		}
 	}
 	if len(open) > 0 {
-		return badRequest("messages", "Each tool call of an assistant message must be answered by a tool message right after it. These call ids have no answer: %.200q.", open)
+		return badRequest("messages", "Each tool call of an assistant message must be answered by a tool message right after it. %d calls have no answer, %.100q among them.", len(open), slices.Sorted(maps.Keys(open))[0])
 	}
 	return nil
 }
@@ -243,38 +238,34 @@ func (r *messageReader) content() ([]part, error) {
 	if isString(value) {
 		return []part{{Text: value}}, nil
 	}
-	var fields []map[string]json.RawMessage
-	if err := into(&fields, at, value, "a string or an array of parts"); err != nil {
-		return nil, err
-	}
-	if len(fields) == 0 {
-		return nil, badRequest(at, "'%s' must not be empty.", at)
+	if kindOf(value) != '[' {
+		return nil, badRequest(at, "'%s' must be a string or an array of parts.", at)
 	}
 	var parts []part
-	for i, f := range fields {
-		p, err := r.part(fmt.Sprintf("%s[%d]", at, i), f)
-		if err != nil {
-			return nil, err
-		}
+	err := r.req.listed(at, value, maxParts, "parts", func(_ int, at string, fields map[string]json.RawMessage) error {
+		p, err := r.part(at, fields)
 		parts = append(parts, p)
+		return err
+	})
+	if err == nil && len(parts) == 0 {
+		err = badRequest(at, "'%s' must not be empty.", at)
 	}
-	return parts, nil
+	return parts, err
 }
 
 // part reads one part; at is where it stands, for errors.
 func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p part, err error) {
-	var kind, role string
+	var kind string
 	if err := into(&kind, at+".type", fields["type"], "a string"); err != nil {
 		return p, err
 	}
-	json.Unmarshal(r.fields["role"], &role) // read has checked it
 	switch {
-	case kind == "text", kind == "refusal" && role == "assistant":
+	case kind == "text", kind == "refusal" && r.role == "assistant":
 		if isNull(fields[kind]) {
 			return p, badRequest(at+"."+kind, "'%s.%s' is missing.", at, kind)
 		}
 		err = rawString(&p.Text, at+"."+kind, fields[kind], "a string")
-	case kind == "image_url" && role == "user":
+	case kind == "image_url" && r.role == "user":
 		p.Image, p.Detail, err = r.image(at+".image_url", fields["image_url"])
 	case kind == "input_audio", kind == "file":
 		return p, unsupported(at)
@@ -288,8 +279,8 @@ func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p pa
 // image checks that an image is a data URL and of a type that Codex can read:
 // nothing is fetched, neither by us nor by Codex.
 func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMessage, detail string, err error) {
-	var fields map[string]json.RawMessage
-	if err := into(&fields, at, value, "an object"); err != nil {
+	fields, err := r.req.members(at, value, "an object")
+	if err != nil {
 		return nil, "", err
 	}
 	var url string

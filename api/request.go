@@ -2,27 +2,17 @@ package api
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"mime"
-	"net"
-	"net/http"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"codexpool/upstream"
-)
-
-const (
-	bodyTimeout   = time.Minute // for a body to arrive
-	unreadTimeout = time.Second // for one that is not read, as without a key: it must not keep a connection
 )
 
 // chatRequest is a checked request for completions. It holds the caller's prompt:
@@ -42,34 +32,36 @@ type chatRequest struct {
 	LegacyCalls   bool                       // tools were given as functions
 	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
 	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
-	Ignored       []string                   // fields that were accepted and have no effect
+	Ignored       map[string]bool            // fields that were accepted and have no effect
+
+	scanner
+	toolNames map[string]bool // of Tools
 }
 
 // choices is the number of answers that are requested.
 func (req *chatRequest) choices() int { return len(req.Conversations) * req.N }
+
+// forget drops what only the provider needs: the parts of the body. It keeps the number
+// of conversations.
+func (req *chatRequest) forget() {
+	req.Conversations = make([][]chatMessage, len(req.Conversations))
+	req.Tools, req.Tuned, req.Format = nil, nil, nil
+}
 
 // conversation is the one that a choice answers.
 func (req *chatRequest) conversation(choice int) []chatMessage {
 	return req.Conversations[choice/req.N]
 }
 
-// decode reads a request, and names in the response what it ignores.
-func (s *Server) decode(res *response, r *http.Request, f form) (*chatRequest, error) {
-	body, err := s.readBody(res, r)
-	if err != nil {
-		return nil, err
-	}
-	req, err := s.parse(body, f)
-	if err == nil && len(req.Ignored) > 0 {
-		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
-	}
-	return req, err
-}
-
 // parse reads and checks the body of a request.
-func (s *Server) parse(body []byte, f form) (*chatRequest, error) {
-	req := &chatRequest{Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}}
-	if err := req.decode(body, f.fields); err != nil {
+func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, error) {
+	req := &chatRequest{
+		Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}, Ignored: map[string]bool{}, toolNames: map[string]bool{},
+		scanner: newScanner(ctx.Err),
+	}
+	err := req.decode(body, f.fields)
+	req.scanner = scanner{} // it keeps what it last read
+	if err != nil {
 		return nil, err
 	}
 	if req.Conversations == nil {
@@ -81,63 +73,33 @@ func (s *Server) parse(body []byte, f form) (*chatRequest, error) {
 	return req, req.fit(s.relay)
 }
 
-// readBody reads a JSON body within its limits of type, size and time.
-func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
-	if given := r.Header.Get("Content-Type"); given != "" {
-		kind, _, err := mime.ParseMediaType(given)
-		if err != nil || (kind != "application/json" && !strings.HasSuffix(kind, "+json")) {
-			return nil, errMediaType
-		}
-	}
-	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return nil, errEncoding
-	}
-	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
-		return nil, errTooLarge // the client waits for our answer before it sends the body
-	}
-	_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout))
-	body, err := io.ReadAll(io.LimitReader(r.Body, s.cfg.MaxBody+1))
-	if err == nil && int64(len(body)) > s.cfg.MaxBody {
-		// Read on a little: a client that is still writing would not see the answer.
-		_, _ = io.CopyN(io.Discard, r.Body, s.cfg.MaxBody)
-		return nil, errTooLarge
-	}
-	_ = res.control.SetReadDeadline(time.Time{})
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, errSlowBody
-	case malformed(err):
-		return nil, errBadBody
-	case err != nil:
-		return nil, &goneError{err}
-	}
-	return body, nil
-}
-
-// malformed reports whether a body has no valid transfer encoding, such as broken
-// chunks: net/http has no type for that error. A client that disconnected causes a
-// network error, or a body that is too short.
-func malformed(err error) bool {
-	var network net.Error
-	return err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.As(err, &network)
-}
-
 // decode reads the fields one by one, so that each error names its own.
 func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error {
-	var fields map[string]json.RawMessage
-	if unmarshal(body, &fields) != nil || fields == nil || !utf8.Valid(body) {
-		e := badRequest("", "The body is not a JSON object.")
-		var syntax *json.SyntaxError
-		if errors.As(json.Unmarshal(body, &fields), &syntax) { // its errors are in plain words
-			e.Message = fmt.Sprintf("The body is not valid JSON: %v (at byte %d).", syntax, syntax.Offset)
-		}
-		if !utf8.Valid(body) {
-			e.Message = "The body is not valid UTF-8."
-		}
-		e.Code = "invalid_json"
-		return e
+	if kindOf(body) != '{' || !utf8.Valid(body) {
+		return notJSON(body)
+	}
+	fields, err := req.members("body", body, "an object")
+	if told := (*Error)(nil); errors.As(err, &told) {
+		return err
+	}
+	if err != nil {
+		return notJSON(body)
 	}
 	return req.readFields("", fields, known)
+}
+
+// notJSON says what is wrong with a body.
+func notJSON(body []byte) *Error {
+	e := badRequest("", "The body is not a JSON object.")
+	var syntax *json.SyntaxError
+	if errors.As(json.Unmarshal(body, new(json.RawMessage)), &syntax) { // its errors are in plain words
+		e.Message = fmt.Sprintf("The body is not valid JSON: %v (at byte %d).", syntax, syntax.Offset)
+	}
+	if !utf8.Valid(body) {
+		e.Message = "The body is not valid UTF-8."
+	}
+	e.Code = "invalid_json"
+	return e
 }
 
 // readFields reads the fields of an object, in the order of their names. Null is
@@ -149,7 +111,7 @@ func (req *chatRequest) readFields(prefix string, fields map[string]json.RawMess
 			continue
 		}
 		if !found {
-			req.Ignored = append(req.Ignored, prefix+name)
+			req.ignore(prefix + name)
 		} else if err := read(req, prefix+name, fields[name]); err != nil {
 			return err
 		}
@@ -157,11 +119,21 @@ func (req *chatRequest) readFields(prefix string, fields map[string]json.RawMess
 	return nil
 }
 
+// maxIgnored is how many names a header of 1 KB can hold, and one more.
+const maxIgnored = 335
+
+// ignore names a field in the response.
+func (req *chatRequest) ignore(name string) {
+	if len(req.Ignored) < maxIgnored {
+		req.Ignored[name[:min(len(name), 100)]] = true
+	}
+}
+
 // ignoreRest names the fields that are not known.
 func (req *chatRequest) ignoreRest(prefix string, fields map[string]json.RawMessage, known ...string) {
 	for key, value := range fields {
 		if !slices.Contains(known, key) && !isNull(value) {
-			req.Ignored = append(req.Ignored, prefix+key)
+			req.ignore(prefix + key)
 		}
 	}
 }
@@ -172,7 +144,7 @@ func (req *chatRequest) check(cfg Config) error {
 		return badRequest("n", "'n' times the number of prompts must be at most %d.", cfg.MaxChoices)
 	}
 	if req.IncludeUsage && !req.Stream {
-		req.Ignored = append(req.Ignored, "stream_options")
+		req.ignore("stream_options")
 	}
 	if err := req.checkTools(); err != nil {
 		return err
@@ -211,7 +183,7 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 	for name := range req.Tuned {
 		if !takes(cmp.Or(providerNames[name], name)) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {
 			delete(req.Tuned, name)
-			req.Ignored = append(req.Ignored, name)
+			req.ignore(name)
 		}
 	}
 	if req.ToolChoice.Mode == "none" && !takes("tool_choice") {
@@ -223,23 +195,22 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 	case req.ToolChoice.forced() && !takes("tool_choice"):
 		return unsupported(req.ToolChoice.Field)
 	case len(req.Tools) > 0 && relay != nil && !takes("tools"):
-		req.Ignored = append(req.Ignored, "tools")
+		req.ignore("tools")
 		req.Tools = nil
 	case relay == nil && slices.ContainsFunc(req.Tools, func(t tool) bool { return t.Strict }):
-		req.Ignored = append(req.Ignored, "tools.function.strict")
+		req.ignore("tools.function.strict")
 	}
 	return nil
 }
 
 var notHeaderSafe = regexp.MustCompile(`[^A-Za-z0-9_.\-\[\]]`)
 
-// headerList joins names, each once, for a header of at most 1 KB. Names come
-// from the client, so all but plain characters become "?".
-func headerList(names []string) string {
-	slices.Sort(names)
+// headerList joins names for a header of at most 1 KB. Names come from the client, so
+// all but plain characters become "?".
+func headerList(names map[string]bool) string {
 	list := ""
-	for _, n := range slices.Compact(names) {
-		n = notHeaderSafe.ReplaceAllString(n[:min(len(n), 100)], "?")
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		n = notHeaderSafe.ReplaceAllString(n, "?")
 		if len(list)+len(n)+2 > 1000 {
 			return list + ", ..."
 		}

@@ -29,15 +29,10 @@ func (c toolChoice) forced() bool { return c.Mode == "required" || c.Name != "" 
 var toolName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
 
 func readTools(req *chatRequest, name string, value json.RawMessage) error {
-	var tools []map[string]json.RawMessage
-	if err := into(&tools, name, value, "an array of objects"); err != nil {
-		return err
-	}
-	if req.LegacyCalls && len(tools) > 0 {
-		return badRequest("functions", "Use either 'tools' or the deprecated 'functions', not both.")
-	}
-	for i, fields := range tools {
-		at := fmt.Sprintf("%s[%d]", name, i)
+	return req.listed(name, value, maxTools, "tools", func(_ int, at string, fields map[string]json.RawMessage) error {
+		if req.LegacyCalls {
+			return badRequest("functions", "Use either 'tools' or the deprecated 'functions', not both.")
+		}
 		var kind string
 		if err := into(&kind, at+".type", fields["type"], "a string"); err != nil {
 			return err
@@ -49,30 +44,23 @@ func readTools(req *chatRequest, name string, value json.RawMessage) error {
 			return err
 		}
 		req.ignoreRest("tools.", fields, "type", "function")
-	}
-	return nil
+		return nil
+	})
 }
 
 // readFunctions reads the legacy form of tools.
 func readFunctions(req *chatRequest, name string, value json.RawMessage) error {
-	var declared []json.RawMessage
-	if err := into(&declared, name, value, "an array of objects"); err != nil {
-		return err
-	}
-	for i, f := range declared {
-		if err := req.addTool(fmt.Sprintf("%s[%d]", name, i), f); err != nil {
-			return err
-		}
-	}
-	req.LegacyCalls = len(declared) > 0
-	return nil
+	return req.elements(name, value, "an array of objects", maxTools, "functions", func(i int, value json.RawMessage) error {
+		req.LegacyCalls = true
+		return req.addTool(fmt.Sprintf("%s[%d]", name, i), value)
+	})
 }
 
 // addTool checks a function's declaration and keeps it. at is where it stands, for
 // errors.
 func (req *chatRequest) addTool(at string, value json.RawMessage) error {
-	var fields map[string]json.RawMessage
-	if err := into(&fields, at, value, "an object"); err != nil {
+	fields, err := req.members(at, value, "an object")
+	if err != nil {
 		return err
 	}
 	t := tool{Parameters: json.RawMessage(`{"type":"object","properties":{}}`)}
@@ -82,9 +70,10 @@ func (req *chatRequest) addTool(at string, value json.RawMessage) error {
 	if !toolName.MatchString(t.Name) {
 		return badRequest(at+".name", "The tool name %.200q must be 1 to 128 letters, digits, '_' or '-'.", t.Name)
 	}
-	if slices.ContainsFunc(req.Tools, func(other tool) bool { return other.Name == t.Name }) {
+	if req.toolNames[t.Name] {
 		return badRequest(at+".name", "There are two tools with the name %q.", t.Name)
 	}
+	req.toolNames[t.Name] = true
 	for key, v := range fields {
 		if isNull(v) {
 			continue
@@ -97,11 +86,8 @@ func (req *chatRequest) addTool(at string, value json.RawMessage) error {
 		case "strict":
 			err = into(&t.Strict, at+"."+key, v, "a boolean")
 		case "parameters":
-			var schema struct{ Type any }
-			if json.Unmarshal(v, &schema) != nil || (schema.Type != nil && schema.Type != "object") {
-				err = badRequest(at+"."+key, "The parameters of the tool %q must be a JSON schema of type object.", t.Name)
-			}
 			t.Parameters = v
+			err = checkParameters(at+"."+key, t)
 		}
 		if err != nil {
 			return err
@@ -109,6 +95,26 @@ func (req *chatRequest) addTool(at string, value json.RawMessage) error {
 	}
 	req.ignoreRest("tools.function.", fields, "name", "description", "strict", "parameters")
 	req.Tools = append(req.Tools, t)
+	return nil
+}
+
+// checkParameters checks the schema of a tool's parameters; at is where it stands.
+func checkParameters(at string, t tool) error {
+	if err := checkDepth(at, t.Parameters); err != nil {
+		return err
+	}
+	var schema struct{ Type any }
+	if json.Unmarshal(t.Parameters, &schema) != nil || (schema.Type != nil && schema.Type != "object") {
+		return badRequest(at, "The parameters of the tool %q must be a JSON schema of type object.", t.Name)
+	}
+	return nil
+}
+
+// checkDepth checks how deep a schema is nested; at is where it stands.
+func checkDepth(at string, schema json.RawMessage) error {
+	if depth(schema) > maxDepth {
+		return badRequest(at, "'%s' must not be nested deeper than %d levels.", at, maxDepth)
+	}
 	return nil
 }
 
@@ -128,8 +134,8 @@ func readToolChoice(req *chatRequest, name string, value json.RawMessage) error 
 		return nil
 	}
 	at := name
-	var fields map[string]json.RawMessage
-	if err := into(&fields, name, value, "a string or an object"); err != nil {
+	fields, err := req.members(name, value, "a string or an object")
+	if err != nil {
 		return err
 	}
 	if name == "tool_choice" {
@@ -141,8 +147,8 @@ func readToolChoice(req *chatRequest, name string, value json.RawMessage) error 
 			return unsupported(name + ".type")
 		}
 		req.ignoreRest(name+".", fields, "type", "function")
-		at, value, fields = name+".function", fields["function"], nil
-		if err := into(&fields, at, value, "an object"); err != nil {
+		at = name + ".function"
+		if fields, err = req.members(at, fields["function"], "an object"); err != nil {
 			return err
 		}
 	}
@@ -156,7 +162,7 @@ func (req *chatRequest) checkTools() error {
 	switch {
 	case choice.forced() && len(req.Tools) == 0:
 		return badRequest(choice.Field, "'%s' needs tools to choose from.", choice.Field)
-	case choice.Name != "" && !slices.ContainsFunc(req.Tools, func(t tool) bool { return t.Name == choice.Name }):
+	case choice.Name != "" && !req.toolNames[choice.Name]:
 		return badRequest(choice.Field, "'%s' names %.100q, which is not one of the tools.", choice.Field, choice.Name)
 	}
 	return nil
@@ -164,8 +170,8 @@ func (req *chatRequest) checkTools() error {
 
 // readResponseFormat keeps the format in the form of the Responses API.
 func readResponseFormat(req *chatRequest, name string, value json.RawMessage) error {
-	var format map[string]json.RawMessage
-	if err := into(&format, name, value, "an object"); err != nil {
+	format, err := req.members(name, value, "an object")
+	if err != nil {
 		return err
 	}
 	var kind string
@@ -186,8 +192,8 @@ func readResponseFormat(req *chatRequest, name string, value json.RawMessage) er
 }
 
 func (req *chatRequest) readSchema(at string, value json.RawMessage) error {
-	var fields map[string]json.RawMessage
-	if err := into(&fields, at, value, "an object"); err != nil {
+	fields, err := req.members(at, value, "an object")
+	if err != nil {
 		return err
 	}
 	var name string
@@ -208,7 +214,9 @@ func (req *chatRequest) readSchema(at string, value json.RawMessage) error {
 		case "name", "description":
 			err = into(new(string), at+"."+key, v, "a string")
 		case "schema":
-			err = into(new(map[string]any), at+"."+key, v, "an object")
+			if err = checkDepth(at+"."+key, v); err == nil && kindOf(v) != '{' {
+				err = badRequest(at+"."+key, "'%s.%s' must be an object.", at, key)
+			}
 		case "strict":
 			err = into(new(bool), at+"."+key, v, "a boolean")
 		default:

@@ -115,8 +115,8 @@ func (c *Client) writeLines(ctx context.Context, progress func(), values ...any)
 	enc := json.NewEncoder(&lines) // ends each with a newline
 	enc.SetEscapeHTML(false)       // or each "<" of a prompt becomes six bytes
 	for _, v := range values {
-		if line, ok := v.(rawLine); ok {
-			lines.Write(line)
+		if line, ok := v.(rawLine); ok && lines.Len() == 0 {
+			lines = *bytes.NewBuffer(line) // megabytes that are not copied
 			continue
 		}
 		if err := enc.Encode(v); err != nil {
@@ -142,7 +142,8 @@ func (c *Client) writeLines(ctx context.Context, progress func(), values ...any)
 	return written, err
 }
 
-// rawLine is a line that is written as it is.
+// rawLine is a line that is written as it is: the first of those in one write, with room
+// for the others behind it.
 type rawLine []byte
 
 // injectLine is a thread/inject_items. The items are put in by hand: an encoder would
@@ -153,7 +154,7 @@ func injectLine(id int64, thread string, items []json.RawMessage) rawLine {
 	if err != nil || !bytes.HasSuffix(line, []byte(end)) {
 		panic("BUG: the items are not the end of the line")
 	}
-	size := len(line) + 1
+	size := len(line) + 1 + 4<<10 // for the start of the turn
 	for _, item := range items {
 		size += len(item) + 1
 	}

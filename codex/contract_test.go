@@ -317,7 +317,9 @@ func TestRelayedTurnCostsOneRequestWhateverTheAnswer(t *testing.T) {
 		"an error of the provider": codextest.Status(500, "{}"),
 	} {
 		up.Script(answer)
-		call := relay.Prepare(t.Context(), upstream.Request{Overrides: upstream.Overrides{"model": json.RawMessage(`"m"`)}})
+		call := relay.Prepare(t.Context(), func() upstream.Request {
+			return upstream.Request{Overrides: upstream.Overrides{"model": json.RawMessage(`"m"`)}}
+		}, func() {})
 		p := hello()
 		p.Meta = map[string]string{upstream.MetaKey: call.Key}
 		events, err := run(t, c, p)

@@ -109,14 +109,14 @@ var (
 // A loop that ends early, in whatever way, interrupts the turn and waits for its end.
 func (c *Client) Turn(ctx context.Context, p TurnParams) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		err := c.turn(ctx, p, func(e Event) bool { return yield(e, nil) })
+		err := c.turn(ctx, &p, func(e Event) bool { return yield(e, nil) })
 		if err != nil && err != errBreak {
 			yield(nil, err)
 		}
 	}
 }
 
-func (c *Client) turn(ctx context.Context, p TurnParams, yield func(Event) bool) error {
+func (c *Client) turn(ctx context.Context, p *TurnParams, yield func(Event) bool) error {
 	defer c.enter()()
 	thread, err := c.thread(ctx, p.Tools)
 	if err != nil {
@@ -183,15 +183,17 @@ type thought struct {
 
 // start writes the history and the start of the turn at once: the child takes its
 // lines in their order, and need not wait for us between the two. A child that takes some
-// of a long history within each call timeout is busy, not dead. start returns how many
-// bytes it wrote.
-func (t *turn) start(ctx context.Context, p TurnParams) (written int, err error) {
+// of a long history within each call timeout is busy, not dead. The items are dropped:
+// they may have megabytes, and the turn may last. start returns how many bytes it wrote.
+func (t *turn) start(ctx context.Context, p *TurnParams) (written int, err error) {
 	ctx, abandon := abandonable(ctx)
 	defer abandon(context.Canceled)
 	again := expire(ctx, t.c.callTimeout, abandon)
 	t.injectID, t.startID = t.c.newID(), t.c.newID()
+	history := injectLine(t.injectID, t.thread, p.Items)
+	p.Items, p.Tools = nil, nil
 	written, err = t.c.writeLines(ctx, again,
-		injectLine(t.injectID, t.thread, p.Items),
+		history,
 		outgoing{ID: &t.startID, Method: "turn/start", Params: turnStartParams{
 			ThreadID:       t.thread,
 			Input:          []string{},
@@ -215,7 +217,7 @@ func unsent(err error) error {
 
 // events yields the turn's events until its end. The answer to turn/start is
 // one message among them, so that nothing that overtakes it is lost.
-func (t *turn) events(ctx context.Context, p TurnParams, yield func(Event) bool) error {
+func (t *turn) events(ctx context.Context, p *TurnParams, yield func(Event) bool) error {
 	t.every = cmp.Or(max(p.Tick, 0), time.Second)
 	ticker := time.NewTicker(t.every)
 	defer ticker.Stop()

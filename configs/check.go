@@ -71,6 +71,7 @@ func (c Config) checkNumbers(p *problems) {
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
 	p.add(c.MaxBody > maxBody, "PROXY_MAX_BODY_BYTES", "%d is more than %d, the most that one line of a child can hold", c.MaxBody, maxBody)
+	p.add(c.MaxBodies < c.MaxBody, "PROXY_MAX_BODY_TOTAL_BYTES", "%d is less than PROXY_MAX_BODY_BYTES (%d)", c.MaxBodies, c.MaxBody)
 	atLeast("PROXY_MAX_CHAT_CHOICES", int64(c.MaxChoices), 1)
 }
 

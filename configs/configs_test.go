@@ -45,6 +45,7 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("POOL_PROBE_TIMEOUT_MS=8001"), "POOL_PROBE_TIMEOUT_MS: it must be at most 8000, because any call to a child fails after 10 s"},
 		{with("POOL_JITTER=NaN"), "POOL_JITTER: NaN is not at least 0 and less than 1"},
 		{with("PROXY_MAX_BODY_BYTES=16777217"), "PROXY_MAX_BODY_BYTES: 16777217 is more than 16777216, the most that one line of a child can hold"},
+		{with("PROXY_MAX_BODY_TOTAL_BYTES=16777215"), "PROXY_MAX_BODY_TOTAL_BYTES: 16777215 is less than PROXY_MAX_BODY_BYTES (16777216)"},
 		{with("CODEX_UPSTREAM_API_KEY=sk one"), "CODEX_UPSTREAM_API_KEY: it contains white space or a character that is not ASCII, which an HTTP header cannot carry"},
 		{
 			with("PROXY_API_KEY=a,,b", "PROXY_CORS_ALLOWED_ORIGINS=nope"),

@@ -43,6 +43,16 @@ func (p *Pool) Admit(ctx context.Context, tenant string, n int) (*Admission, err
 	return a, nil
 }
 
+// Room returns [ErrFull] if Admit would admit nobody now: for a caller with work to do
+// before it, which would be in vain. It counts as an Admit that failed.
+func (p *Pool) Room(ctx context.Context) error {
+	err := p.state.room()
+	if err != nil {
+		p.acquired(ctx, time.Now(), err)
+	}
+	return err
+}
+
 // Close gives up what was not acquired. It is idempotent. Leases stay.
 func (a *Admission) Close() {
 	a.stopTimer()

@@ -180,6 +180,16 @@ func (s *state) admit(n int) error {
 	return nil
 }
 
+// room returns ErrFull where admit would admit nobody.
+func (s *state) room() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.admitted >= s.cfg.Size+s.cfg.MaxWaiting {
+		return ErrFull
+	}
+	return nil
+}
+
 // release ends what admit began, for one child.
 func (s *state) release() {
 	s.mu.Lock()

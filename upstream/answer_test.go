@@ -70,7 +70,7 @@ func (p *pieces) Read(b []byte) (int, error) { return p.Reader.Read(b[:min(len(b
 func TestEventOfThirtyMegabytes(t *testing.T) {
 	long := strings.Repeat("x", 30<<20)
 	r := streamed(`{"type":"response.completed","response":{"output":[{"type":"message","content":[{"type":"output_text","text":"` + long + `"}]}]}}`)
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	served := make(chan struct{})
 	go func() { // ends when the answer is read
@@ -102,7 +102,7 @@ func TestRelayStopsReadingWhileNobodyReadsTheAnswer(t *testing.T) {
 			w.Close()
 		}()
 		r := imagined(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: body} })
-		call := r.Prepare(t.Context(), upstream.Request{})
+		call := prepare(t.Context(), r, upstream.Request{})
 		defer call.Done()
 		served := make(chan struct{})
 		go func() {

@@ -23,7 +23,7 @@ func TestProviderGetsTheCallersRequestAndNothingOfCodex(t *testing.T) {
 		Received:   func(_ context.Context, n int64) { received += n },
 		Overridden: func(_ context.Context, field string) { overridden = append(overridden, field) },
 	})
-	call := r.Prepare(t.Context(), upstream.Request{
+	call := prepare(t.Context(), r, upstream.Request{
 		Input:     items(`{"role":"user","type":"message","content":[{"image_url":"data:\/<b>","type":"input_image","unknown":1.50}]}`, `{"type":"reasoning","id":"rs_1"}`),
 		Overrides: upstream.Overrides{"model": json.RawMessage(`"mine"`), "temperature": json.RawMessage("0.20"), "prompt_cache_key": json.RawMessage(`"k"`)},
 	})
@@ -79,7 +79,7 @@ func TestMaxOutputTokensIsRaisedToWhatOpenAIAccepts(t *testing.T) {
 		r := upstream.NewRelay(upstream.Provider{Base: base, Kind: tt.kind}, p.Client().Transport, upstream.Hooks{})
 		server := httptest.NewServer(r)
 		defer server.Close()
-		call := r.Prepare(t.Context(), upstream.Request{Overrides: upstream.Overrides{"max_output_tokens": json.RawMessage(tt.value)}})
+		call := prepare(t.Context(), r, upstream.Request{Overrides: upstream.Overrides{"max_output_tokens": json.RawMessage(tt.value)}})
 		defer call.Done()
 		if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 			t.Fatal(code, err)
@@ -116,7 +116,7 @@ func TestChatGPTGetsInstructionsAndOnlyTheFieldsItSupports(t *testing.T) {
 		if err := json.Unmarshal([]byte(tt.input), &input); err != nil {
 			t.Fatal(err)
 		}
-		call := r.Prepare(t.Context(), upstream.Request{Input: input})
+		call := prepare(t.Context(), r, upstream.Request{Input: input})
 		defer call.Done()
 		if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 			t.Fatal(code, err)

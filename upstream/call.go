@@ -21,7 +21,8 @@ type Call struct {
 	Key     string          // for the child, under MetaKey
 	values  context.Context // of the caller's request; it never ends
 	relay   *Relay
-	request Request
+	request func() Request
+	sent    func()
 	arrived atomic.Bool
 	answer  *answer
 }
@@ -36,9 +37,13 @@ type Request struct {
 // the provider, and its answer comes out of Next. The values of ctx, the context of the
 // caller's request, are in the context of [Hooks]; the end of ctx ends nothing here.
 //
+// request makes what is sent. It is called when a child has set off the call, and its
+// result is not kept: a conversation may have megabytes. sent is called when the
+// provider has answered or failed, so that request is not called again.
+//
 // A call is for one request. A child that sends its key again is rejected.
-func (r *Relay) Prepare(ctx context.Context, request Request) *Call {
-	c := &Call{Key: rand.Text(), values: context.WithoutCancel(ctx), relay: r, request: request, answer: newAnswer()}
+func (r *Relay) Prepare(ctx context.Context, request func() Request, sent func()) *Call {
+	c := &Call{Key: rand.Text(), values: context.WithoutCancel(ctx), relay: r, request: request, sent: sent, answer: newAnswer()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls[c.Key] = c

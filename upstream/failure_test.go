@@ -69,7 +69,7 @@ func TestFailureKeepsTheProvidersOwnError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newProvider(t, tt.answer)
 			r, base := relay(t, p, upstream.Hooks{})
-			call := r.Prepare(t.Context(), upstream.Request{})
+			call := prepare(t.Context(), r, upstream.Request{})
 			defer call.Done()
 			child(t.Context(), base, call.Key)
 			if got := failure(call); got == nil || *got != tt.want {

@@ -243,9 +243,14 @@ func failure(call *upstream.Call) *upstream.Failure {
 
 // serveOne has r serve one request of a child, without a server.
 func serveOne(ctx context.Context, r *upstream.Relay) (*upstream.Call, *httptest.ResponseRecorder) {
-	call := r.Prepare(ctx, upstream.Request{})
+	call := prepare(ctx, r, upstream.Request{})
 	defer call.Done()
 	w := httptest.NewRecorder()
 	r.ServeHTTP(w, fromChild(ctx, "", call.Key, posted))
 	return call, w
+}
+
+// prepare makes a call of a request that is made already.
+func prepare(ctx context.Context, r *upstream.Relay, request upstream.Request) *upstream.Call {
+	return r.Prepare(ctx, func() upstream.Request { return request }, func() {})
 }

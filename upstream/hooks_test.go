@@ -45,7 +45,7 @@ func TestHooksGetTheContextOfTheCallersRequest(t *testing.T) {
 		r.ServeHTTP(w, req.WithContext(context.WithValue(req.Context(), span{}, "of the child's request")))
 	}))
 	defer server.Close()
-	call := r.Prepare(context.WithValue(t.Context(), span{}, "of the caller's request"), upstream.Request{Overrides: upstream.Overrides{"temperature": json.RawMessage("1")}})
+	call := prepare(context.WithValue(t.Context(), span{}, "of the caller's request"), r, upstream.Request{Overrides: upstream.Overrides{"temperature": json.RawMessage("1")}})
 	defer call.Done()
 	if code, _, err := child(t.Context(), server.URL, call.Key); code != 200 || err != nil {
 		t.Fatal(code, err)
@@ -70,7 +70,7 @@ func TestLimitsOfTheProviderAreReported(t *testing.T) {
 		sse(completed)(w, r)
 	})
 	r, base := relay(t, p, upstream.Hooks{Limit: func(_ context.Context, l upstream.Limit, value float64) { got[l] = value }})
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	child(t.Context(), base, call.Key)
 	want := map[upstream.Limit]float64{{Kind: "remaining", Unit: "tokens"}: 149000, {Kind: "used", Unit: "primary"}: 0.125}
@@ -86,7 +86,7 @@ func TestConnectionReuseIsReported(t *testing.T) {
 		got = append(got, fmt.Sprint(status, reused))
 	}})
 	for range 2 {
-		call := r.Prepare(t.Context(), upstream.Request{})
+		call := prepare(t.Context(), r, upstream.Request{})
 		child(t.Context(), base, call.Key)
 		call.Done()
 		p.rest(t)

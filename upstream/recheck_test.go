@@ -17,7 +17,7 @@ func TestRejectedLastsUntilTheCredentialIsAccepted(t *testing.T) {
 	p := newProvider(t, status(401, "", ""), status(500, "", ""), sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	for i, want := range []bool{true, true, false} {
-		call := r.Prepare(t.Context(), upstream.Request{})
+		call := prepare(t.Context(), r, upstream.Request{})
 		child(t.Context(), base, call.Key)
 		call.Done()
 		if r.Rejected() != want {
@@ -30,7 +30,7 @@ func TestRejectedIsSetByA401Only(t *testing.T) {
 	p := newProvider(t, status(403, "", ""), status(401, "", ""), status(429, "", ""), status(403, "", ""))
 	r, base := relay(t, p, upstream.Hooks{})
 	for i, want := range []bool{false, true, true, false} {
-		call := r.Prepare(t.Context(), upstream.Request{})
+		call := prepare(t.Context(), r, upstream.Request{})
 		child(t.Context(), base, call.Key)
 		call.Done()
 		if r.Rejected() != want {

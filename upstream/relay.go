@@ -103,19 +103,22 @@ func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 
 // open returns the provider's answer, which is a stream, or why there is none.
 func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure) {
-	body, err := r.body(ctx, call.request)
+	request := call.request()
+	body, err := r.body(ctx, request)
 	if err != nil {
 		return nil, &Failure{Cause: err}
 	}
-	req := r.outgoing(ctx, body)
+	req := r.outgoing(ctx, &body)
 	if err := r.authorize(req.Header); err != nil {
 		return nil, &Failure{Status: http.StatusUnauthorized, Cause: err}
 	}
 	var cacheKey string
-	if json.Unmarshal(call.request.Overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
+	if json.Unmarshal(request.Overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
 		req.Header.Set("Session-Id", cacheKey) // Codex sends both with one value
 	}
 	res, err := r.tries.RoundTrip(req)
+	body = nil
+	call.sent()
 	if err != nil {
 		return nil, &Failure{Cause: err}
 	}
@@ -200,21 +203,36 @@ func copyRest(w io.Writer, body io.ReadCloser, most int64) {
 	_, _ = io.CopyN(w, body, most)
 }
 
-// outgoing makes the provider's request. None of the child's headers are copied.
-func (r *Relay) outgoing(ctx context.Context, body []byte) *http.Request {
+// outgoing makes the provider's request. None of the child's headers are copied. The
+// request refers to body only through the pointer, for the transport keeps it until the
+// end of the answer.
+func (r *Relay) outgoing(ctx context.Context, body *[]byte) *http.Request {
+	open := func() (io.ReadCloser, error) { return io.NopCloser(draining{bytes.NewReader(*body)}), nil }
+	first, _ := open()
 	req := (&http.Request{
 		Method:        http.MethodPost,
 		URL:           r.provider.Base.JoinPath("responses"),
 		Host:          r.provider.Base.Host,
 		Header:        http.Header{},
-		Body:          io.NopCloser(bytes.NewReader(body)),
-		ContentLength: int64(len(body)),
-		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
+		Body:          first,
+		ContentLength: int64(len(*body)),
+		GetBody:       open,
 	}).WithContext(ctx)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "text/event-stream")
 	req.Header.Set("User-Agent", "codexpool")
 	return req
+}
+
+// draining forgets its bytes when all are read.
+type draining struct{ r *bytes.Reader }
+
+func (d draining) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	if d.r.Len() == 0 {
+		d.r.Reset(nil)
+	}
+	return n, err
 }
 
 func (r *Relay) authorize(h http.Header) error {

@@ -37,7 +37,7 @@ func TestProviderGetsNoRequestWithoutACredential(t *testing.T) {
 	r := upstream.NewRelay(upstream.Provider{Base: base, Credential: func(http.Header) error { return expired }}, p.Client().Transport, upstream.Hooks{})
 	server := httptest.NewServer(r)
 	defer server.Close()
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	if code, _, _ := child(t.Context(), server.URL, call.Key); code != http.StatusOK {
 		t.Errorf("the child got %d", code)
@@ -57,7 +57,7 @@ func TestProviderGetsNoRequestWithoutACredential(t *testing.T) {
 func TestRequestOfNoCallIsRejected(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	call.Done()
 	for _, key := range []string{"", "guess", call.Key} {
 		if code, _, _ := child(t.Context(), base, key); code != http.StatusForbidden {
@@ -72,7 +72,7 @@ func TestRequestOfNoCallIsRejected(t *testing.T) {
 func TestSecondRequestOfACallIsRejected(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	for i, want := range []int{http.StatusOK, http.StatusConflict, http.StatusConflict} {
 		if code, _, _ := child(t.Context(), base, call.Key); code != want {
@@ -94,7 +94,7 @@ func TestChildLearnsNothingOfTheAnswer(t *testing.T) {
 	} {
 		p := newProvider(t, answer)
 		r, base := relay(t, p, upstream.Hooks{})
-		call := r.Prepare(t.Context(), upstream.Request{})
+		call := prepare(t.Context(), r, upstream.Request{})
 		defer call.Done()
 		code, got, err := child(t.Context(), base, call.Key)
 		if code != 200 || err != nil || strings.Contains(got, "secret") || !strings.Contains(got, `"response.completed"`) {
@@ -115,7 +115,7 @@ func TestCacheKeyIsAHeaderOnlyWhereItFits(t *testing.T) {
 		{"\x7f", ""},
 	} {
 		value, _ := json.Marshal(tt.key)
-		call := r.Prepare(t.Context(), upstream.Request{Overrides: upstream.Overrides{"prompt_cache_key": value}})
+		call := prepare(t.Context(), r, upstream.Request{Overrides: upstream.Overrides{"prompt_cache_key": value}})
 		code, _, err := child(t.Context(), base, call.Key)
 		call.Done()
 		if code != 200 || err != nil {
@@ -133,7 +133,7 @@ func TestUnreachableProviderIsAFailureWithoutStatus(t *testing.T) {
 	p := newProvider(t, sse(completed))
 	r, base := relay(t, p, upstream.Hooks{})
 	p.Close()
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	if code, _, _ := child(t.Context(), base, call.Key); code != http.StatusOK {
 		t.Errorf("%d", code)

@@ -34,7 +34,7 @@ func TestRetryHappensOnceWhereTheCallerCanHaveGotNothing(t *testing.T) {
 			retries := 0
 			p := newProvider(t, tt.first, sse(completed))
 			r, base := relay(t, p, upstream.Hooks{Retried: func(context.Context) { retries++ }})
-			call := r.Prepare(t.Context(), upstream.Request{})
+			call := prepare(t.Context(), r, upstream.Request{})
 			defer call.Done()
 			code, _, _ := child(t.Context(), base, call.Key)
 			_, bodies, _ := p.seen()
@@ -142,7 +142,7 @@ func TestFailedConnectIsTriedOnceMore(t *testing.T) {
 		base, _ := url.Parse(p.URL)
 		r := upstream.NewRelay(upstream.Provider{Base: base}, &failing{p.Client().Transport, failures}, upstream.Hooks{})
 		server := httptest.NewServer(r)
-		call := r.Prepare(t.Context(), upstream.Request{})
+		call := prepare(t.Context(), r, upstream.Request{})
 		if code, _, _ := child(t.Context(), server.URL, call.Key); code != 200 || (failure(call) != nil) != fails {
 			t.Errorf("%d failures: %d", failures, code)
 		}

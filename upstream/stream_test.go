@@ -74,7 +74,7 @@ func TestRelayStopsReadingABodyThatNeverEnds(t *testing.T) {
 				began := time.Now()
 				ctx, disconnect := context.WithCancel(t.Context())
 				defer disconnect()
-				call := r.Prepare(t.Context(), upstream.Request{})
+				call := prepare(t.Context(), r, upstream.Request{})
 				defer call.Done()
 				w := &childThatDisconnects{ResponseRecorder: httptest.NewRecorder(), disconnect: disconnect}
 				func() {
@@ -135,7 +135,7 @@ func TestRelayReadsTheBodyToItsEndAfterEachLastEvent(t *testing.T) {
 					end.Close()
 				}()
 				r := imagined(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: body} })
-				call := r.Prepare(t.Context(), upstream.Request{})
+				call := prepare(t.Context(), r, upstream.Request{})
 				defer call.Done()
 				ctx, disconnect := context.WithCancel(t.Context())
 				if !whole {
@@ -165,7 +165,7 @@ func TestDisconnectAfterTheLastEventKeepsTheConnection(t *testing.T) {
 			}
 			r, base := relay(t, p, upstream.Hooks{})
 			for range 50 {
-				call := r.Prepare(t.Context(), upstream.Request{})
+				call := prepare(t.Context(), r, upstream.Request{})
 				if code, got, err := child(t.Context(), base, call.Key); code != 200 || err != nil {
 					t.Fatal(code, got, err)
 				}
@@ -190,7 +190,7 @@ func TestDisconnectBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
 		close(ended)
 	})
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel) // after the headers, in most runs; before them is well, too
@@ -204,7 +204,7 @@ func TestDisconnectBeforeTheLastEventEndsTheProvidersRequest(t *testing.T) {
 func TestEventThatIsTooLongEndsTheStream(t *testing.T) {
 	p := newProvider(t, sse(`{"type":"x","delta":"`+strings.Repeat("x", 65<<20)+`"}`, completed))
 	r, base := relay(t, p, upstream.Hooks{})
-	call := r.Prepare(t.Context(), upstream.Request{})
+	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	child(t.Context(), base, call.Key)
 	if events, f := answerTo(call); f == nil || f.Code != "event_too_long" || len(events) > 0 {
