@@ -159,26 +159,33 @@ func (s *Server) handle(rt route, h handler) http.Handler {
 			// slowly it comes. Without a body this deadline would end the request.
 			_ = res.control.SetReadDeadline(time.Now().Add(unreadTimeout)) // a recorder in a test has none
 		}
-		err := s.guarded(rt, h, res, r)
+		err := guarded(func() error { return s.serve(rt, h, res, r) })
 		var e *Error
 		if err != nil {
 			e = describe(r.Context(), err)
 		}
 		abort := res.finish(e)
-		s.report(rt, res, r, e)
+		if err := guarded(func() error { s.report(rt, res, r, e); return nil }); err != nil {
+			s.log.Error("report of a request", "err", err)
+		}
 		if abort {
 			panic(http.ErrAbortHandler) // a cut answer must not look finished
 		}
 	})
 }
 
-// guarded runs the checks of a route and its handler; a panic is an error.
-func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (err error) {
+// guarded runs a part of a request; a panic is an error.
+func guarded(part func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = panicked(p)
 		}
 	}()
+	return part()
+}
+
+// serve runs the checks of a route and its handler.
+func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err error) {
 	if err := s.pool.Err(); rt.completion && err != nil {
 		return err // before any other check
 	}

@@ -43,6 +43,8 @@ type house struct {
 	*api.Server
 	pool *pool.Pool
 
+	observed func(api.Result) // called for each result, if not nil
+
 	mu      sync.Mutex
 	results []api.Result
 }
@@ -91,8 +93,11 @@ func openWith(t *testing.T, cfg api.Config, children pool.Config, relay *upstrea
 	h := &house{pool: p}
 	h.Server = api.New(cfg, p, relay, codextest.Log(t), func(_ context.Context, r api.Result) {
 		h.mu.Lock()
-		defer h.mu.Unlock()
 		h.results = append(h.results, r)
+		h.mu.Unlock()
+		if h.observed != nil {
+			h.observed(r)
+		}
 	})
 	t.Cleanup(p.Close)
 	synctest.Wait() // the children are warm
@@ -984,6 +989,16 @@ func TestPanicBecomesAnEnvelope(t *testing.T) {
 		r := chat(hello)
 		r.Body = io.NopCloser(panicReader{})
 		if a := h.do(t, r); a.Code != 500 || !strings.Contains(a.Body.String(), `"message":"internal error"`) || strings.Contains(a.Body.String(), "secret") {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+	})
+}
+
+func TestPanicOfTheMetricsCostsNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		h.observed = func(api.Result) { panic("metrics") }
+		if a := h.do(t, chat(hello)); a.Code != 200 || a.cut {
 			t.Errorf("%d %s", a.Code, a.Body)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"runtime"
 	"strconv"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/codex"
 	"codexpool/pool"
 	"codexpool/upstream"
 )
@@ -80,10 +82,7 @@ func TestBoundsOfARequestAreNamed(t *testing.T) {
 			if a := h.do(t, chat(tt.body(tt.most))); a.Code != 200 {
 				t.Errorf("%d %s: %d %.300s", tt.most, tt.name, a.Code, a.Body)
 			}
-			for _, n := range []int{tt.most + 1, 40_000} {
-				if tt.name == "levels" {
-					n = min(n, 1_000) // no JSON may be deeper than 10,000
-				}
+			for _, n := range []int{tt.most + 1, 2 * tt.most} {
 				a := h.do(t, chat(tt.body(n)))
 				if want := fmt.Sprintf("%d %s", tt.most, tt.name); a.Code != 400 || !strings.Contains(a.Body.String(), want) {
 					t.Errorf("%d %s: %d %.300s", n, tt.name, a.Code, a.Body)
@@ -94,7 +93,6 @@ func TestBoundsOfARequestAreNamed(t *testing.T) {
 }
 
 // TestBoundsOfARequestAreCheap measures the processor's time for a body at each bound.
-// The race detector takes most of it.
 func TestBoundsOfARequestAreCheap(t *testing.T) {
 	const most = 2 * time.Second
 	for _, tt := range counts {
@@ -316,4 +314,148 @@ func TestNoBodyIsReadWhileTheQueueIsFull(t *testing.T) {
 		close(provider.thought)
 		clients.Wait()
 	})
+}
+
+func TestNamesAreBounded(t *testing.T) {
+	cfg := config()
+	cfg.MaxBody = 16 << 20
+	cfg.Models = func() api.Models { return api.Models{Prefix: "codex-5", Default: "gpt-a", Open: true} }
+	const (
+		user   = `"messages":[{"role":"user","content":"hi"}]`
+		tools  = `"tools":[{"type":"function","function":{"name":"f"}}]`
+		result = `,{"role":"tool","tool_call_id":"1","content":"x"}`
+	)
+	synctest.Test(t, func(t *testing.T) {
+		h := behind(t, cfg, 1, says("ok"))
+		for param, body := range map[string]string{
+			"model": `{"model":"NAME",` + user + `}`,
+			"messages[0].tool_calls[0].function.name": `{"messages":[{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"NAME","arguments":""}}]}` + result + `]}`,
+			"messages[0].function_call.name":          `{"messages":[{"role":"assistant","function_call":{"name":"NAME","arguments":""}},{"role":"function","name":"NAME","content":"x"}]}`,
+			"messages[0].name":                        `{"messages":[{"role":"function","name":"NAME","content":"x"}]}`,
+			"tool_choice.function.name":               `{"tool_choice":{"type":"function","function":{"name":"NAME"}},` + tools + `,` + user + `}`,
+			"response_format.json_schema.name":        `{"response_format":{"type":"json_schema","json_schema":{"name":"NAME","schema":{}}},` + user + `}`,
+		} {
+			for _, long := range []string{strings.Repeat("ä", 201), strings.Repeat("x", 2<<20)} {
+				a := h.do(t, chat(strings.ReplaceAll(body, "NAME", long)))
+				if a.Code != 400 || !strings.Contains(a.Body.String(), `at most 200 characters`) || !strings.Contains(a.Body.String(), `"param":"`+param+`"`) || a.Body.Len() > 1<<10 {
+					t.Errorf("%s: %d %.300s", param, a.Code, a.Body)
+				}
+			}
+			if a := h.do(t, chat(strings.ReplaceAll(body, "NAME", strings.Repeat("ä", 200)))); strings.Contains(a.Body.String(), "characters") {
+				t.Errorf("%s: %d %.300s", param, a.Code, a.Body)
+			}
+		}
+		if a := h.do(t, chat(`{"model":"`+strings.Repeat("ä", 200)+`",`+user+`}`)); a.Code != 200 {
+			t.Errorf("%d %.300s", a.Code, a.Body)
+		}
+		if a := h.do(t, request("GET", "/v1/models/"+strings.Repeat("x", 201), "")); a.Code != 404 || a.Body.Len() > 1<<10 {
+			t.Errorf("%d %.300s", a.Code, a.Body)
+		}
+	})
+}
+
+func TestErrorsRepeatLittleOfABody(t *testing.T) {
+	cfg := config()
+	cfg.MaxBody = 16 << 20
+	long := strings.Repeat("x", 4_000)
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, cfg, 1)
+		for _, body := range []string{
+			`{"messages":[{"role":"assistant","tool_calls":[` + list(2_048, `{"id":"%d`+long+`","type":"function","function":{"name":"f","arguments":""}}`) + `]}]}`,
+			`{"messages":[{"role":"tool","tool_call_id":"` + long + `","content":"x"}]}`,
+			`{"messages":[{"role":"` + long + `","content":"x"}]}`,
+			`{"messages":[{"role":"user","content":[{"type":"` + long + `"}]}]}`,
+			`{"metadata":{"` + long + `":1},` + hello[1:],
+			`{"logit_bias":{"` + long + `":1000},` + hello[1:],
+			`{"functions":[{"name":"` + long + `"}],` + hello[1:],
+			`{"reasoning_effort":"` + long + `",` + hello[1:],
+			`{"stream":"` + long + `",` + hello[1:],
+			`{"` + long,
+		} {
+			if a := h.do(t, chat(body)); a.Code != 400 || a.Body.Len() > 1<<10 {
+				t.Errorf("%.100s: %d, %d bytes", body, a.Code, a.Body.Len())
+			}
+		}
+		ignored := `{` + list(500, `"%d`+long[:3_000]+`":0`) + `,` + hello[1:]
+		if a := h.do(t, chat(ignored)); a.Code != 200 || len(a.Header().Get("X-Codexpool-Ignored")) > 1<<10 {
+			t.Errorf("%d, a header of %d bytes", a.Code, len(a.Header().Get("X-Codexpool-Ignored")))
+		}
+	})
+}
+
+func TestAnswerInOnePieceIsBounded(t *testing.T) {
+	text, call := codex.TextDelta{Text: strings.Repeat("x", 1<<20)}, codex.ToolCallDelta{Name: "f", Arguments: strings.Repeat("x", 1<<20)}
+	for _, tt := range []struct {
+		name    string
+		choices int
+		event   codex.Event
+		times   int // for each choice
+		fails   bool
+	}{
+		{"text above it", 1, text, 65, true},
+		{"choices, together at the bound", 2, text, 32, false},
+		{"choices, together above it", 2, text, 33, true},
+		{"reasoning above it", 1, codex.ReasoningDelta(text), 65, true},
+		{"a refusal above it", 1, codex.Refusal(text), 65, true},
+		{"a call above it", 1, call, 64, true}, // its name counts
+		{"ticks", 1, codex.Tick{}, 2 << 20, false},
+	} {
+		w := httptest.NewRecorder()
+		err := api.AnswerInOnePiece(w, tt.choices, tt.event, tt.times)
+		told := (*api.Error)(nil)
+		if failed := errors.As(err, &told) && told.Status == 502 && told.Code == "answer_too_large"; failed != tt.fails || (err != nil) != tt.fails {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if _, isTick := tt.event.(codex.Tick); !tt.fails && !isTick && w.Body.Len() < 64<<20 {
+			t.Errorf("%s: %d bytes came", tt.name, w.Body.Len())
+		}
+	}
+}
+
+// eventsOf is a provider whose answer has these events.
+type eventsOf string
+
+func (e eventsOf) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(string(e)))}, nil
+}
+
+func TestAnswerThatTheRouteCannotCarryNamesItsItem(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		for _, tt := range []struct{ path, input, kind, want string }{
+			{"/v1/chat/completions", hello[1:], "local_shell_call", "502 local_shell_call"},
+			{"/v1/chat/completions", hello[1:], "computer_call", "502 computer_call"},
+			{"/v1/chat/completions", hello[1:], "function_call", "200"},
+			{"/v1/chat/completions", hello[1:], "message", "200"},
+			{"/v1/chat/completions", hello[1:], "reasoning", "200"},
+			{"/v1/completions", `"prompt":"hi"}`, "function_call", "502 function_call"},
+		} {
+			h := behind(t, config(), 1, eventsOf(`data: {"type":"response.completed","response":{"output":[{"type":"`+tt.kind+`","call_id":"c","name":"f","arguments":"{}"}]}}`+"\n\n"))
+			a := h.do(t, request("POST", tt.path, `{"stream":`+stream+`,`+tt.input))
+			got := strconv.Itoa(a.Code)
+			if a.Code != 200 {
+				if strings.Contains(a.Body.String(), tt.kind) && h.last().Code == "upstream_error" {
+					got += " " + tt.kind
+				}
+			}
+			if got != tt.want {
+				t.Errorf("%s, %s: got %s %s, want %s", tt.path, tt.kind, got, a.Body, tt.want)
+			}
+		}
+	})
+}
+
+func TestStatusThatIsOursAloneIsAnUpstreamError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := behind(t, config(), 1, refusing(499))
+		if a := h.do(t, chat(hello)); a.Code != 502 || h.last().Code != "upstream_error" {
+			t.Errorf("%d %s, counted as %+v", a.Code, a.Body, h.last())
+		}
+	})
+}
+
+// refusing is a provider that answers with a status.
+type refusing int
+
+func (status refusing) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: int(status), Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"error":{"message":"m"}}`))}, nil
 }

@@ -1,6 +1,9 @@
 package api
 
-import "net/http"
+import (
+	"encoding/json"
+	"net/http"
+)
 
 // form is what differs between the routes of completions.
 type form struct {
@@ -34,7 +37,7 @@ func (s *Server) chatCompletions(res *response, r *http.Request) error {
 var chatFields = map[string]fieldReader{
 	"messages": readMessages,
 
-	"model":             field(func(req *chatRequest) *string { return &req.Name }, "a string"),
+	"model":             readModel,
 	"stream":            field(func(req *chatRequest) *bool { return &req.Stream }, "a boolean"),
 	"stream_options":    object(streamOptions),
 	"n":                 readN,
@@ -75,6 +78,10 @@ var chatFields = map[string]fieldReader{
 	"frequency_penalty": number(-2, 2, ignored),
 	"seed":              typed[int64]("an integer", ignored),
 	"logit_bias":        readLogitBias,
+}
+
+func readModel(req *chatRequest, name string, value json.RawMessage) error {
+	return short(&req.Name, name, value)
 }
 
 var streamOptions = map[string]fieldReader{

@@ -130,6 +130,7 @@ var (
 	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long.", Final: true}
 	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
+	errLongAnswer     = &Error{Status: 502, Type: serverError, Code: "answer_too_large", Message: "The answer is too large to be sent in one piece.", Final: true}
 	errNoRoom         = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "The bodies of all requests together are too large at the moment.", Retry: true, Close: true}
 	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
 	errBadBody        = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is malformed.", Close: true}
@@ -188,7 +189,7 @@ func describe(ctx context.Context, err error) *Error {
 	case errors.As(err, &turn):
 		return turnFailed(turn)
 	case errors.As(err, &tools):
-		return badRequest("tools", "The tools cannot be used: %s.", tools.Problem)
+		return badRequest("tools", "The tools cannot be used: %.500s.", tools.Problem)
 	case errors.As(err, &gone), ctx.Err() != nil:
 		e := &Error{Status: StatusClientGone, Type: invalidRequest, Code: "client_gone", Message: "The client disconnected."}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -224,6 +225,13 @@ func upstreamFailed(cause error) *Error {
 	return &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: cause}
 }
 
+// foreign is an answer whose only items are of a kind that its route has no place for.
+func foreign(kind string, cause error) *Error {
+	e := upstreamFailed(cause)
+	e.Message = fmt.Sprintf("The model answered with an item of the type %.100q only, which this route cannot carry.", kind)
+	return e
+}
+
 // tooLong is a conversation that is too long; said is the provider's message.
 func tooLong(said string) *Error {
 	return &Error{Status: 400, Type: invalidRequest, Code: "context_length_exceeded", Param: "messages", Message: cmp.Or(said, "The messages are longer than the model's context window.")}
@@ -232,6 +240,9 @@ func tooLong(said string) *Error {
 // providerFailed maps the provider's error. Its message reaches the caller where it
 // is about the caller's request.
 func providerFailed(f *upstream.Failure) *Error {
+	if f.Item != "" {
+		return foreign(f.Item, f)
+	}
 	switch cmp.Or(f.Code, f.Type) { // the backend of a ChatGPT login names its errors under type
 	case "context_length_exceeded":
 		return tooLong(f.Message)
@@ -243,6 +254,8 @@ func providerFailed(f *upstream.Failure) *Error {
 		return upstreamOverloaded(f.RetryAfter)
 	}
 	switch {
+	case f.Status == StatusClientGone: // ours alone
+		return upstreamFailed(f)
 	case f.Status == http.StatusOK && f.Message != "" && (f.Code == "invalid_prompt" || strings.Contains(f.Code, "image")):
 		// A response.failed that is about the request. All other codes of its closed
 		// list are about the provider.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -112,6 +113,21 @@ func tokens(req *chatRequest, name string, value json.RawMessage) error {
 		return badRequest(name, "'%s' must be at least 1.", name)
 	}
 	tuned(req, name, value)
+	return nil
+}
+
+// maxName bounds a name, in characters: names come back in each chunk of an answer, and
+// in errors.
+const maxName = 200
+
+// short reads a name.
+func short(to *string, name string, value json.RawMessage) error {
+	if err := into(to, name, value, "a string"); err != nil {
+		return err
+	}
+	if utf8.RuneCountInString(*to) > maxName {
+		return badRequest(name, "'%s' must have at most %d characters.", name, maxName)
+	}
 	return nil
 }
 

@@ -145,17 +145,29 @@ func (b *backlog) takeAll() []choiceEvent {
 }
 
 // size is about what an event takes in memory, in bytes.
-func size(e codex.Event) int {
-	const event = 64
+func size(e codex.Event) int { return overhead + content(e) }
+
+// overhead is about what an event takes beside its content, or a call.
+const overhead = 64
+
+// content is about what an event adds to an answer, in bytes.
+func content(e codex.Event) (sum int) {
 	switch e := e.(type) {
 	case codex.TextDelta:
-		return event + len(e.Text)
+		return len(e.Text)
 	case codex.ReasoningDelta:
-		return event + len(e.Text)
+		return len(e.Text)
 	case codex.Refusal:
-		return event + len(e.Text)
+		return len(e.Text)
 	case codex.ToolCallDelta:
-		return event + len(e.Arguments)
+		if e.Name != "" {
+			sum = overhead
+		}
+		return sum + len(e.ID) + len(e.Name) + len(e.Arguments)
+	case codex.ToolCalls:
+		for _, c := range e.Calls {
+			sum += overhead + len(c.ID) + len(c.Name) + len(c.Arguments)
+		}
 	}
-	return event
+	return sum
 }

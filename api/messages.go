@@ -97,13 +97,13 @@ func (r *messageReader) read() (m chatMessage, err error) {
 		err = r.assistant(&m)
 	case "tool":
 		known = append(known, "tool_call_id")
-		if err = nonEmpty(&m.CallID, r.at+".tool_call_id", r.fields["tool_call_id"]); err == nil {
+		if err = nonEmpty(id, &m.CallID, r.at+".tool_call_id", r.fields["tool_call_id"]); err == nil {
 			m.Parts, err = r.content()
 		}
 	case "function":
 		known = append(known, "name")
 		m.Role = "tool"
-		if err = nonEmpty(&m.CallID, r.at+".name", r.fields["name"]); err == nil {
+		if err = nonEmpty(short, &m.CallID, r.at+".name", r.fields["name"]); err == nil {
 			m.CallID = cmp.Or(r.legacy[m.CallID], m.CallID)
 			m.Parts, err = r.content()
 		}
@@ -114,15 +114,20 @@ func (r *messageReader) read() (m chatMessage, err error) {
 	return m, err
 }
 
-// nonEmpty reads a string that must not be empty, such as a name or an id.
-func nonEmpty(to *string, name string, value json.RawMessage) error {
-	if err := into(to, name, value, "a string"); err != nil {
+// nonEmpty reads with read a string that must not be empty.
+func nonEmpty(read func(to *string, name string, value json.RawMessage) error, to *string, name string, value json.RawMessage) error {
+	if err := read(to, name, value); err != nil {
 		return err
 	}
 	if *to == "" {
 		return badRequest(name, "'%s' must not be empty.", name)
 	}
 	return nil
+}
+
+// id reads an id. Some providers put a thousand characters into one.
+func id(to *string, name string, value json.RawMessage) error {
+	return into(to, name, value, "a string")
 }
 
 // assistant reads the content, the refusal and the calls of an assistant.
@@ -175,7 +180,7 @@ func (r *messageReader) calls(m *chatMessage) error {
 		}
 		call, err := r.call(at+".function", fields["function"])
 		if err == nil {
-			err = nonEmpty(&call.ID, at+".id", fields["id"])
+			err = nonEmpty(id, &call.ID, at+".id", fields["id"])
 		}
 		if err != nil {
 			return err
@@ -196,7 +201,7 @@ func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err 
 	if err != nil {
 		return c, err
 	}
-	if err := nonEmpty(&c.Name, at+".name", fields["name"]); err != nil {
+	if err := nonEmpty(short, &c.Name, at+".name", fields["name"]); err != nil {
 		return c, err
 	}
 	r.req.ignoreRest("messages.tool_calls.function.", fields, "name", "arguments")

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"codexpool/codex"
 
@@ -36,7 +37,7 @@ func (m Models) resolve(name string) (id, effort string, ok bool) {
 			return id, suffix, true
 		}
 	}
-	return name, "", m.Open && name != ""
+	return name, "", m.Open && name != "" && utf8.RuneCountInString(name) <= maxName
 }
 
 // known finds an alias or an id, whatever its case.

@@ -21,7 +21,7 @@ type replier interface {
 func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f form) replier {
 	base := reply{
 		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
-		usage: make([]*codex.Usage, req.choices()),
+		usage: make([]*codex.Usage, req.choices()), said: make([]bool, req.choices()),
 	}
 	if !req.Stream {
 		return &whole{reply: base, choices: make([]message, req.choices())}
@@ -49,17 +49,27 @@ type reply struct {
 	id      string
 	created int64
 	usage   []*codex.Usage // of each choice; nil where none has arrived
+	said    []bool         // of each choice: it has text
 }
 
-// note handles the events that both treat alike.
-func (b *reply) note(choice int, e codex.Event) {
+// note handles the events that both treat alike. Bare text has no place for a call: an
+// answer that has nothing else is an error.
+func (b *reply) note(choice int, e codex.Event) error {
 	switch e := e.(type) {
-	case codex.TextDelta, codex.ToolCallDelta, codex.ToolCalls, codex.Refusal:
+	case codex.TextDelta, codex.Refusal:
+		b.said[choice] = true
+		b.res.token()
+	case codex.ToolCallDelta, codex.ToolCalls:
 		b.res.token()
 	case codex.Usage:
 		b.usage[choice] = &e
 		b.res.tokens = b.total()
+	case codex.Completed:
+		if b.text && e.Finish == codex.FinishToolCalls && !b.said[choice] {
+			return foreign("function_call", nil)
+		}
 	}
+	return nil
 }
 
 // total is the usage of all choices so far.
@@ -119,14 +129,23 @@ func pieces(whole codex.ToolCalls) (list []codex.ToolCallDelta) {
 	return list
 }
 
+// maxAnswer bounds what a response in one piece holds of all its choices, in bytes.
+const maxAnswer = 64 << 20
+
 // whole is a response in one piece.
 type whole struct {
 	reply
 	choices []message
+	bytes   int // about what choices take
 }
 
 func (w *whole) write(e choiceEvent) error {
-	w.note(e.choice, e.Event)
+	if err := w.note(e.choice, e.Event); err != nil {
+		return err
+	}
+	if w.bytes += content(e.Event); w.bytes > maxAnswer {
+		return errLongAnswer
+	}
 	m := &w.choices[e.choice]
 	switch e := e.Event.(type) {
 	case codex.TextDelta:
@@ -202,7 +221,9 @@ const maxUnsent = 32 << 10
 // write adds the frames of an event. Those of events that come at once go out in one
 // write: a provider may be faster than a system call for each token.
 func (s *stream) write(e choiceEvent) error {
-	s.note(e.choice, e.Event)
+	if err := s.note(e.choice, e.Event); err != nil {
+		return err
+	}
 	if _, tick := e.Event.(codex.Tick); tick {
 		return s.tick()
 	}
@@ -237,8 +258,14 @@ func (s *stream) add(choice int, e codex.Event) {
 	case codex.TextDelta:
 		s.delta(choice, deltaBody{Content: &e.Text})
 	case codex.ToolCallDelta:
+		if s.text { // it has no place for one
+			return
+		}
 		s.call(choice, e)
 	case codex.ToolCalls:
+		if s.text {
+			return
+		}
 		for _, piece := range pieces(e) {
 			s.call(choice, piece)
 		}

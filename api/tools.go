@@ -153,7 +153,7 @@ func readToolChoice(req *chatRequest, name string, value json.RawMessage) error 
 		}
 	}
 	req.ignoreRest(at+".", fields, "name")
-	return into(&req.ToolChoice.Name, at+".name", fields["name"], "a string")
+	return short(&req.ToolChoice.Name, at+".name", fields["name"])
 }
 
 // checkTools checks the fields for tools against each other.
@@ -197,7 +197,7 @@ func (req *chatRequest) readSchema(at string, value json.RawMessage) error {
 		return err
 	}
 	var name string
-	if err := into(&name, at+".name", fields["name"], "a string"); err != nil {
+	if err := short(&name, at+".name", fields["name"]); err != nil {
 		return err
 	}
 	if isNull(fields["schema"]) {

@@ -161,11 +161,14 @@ func (t *turn) responded(n *notification) (events []Event) {
 		events = append(events, ToolCalls{Calls: calls})
 	}
 	if u := n.Usage; u != nil {
-		events = append(events, Usage{
+		sum := Usage{
 			Input: t.usage.Input + u.Input, Cached: t.usage.Cached + u.Cached,
 			Output: t.usage.Output + u.Output, Reasoning: t.usage.Reasoning + u.Reasoning,
 			Total: t.usage.Total + u.Total,
-		})
+		}
+		if sum.Plausible() {
+			events = append(events, sum)
+		}
 	}
 	return append(events, Completed{Finish: finish})
 }

@@ -75,6 +75,18 @@ type Usage struct {
 	Total             int64
 }
 
+// Plausible reports whether the counts can be of one answer: so none is negative, and
+// sums of them are none either.
+func (u Usage) Plausible() bool {
+	const most = 1 << 40
+	for _, n := range []int64{u.Input, u.Cached, u.Output, u.Reasoning, u.Total} {
+		if n < 0 || n > most {
+			return false
+		}
+	}
+	return true
+}
+
 // Completed is the last event of a turn that did not fail.
 type Completed struct{ Finish Finish }
 
@@ -344,8 +356,10 @@ func (t *turn) notified(method string, n *notification) ([]Event, error) {
 	case "rawResponse/completed":
 		return t.responded(n), nil
 	case "thread/tokenUsage/updated":
-		t.usage = Usage(n.TokenUsage.Total)
-		return []Event{t.usage}, nil
+		if u := Usage(n.TokenUsage.Total); u.Plausible() {
+			t.usage = u
+			return []Event{u}, nil
+		}
 	case "error":
 		if n.WillRetry && n.Error != nil && t.hasText {
 			// The retry would repeat the answer from its beginning.

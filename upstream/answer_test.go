@@ -41,6 +41,57 @@ func TestAnswersOfTheRelay(t *testing.T) {
 	})
 }
 
+// TestAnswersThatCannotBe has counts that are none, and items that no event is for.
+func TestAnswersThatCannotBe(t *testing.T) {
+	const (
+		text = `{"type":"response.output_text.delta","item_id":"m","output_index":0,"delta":"one "}`
+		end  = `{"type":"response.completed","response":{"usage":{"input_tokens":7,"output_tokens":2}}}`
+		bare = `{"type":"response.completed","response":{}}`
+		used = "[Usage] {7 0 2 0 9}"
+		call = `{"type":"function_call","call_id":"c","name":"f","arguments":"{}"}`
+	)
+	done := func(index int, item string) string {
+		return fmt.Sprintf(`{"type":"response.output_item.done","output_index":%d,"item":%s}`, index, item)
+	}
+	ending := func(output string) string {
+		return `{"type":"response.completed","response":{"output":[` + output + `]}}`
+	}
+	for name, tt := range map[string]struct {
+		events []string
+		want   string
+		item   string // of the failure
+	}{
+		"usage that is negative":        {[]string{text, `{"type":"response.completed","response":{"usage":{"input_tokens":7,"output_tokens":-2}}}`}, "[TextDelta] one [Completed] stop", ""},
+		"usage in part negative":        {[]string{text, `{"type":"response.completed","response":{"usage":{"input_tokens":7,"output_tokens":2,"input_tokens_details":{"cached_tokens":-1}}}}`}, "[TextDelta] one [Completed] stop", ""},
+		"usage whose sum overflows":     {[]string{text, `{"type":"response.completed","response":{"usage":{"input_tokens":9223372036854775807,"output_tokens":2}}}`}, "[TextDelta] one [Completed] stop", ""},
+		"usage that is no number":       {[]string{text, `{"type":"response.completed","response":{"usage":{"input_tokens":"7","output_tokens":2}}}`}, "[TextDelta] one [Completed] stop", ""},
+		"an item of another type":       {[]string{`{"type":"response.output_item.added","output_index":0,"item":{"id":"l","type":"local_shell_call"}}`, done(0, `{"id":"l","type":"local_shell_call"}`), end}, used, "local_shell_call"},
+		"such an item in the ending":    {[]string{ending(`{"type":"computer_call"},{"type":"web_search_call"}`)}, "", "computer_call"},
+		"a call without a name":         {[]string{done(0, `{"type":"function_call","call_id":"c"}`), bare}, "", "function_call"},
+		"such an item beside text":      {[]string{text, done(1, `{"type":"local_shell_call"}`), bare}, "[TextDelta] one [Completed] stop", ""},
+		"such an item beside a refusal": {[]string{`{"type":"response.refusal.delta","delta":"no"}`, done(1, `{"type":"local_shell_call"}`), bare}, "[Refusal] no[Completed] stop", ""},
+		"such an item beside reasoning": {[]string{done(0, `{"type":"reasoning","summary":[]}`), done(1, `{"type":"local_shell_call"}`), bare}, "[Completed] stop", ""},
+		"such an item beside a call":    {[]string{done(0, `{"type":"web_search_call"}`), done(1, call), bare}, "[0 c f] [0] {}[Completed] tool_calls", ""},
+		"such an item, empty message":   {[]string{done(0, `{"type":"web_search_call"}`), done(1, `{"type":"message","content":[]}`), bare}, "[Completed] stop", ""},
+		"such an item, cut":             {[]string{done(0, `{"type":"web_search_call"}`), `{"type":"response.incomplete","response":{"incomplete_details":{"reason":"max_output_tokens"}}}`}, "[Completed] length", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			call, _ := serveOne(t.Context(), streamed(tt.events...))
+			events, failure := answerTo(call)
+			if got := codextest.Written(events); got != tt.want {
+				t.Errorf("got  %q\nwant %q", got, tt.want)
+			}
+			item := ""
+			if failure != nil {
+				item = failure.Item
+			}
+			if item != tt.item || (failure != nil) != (tt.item != "") {
+				t.Errorf("failure %+v, want %q", failure, tt.item)
+			}
+		})
+	}
+}
+
 // TestStreamIsCutIntoEventsWhereverItBreaks sends one stream in pieces of every size,
 // with each form of line end.
 func TestStreamIsCutIntoEventsWhereverItBreaks(t *testing.T) {

@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -24,7 +23,14 @@ type decoder struct {
 	said    bool            // text or a refusal was delivered
 	deltas  bool            // some of it in deltas
 	thought *thought        // what was last delivered of the reasoning, nil before any
+	known   bool            // an item came of a type that events are for
+	foreign string          // the type of the first that came of another
+	kept    int             // about the bytes of the maps
 }
+
+// maxKept bounds what is remembered of the items of one answer, in bytes. Gateways that
+// give each event an id of its own are far below.
+const maxKept = 32 << 20
 
 // item is one item of the answer, as far as it was delivered.
 type item struct {
@@ -85,17 +91,36 @@ type streamEnd struct {
 	Incomplete struct {
 		Reason string `json:"reason"`
 	} `json:"incomplete_details"`
-	Usage *struct {
-		Input        int64 `json:"input_tokens"`
-		InputDetails struct {
-			Cached int64 `json:"cached_tokens"`
-		} `json:"input_tokens_details"`
-		Output        int64 `json:"output_tokens"`
-		OutputDetails struct {
-			Reasoning int64 `json:"reasoning_tokens"`
-		} `json:"output_tokens_details"`
-		Total int64 `json:"total_tokens"`
-	} `json:"usage"`
+	Usage json.RawMessage `json:"usage"`
+}
+
+type streamUsage struct {
+	Input        int64 `json:"input_tokens"`
+	InputDetails struct {
+		Cached int64 `json:"cached_tokens"`
+	} `json:"input_tokens_details"`
+	Output        int64 `json:"output_tokens"`
+	OutputDetails struct {
+		Reasoning int64 `json:"reasoning_tokens"`
+	} `json:"output_tokens_details"`
+	Total int64 `json:"total_tokens"`
+}
+
+// usage reads the count of an answer's tokens. One that cannot be is as if it were not
+// there.
+func usage(data json.RawMessage) (list []codex.Event) {
+	var u *streamUsage
+	if json.Unmarshal(data, &u) != nil || u == nil {
+		return nil
+	}
+	count := codex.Usage{
+		Input: u.Input, Cached: u.InputDetails.Cached, Output: u.Output, Reasoning: u.OutputDetails.Reasoning,
+		Total: cmp.Or(u.Total, u.Input+u.Output),
+	}
+	if !count.Plausible() {
+		return nil
+	}
+	return []codex.Event{count}
 }
 
 func newDecoder() *decoder {
@@ -106,6 +131,9 @@ func newDecoder() *decoder {
 // event of an answer, and failure is then not nil if it is not whole. Events that are
 // not JSON, and those of unknown types, deliver nothing.
 func (d *decoder) decode(data []byte) (events []codex.Event, over bool, failure *Failure) {
+	if d.kept > maxKept {
+		return nil, true, &Failure{Status: http.StatusOK, Code: "too_many_items"}
+	}
 	var e streamEvent
 	if json.Unmarshal(data, &e) != nil && e.Type == "" {
 		return nil, false, nil
@@ -169,11 +197,21 @@ func (d *decoder) find(id string, index int) *item {
 	if it == nil {
 		it = &item{}
 		d.byIndex[index] = it
+		d.kept += entry
 	}
-	if id != "" {
-		d.byID[id] = it
-	}
+	d.remember(id, it)
 	return it
+}
+
+// entry is about what an entry of a map takes, in bytes, with its item.
+const entry = 128
+
+// remember finds it again by its id.
+func (d *decoder) remember(id string, it *item) {
+	if id != "" && d.byID[id] != it {
+		d.byID[id] = it
+		d.kept += entry + len(id)
+	}
 }
 
 // text delivers text of a message.
@@ -222,13 +260,23 @@ func (d *decoder) argue(it *item, arguments string) []codex.Event {
 func (d *decoder) begin(s *streamItem, index int) []codex.Event {
 	it := &item{begun: true, commentary: s.Phase == "commentary"}
 	d.byIndex[index] = it
-	if s.ID != "" {
-		d.byID[s.ID] = it
-	}
+	d.kept += entry
+	d.remember(s.ID, it)
+	d.note(s.Type)
 	if s.Type != "function_call" {
 		return nil
 	}
 	return d.name(it, s)
+}
+
+// note notes the type of an item. A call is known when it is delivered.
+func (d *decoder) note(kind string) {
+	switch kind {
+	case "message", "reasoning":
+		d.known = true
+	default:
+		d.foreign = cmp.Or(d.foreign, kind)
+	}
 }
 
 // name delivers the beginning of a call.
@@ -239,6 +287,7 @@ func (d *decoder) name(it *item, s *streamItem) []codex.Event {
 	it.call = len(d.calls) + 1
 	id := cmp.Or(s.CallID, s.ID, fmt.Sprintf("call_%d", it.call))
 	d.calls[id] = true
+	d.kept += entry + len(id)
 	return []codex.Event{codex.ToolCallDelta{Index: it.call - 1, ID: id, Name: s.Name}}
 }
 
@@ -247,9 +296,10 @@ func (d *decoder) finish(s *streamItem, index int) (events []codex.Event) {
 	it := d.find(s.ID, index)
 	if it.done != "" && s.ID != it.done { // a gateway that gives all items one index
 		it = &item{}
-		d.byID[s.ID] = it
+		d.remember(s.ID, it)
 	}
 	it.done = s.ID
+	d.note(s.Type)
 	switch s.Type {
 	case "message":
 		if !it.begun && d.deltas {
@@ -296,8 +346,11 @@ func (d *decoder) summary(it *item, s *streamItem) (events []codex.Event) {
 func (d *decoder) rest(output []*streamItem) (events []codex.Event) {
 	said, thought := d.said, d.thought != nil
 	for _, s := range output {
+		if s == nil {
+			continue
+		}
+		d.note(s.Type)
 		switch {
-		case s == nil:
 		case s.Type == "message" && !said:
 			events = append(events, d.message(&item{commentary: s.Phase == "commentary"}, s)...)
 		case s.Type == "reasoning" && !thought:
@@ -317,15 +370,13 @@ func (d *decoder) ending(kind string, response []byte) (events []codex.Event, fa
 	var end streamEnd
 	_ = json.Unmarshal(response, &end) // fields that cannot be read are as if they were not there
 	events = d.rest(end.Output)
-	if u := end.Usage; u != nil {
-		events = append(events, codex.Usage{
-			Input: u.Input, Cached: u.InputDetails.Cached, Output: u.Output, Reasoning: u.OutputDetails.Reasoning,
-			Total: cmp.Or(u.Total, u.Input+u.Output),
-		})
-	}
+	events = append(events, usage(end.Usage)...)
 	finish := codex.FinishStop
 	switch reason := end.Incomplete.Reason; {
 	case kind != "response.incomplete" && end.Status != "incomplete":
+		if d.foreign != "" && !d.known && !d.said && d.thought == nil && len(d.calls) == 0 {
+			return events, &Failure{Status: http.StatusOK, Item: d.foreign}
+		}
 		if len(d.calls) > 0 {
 			finish = codex.FinishToolCalls
 		}
@@ -371,67 +422,4 @@ func firstHalf(escape string) bool {
 func escaped(before string) bool {
 	n := len(before) - len(strings.TrimRight(before, `\`))
 	return n%2 == 1
-}
-
-// lines cuts a stream of server-sent events into the data of each. It keeps at most
-// most bytes of one event.
-type lines struct {
-	most int
-	line []byte // that has not ended
-	data []byte // of the event that has not ended
-}
-
-// add takes the next bytes of the stream and calls event with the data of each event
-// that ends in them; the data is valid until event returns. It returns false for an
-// event that is too long, or if event does.
-func (l *lines) add(b []byte, event func(data []byte) bool) bool {
-	for len(b) > 0 {
-		part, rest, ended := bytes.Cut(b, []byte("\n"))
-		b = rest
-		if len(l.line)+len(part)+len(l.data) > l.most {
-			return false
-		}
-		if !ended {
-			l.line = append(l.line, part...)
-			continue
-		}
-		line := part
-		if len(l.line) > 0 {
-			l.line = append(l.line, part...)
-			line, l.line = l.line, l.line[:0]
-		}
-		if !l.end(bytes.TrimSuffix(line, []byte("\r")), event) {
-			return false
-		}
-	}
-	return true
-}
-
-// close calls event with the data of an event that the end of the stream cut off
-// before its empty line.
-func (l *lines) close(event func(data []byte) bool) {
-	if l.end(bytes.TrimSuffix(l.line, []byte("\r")), event) {
-		l.end(nil, event)
-	}
-}
-
-// end takes one whole line.
-func (l *lines) end(line []byte, event func(data []byte) bool) bool {
-	if len(line) == 0 {
-		if len(l.data) == 0 {
-			return true
-		}
-		data := l.data
-		l.data = l.data[:0]
-		return event(data)
-	}
-	value, ok := bytes.CutPrefix(line, []byte("data:"))
-	if !ok {
-		return true // a comment, or the event's name, which its data has too
-	}
-	if len(l.data) > 0 {
-		l.data = append(l.data, '\n')
-	}
-	l.data = append(l.data, bytes.TrimPrefix(value, []byte(" "))...)
-	return true
 }

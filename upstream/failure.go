@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 )
 
 // Failure is a provider's error, or the lack of an answer.
@@ -16,6 +17,7 @@ type Failure struct {
 	Param      string
 	Message    string // it may quote the prompt: never log it
 	RetryAfter string // whole seconds; "" where the provider gave none
+	Item       string // the type of an item of the answer, where all are of types that no event is for
 	Cause      error  // why there was no answer, or why no request was sent
 }
 
@@ -27,6 +29,9 @@ func (f *Failure) Error() string {
 	if f.Cause != nil {
 		return "provider not reached: " + f.Cause.Error()
 	}
+	if f.Item != "" {
+		return fmt.Sprintf("the provider's answer has only items such as %.100q", f.Item)
+	}
 	return fmt.Sprintf("provider failed: status %d, type %q, code %q", f.Status, f.Type, f.Code)
 }
 
@@ -35,7 +40,7 @@ func (f *Failure) Error() string {
 // without the envelope; and a plain text under "error" or "detail". A number as
 // type, code or param becomes text.
 //
-// The result is never nil. Fields that body does not have are empty, which are all
+// What is too long for an error is cut. The result is never nil. Fields that body does not have are empty, which are all
 // of them where body is no JSON object. Status is 0: body does not contain it.
 func ParseFailure(body []byte) *Failure {
 	var b map[string]any
@@ -46,10 +51,10 @@ func ParseFailure(body []byte) *Failure {
 		b = envelope
 	}
 	f := &Failure{
-		Type: text(b["type"]), Code: text(b["code"]), Param: text(b["param"]),
-		Message: cmp.Or(text(b["message"]), text(b["error"]), text(b["detail"])),
+		Type: cut(text(b["type"]), maxWord), Code: cut(text(b["code"]), maxWord), Param: cut(text(b["param"]), maxWord),
+		Message: cut(cmp.Or(text(b["message"]), text(b["error"]), text(b["detail"])), maxFailure),
 	}
-	if wait, ok := b["resets_in_seconds"].(float64); ok && wait > 0 { // a ChatGPT login's usage limit
+	if wait, ok := b["resets_in_seconds"].(float64); ok && wait > 0 && wait < maxReset { // a ChatGPT login's usage limit
 		f.RetryAfter = wholeSeconds(wait)
 	}
 	return f
@@ -57,6 +62,17 @@ func ParseFailure(body []byte) *Failure {
 
 // wholeSeconds formats seconds as a Retry-After, rounded up.
 func wholeSeconds(s float64) string { return strconv.FormatFloat(math.Ceil(s), 'f', 0, 64) }
+
+// The most that is passed on of a provider's error, beside maxFailure for its message.
+const (
+	maxWord  = 200     // of a type, a code or a param, bytes
+	maxReset = 1 << 30 // seconds
+)
+
+// cut is s, or its first bytes.
+func cut(s string, most int) string {
+	return strings.ToValidUTF8(s[:min(len(s), most)], "")
+}
 
 // text returns a JSON string, or a number as text; "" for all else.
 func text(v any) string {

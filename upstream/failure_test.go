@@ -19,6 +19,7 @@ func TestParseFailureReadsEachFormOfAnError(t *testing.T) {
 		`{"error":"m"}`:  {Message: "m"},
 		`{"detail":"m"}`: {Message: "m"},
 		`{"error":{"message":"m","code":"usage_limit_reached","resets_in_seconds":16.2}}`: {Message: "m", Code: "usage_limit_reached", RetryAfter: "17"},
+		`{"error":{"message":"m","resets_in_seconds":1e300}}`:                             {Message: "m"},
 		`{"error":{"message":"m","resets_in_seconds":-1}}`:                                {Message: "m"},
 		`{"error":{}}`:          {},
 		`{}`:                    {},
@@ -31,6 +32,14 @@ func TestParseFailureReadsEachFormOfAnError(t *testing.T) {
 		if got := upstream.ParseFailure([]byte(body)); got == nil || *got != want {
 			t.Errorf("%s:\ngot  %+v\nwant %+v", body, got, want)
 		}
+	}
+}
+
+func TestWordsOfAProvidersErrorAreCut(t *testing.T) {
+	long := strings.Repeat("ä", 1<<20)
+	f := upstream.ParseFailure([]byte(`{"error":{"message":"` + long + `","type":"` + long + `","code":"` + long + `","param":"a` + long + `"}}`))
+	if want := strings.Repeat("ä", 100); f.Type != want || f.Code != want || f.Param != "a"+want[:198] || len(f.Message) != 64<<10 {
+		t.Errorf("%d %d %d %d bytes", len(f.Type), len(f.Code), len(f.Param), len(f.Message))
 	}
 }
 

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -55,8 +56,8 @@ func (h Hooks) limits(ctx context.Context, header http.Header) {
 	}
 	for name, limit := range limitHeaders {
 		value, err := strconv.ParseFloat(header.Get(name), 64)
-		if err != nil {
-			continue // absent, or not a number
+		if err != nil || !(value >= 0 && value <= math.MaxInt64) { // written so that NaN fails too
+			continue // absent, or not a number of anything
 		}
 		if limit.Kind == "used" {
 			value /= 100

@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -79,6 +81,12 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 // context of the child's request: the provider's request ends with it, unless the
 // answer is over.
 func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
+	defer func() {
+		if p := recover(); p != nil { // the caller must learn of it
+			call.answer.end(&Failure{Status: http.StatusInternalServerError, Cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())})
+			panic(http.ErrAbortHandler)
+		}
+	}()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(child))
 	defer cancel()
 	stop := context.AfterFunc(child, cancel)

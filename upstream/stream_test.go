@@ -2,11 +2,13 @@ package upstream_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -209,5 +211,38 @@ func TestEventThatIsTooLongEndsTheStream(t *testing.T) {
 	child(t.Context(), base, call.Key)
 	if events, f := answerTo(call); f == nil || f.Code != "event_too_long" || len(events) > 0 {
 		t.Errorf("%d events, failure %+v", len(events), f)
+	}
+}
+
+// TestItemsWithoutEndAreNotRemembered has a provider that begins items for ever.
+func TestItemsWithoutEndAreNotRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		body, w := io.Pipe()
+		go func() { // ends with the body
+			var err error
+			for i := 0; err == nil; i++ {
+				_, err = fmt.Fprintf(w, "data: {\"type\":\"response.output_item.added\",\"output_index\":%d,\"item\":{\"id\":\"%d%s\",\"type\":\"message\"}}\n\n", i, i, strings.Repeat("x", 60<<10))
+			}
+		}()
+		r := imagined(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: body} })
+		call, _ := serveOne(t.Context(), r)
+		if events, f := answerTo(call); f == nil || f.Code != "too_many_items" || len(events) > 0 {
+			t.Errorf("%d events, %+v", len(events), f)
+		}
+	})
+}
+
+func TestPanicOfAHookIsAFailureOfTheCall(t *testing.T) {
+	r := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, nil, upstream.Hooks{
+		Overridden: func(context.Context, string) { panic("a hook") },
+	})
+	call := prepare(t.Context(), r, upstream.Request{Overrides: upstream.Overrides{"model": json.RawMessage(`"m"`)}})
+	defer call.Done()
+	func() {
+		defer func() { _ = recover() }() // http.ErrAbortHandler: the child's connection is cut
+		r.ServeHTTP(httptest.NewRecorder(), fromChild(t.Context(), "", call.Key, posted))
+	}()
+	if _, f := answerTo(call); f == nil || !strings.Contains(f.Error(), "a hook") {
+		t.Errorf("failure %+v", f)
 	}
 }
