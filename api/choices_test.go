@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"codexpool/codex/codextest"
+	"codexpool/pool"
 )
 
 // choice is what a test reads of an answer, however it came.
@@ -335,4 +336,36 @@ func TestSlowClientHoldsTheChildOfALongAnswer(t *testing.T) {
 			t.Errorf("%.100v", got)
 		}
 	})
+}
+
+// TestDrainWhileAChoiceWaits has three choices for two children. The first two answer
+// after a second and two, and then the third.
+func TestDrainWhileAChoiceWaits(t *testing.T) {
+	for name, stop := range map[string]func(*pool.Pool){"drain": (*pool.Pool).Drain, "close": (*pool.Pool).Close} {
+		for _, tt := range []struct {
+			stream string
+			after  time.Duration
+			served bool
+		}{
+			{"true", 500 * time.Millisecond, false},   // nothing was sent
+			{"true", 1500 * time.Millisecond, true},   // the first words were
+			{"false", 1500 * time.Millisecond, false}, // nothing can be sent yet
+			{"false", 2500 * time.Millisecond, true},  // none waits
+		} {
+			t.Run(fmt.Sprint(name, " after ", tt.after, ", stream ", tt.stream), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					h := open(t, config(), 2)
+					time.AfterFunc(tt.after, func() { stop(h.pool) })
+					a := h.do(t, chat(`{"n":3,"stream":`+tt.stream+`,"messages":[{"role":"user","content":"one two"}]}`))
+					want := []choice{{"one two", "stop"}, {"one two", "stop"}, {"one two", "stop"}}
+					if tt.served && (a.Code != 200 || a.cut || !slices.Equal(choicesOf(t, a), want)) {
+						t.Errorf("%d, cut %t: %s", a.Code, a.cut, a.Body)
+					}
+					if !tt.served && (a.Code != 503 || h.last().Code != "shutting_down") {
+						t.Errorf("%d %s", a.Code, a.Body)
+					}
+				})
+			})
+		}
+	}
 }

@@ -38,7 +38,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 		return err
 	}
 	defer admission.Close()
-	out := s.newReplier(res, r, req, f)
+	out := s.newReplier(res, r, req, f, admission.Keep)
 	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, admission: admission, body: held}
 	c.unsent.Store(int32(c.choices))
 	for e, err := range merge(ctx, c.choices, c.answer) {

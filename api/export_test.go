@@ -43,7 +43,7 @@ func OverridesOf(body []byte, caller Caller, cfg Config) (map[string]json.RawMes
 // StreamText streams deltas of one choice.
 func StreamText(w http.ResponseWriter, deltas []string) error {
 	res := newResponse(w, time.Minute)
-	s := &stream{reply: reply{form: chatForm, res: res, req: &chatRequest{Stream: true}, usage: make([]*codex.Usage, 1), said: make([]bool, 1)}}
+	s := &stream{reply: reply{form: chatForm, res: res, req: &chatRequest{Stream: true}, usage: make([]*codex.Usage, 1), said: make([]bool, 1)}, begin: func() error { return nil }}
 	for _, d := range deltas {
 		if err := s.write(choiceEvent{Event: codex.TextDelta{Text: d}}); err != nil {
 			return err
@@ -58,7 +58,7 @@ func StreamText(w http.ResponseWriter, deltas []string) error {
 // AnswerInOnePiece answers with one event, so many times in each choice.
 func AnswerInOnePiece(w http.ResponseWriter, choices int, e codex.Event, times int) error {
 	req := &chatRequest{Conversations: make([][]chatMessage, choices), N: 1}
-	out := (&Server{}).newReplier(newResponse(w, time.Minute), nil, req, chatForm)
+	out := (&Server{}).newReplier(newResponse(w, time.Minute), nil, req, chatForm, nil)
 	for i := range choices {
 		for range times {
 			if err := out.write(choiceEvent{choice: i, Event: e}); err != nil {

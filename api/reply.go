@@ -18,7 +18,9 @@ type replier interface {
 	finish() error // called once, after the last event of all
 }
 
-func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f form) replier {
+// newReplier calls begin before anything is sent while answers are still to come. With
+// an error nothing is sent.
+func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f form, begin func() error) replier {
 	base := reply{
 		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
 		usage: make([]*codex.Usage, req.choices()), said: make([]bool, req.choices()),
@@ -26,7 +28,7 @@ func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f 
 	if !req.Stream {
 		return &whole{reply: base, choices: make([]message, req.choices())}
 	}
-	st := &stream{reply: base, commitAfter: s.cfg.Commit, keepalive: s.cfg.Keepalive}
+	st := &stream{reply: base, begin: begin, commitAfter: s.cfg.Commit, keepalive: s.cfg.Keepalive}
 	if rejectsComments(r) {
 		st.keepalive = 0
 	}
@@ -206,6 +208,7 @@ func (w *whole) message(m *message) messageBody {
 // status, which SDKs retry or raise.
 type stream struct {
 	reply
+	begin       func() error // called before the 200
 	commitAfter time.Duration
 	keepalive   time.Duration // 0 = none
 
@@ -228,7 +231,12 @@ func (s *stream) write(e choiceEvent) error {
 		return s.tick()
 	}
 	committed := s.res.stream
-	s.add(e.choice, e.Event)
+	if s.shows(e.Event) {
+		if err := s.commit(); err != nil {
+			return err
+		}
+		s.add(e.choice, e.Event)
+	}
 	switch {
 	case e.more && len(s.buf) < maxUnsent:
 		return nil
@@ -240,12 +248,23 @@ func (s *stream) write(e choiceEvent) error {
 	return s.flush()
 }
 
+// shows reports whether the client sees something of an event, if only that the model is
+// at work.
+func (s *stream) shows(e codex.Event) bool {
+	switch e.(type) {
+	case codex.Usage:
+		return false
+	case codex.ToolCallDelta, codex.ToolCalls:
+		return !s.text // it has no place for one
+	}
+	return true
+}
+
 // add adds the frames of an event to those that go out with the next write.
 func (s *stream) add(choice int, e codex.Event) {
 	switch e := e.(type) {
 	case codex.ReasoningDelta:
 		if !s.reasons() {
-			s.commit() // the model is at work
 			return
 		}
 		s.delta(choice, deltaBody{Reasoning: e.Text})
@@ -258,19 +277,12 @@ func (s *stream) add(choice int, e codex.Event) {
 	case codex.TextDelta:
 		s.delta(choice, deltaBody{Content: &e.Text})
 	case codex.ToolCallDelta:
-		if s.text { // it has no place for one
-			return
-		}
 		s.call(choice, e)
 	case codex.ToolCalls:
-		if s.text {
-			return
-		}
 		for _, piece := range pieces(e) {
 			s.call(choice, piece)
 		}
 	case codex.Completed:
-		s.commit()
 		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
 		s.ended++
 	}
@@ -298,7 +310,9 @@ func (s *stream) tick() error {
 	}
 	switch {
 	case !s.res.stream && now.Sub(s.turn) >= s.commitAfter:
-		s.commit()
+		if err := s.commit(); err != nil {
+			return err
+		}
 		return s.flush()
 	case s.res.stream && s.keepalive > 0 && now.Sub(s.wrote) >= s.keepalive:
 		s.buf = append(s.buf, ": keepalive\n\n"...)
@@ -308,22 +322,28 @@ func (s *stream) tick() error {
 }
 
 // commit sends the 200, with the role of each choice.
-func (s *stream) commit() {
+func (s *stream) commit() error {
 	if s.res.stream {
-		return
+		return nil
+	}
+	if err := s.begin(); err != nil {
+		return err
 	}
 	s.res.sse()
 	if s.text {
-		return
+		return nil
 	}
 	empty := ""
 	for i := range s.usage {
 		s.chunk(i, deltaBody{Role: "assistant", Content: &empty}, "")
 	}
+	return nil
 }
 
 func (s *stream) finish() error {
-	s.commit()
+	if err := s.commit(); err != nil {
+		return err
+	}
 	if s.req.IncludeUsage {
 		last := s.body()
 		last.Choices, last.Usage.usage = []any{}, s.used()
@@ -342,10 +362,7 @@ func (s *stream) body() chunkBody {
 }
 
 // delta adds to a choice.
-func (s *stream) delta(choice int, delta deltaBody) {
-	s.commit()
-	s.chunk(choice, delta, "")
-}
+func (s *stream) delta(choice int, delta deltaBody) { s.chunk(choice, delta, "") }
 
 func (s *stream) chunk(choice int, delta deltaBody, end finishedReason) {
 	b := s.body()

@@ -19,7 +19,9 @@ type Admission struct {
 	timer   *time.Timer   // nil = no limit
 	expired chan struct{} // closed by timer
 
-	places int // calls of Acquire that remain; guarded by pool.state.mu
+	places int   // calls of Acquire that remain; guarded by pool.state.mu, like all that follows
+	kept   bool  // see Keep
+	away   error // why a call of Acquire was turned away by a drain or a close, or nil
 }
 
 // Admit admits a caller that needs n children at once, or returns [ErrFull]: a
@@ -51,6 +53,19 @@ func (p *Pool) Room(ctx context.Context) error {
 		p.acquired(ctx, time.Now(), err)
 	}
 	return err
+}
+
+// Keep has the calls of Acquire wait on during a drain, and while the pool closes: for a
+// caller that has begun its answer with a part of its children. It returns why such a
+// call was turned away already, if one was.
+func (a *Admission) Keep() error {
+	s := &a.pool.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.away == nil {
+		a.kept = true
+	}
+	return a.away
 }
 
 // Close gives up what was not acquired. It is idempotent. Leases stay.
@@ -136,7 +151,7 @@ func (p *Pool) wait(ctx context.Context, a *Admission) (*puddle.Resource[*child]
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	w := &waiter{tenant: a.tenant, done: make(chan struct{})}
+	w := &waiter{tenant: a.tenant, admission: a, done: make(chan struct{})}
 	if err := p.state.enter(w); err != nil {
 		return nil, err
 	}

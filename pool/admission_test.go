@@ -190,3 +190,71 @@ func TestHooksGetTheContextOfTheCaller(t *testing.T) {
 		l.Release()
 	})
 }
+
+// TestKeptCallerWaitsOnWhilePoolCloses has one that keeps its place and one that does not
+// wait behind a lease.
+func TestKeptCallerWaitsOnWhilePoolCloses(t *testing.T) {
+	for name, stop := range map[string]func(*pool.Pool){"drain": (*pool.Pool).Drain, "close": (*pool.Pool).Close} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *nursery) {
+				p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 2})
+				l := acquire(t, p)
+				kept, other := admit(t, p, "a", 1), admit(t, p, "b", 1)
+				if err := kept.Keep(); err != nil {
+					t.Error(err)
+				}
+				answers, errs := make(chan string, 1), make(chan error, 1)
+				go func() {
+					l, err := kept.Acquire(t.Context())
+					if err != nil {
+						t.Error(err)
+						answers <- ""
+						return
+					}
+					defer l.Release()
+					answer, err := complete(t.Context(), l, "served")
+					if err != nil {
+						t.Error(err)
+					}
+					answers <- answer
+				}()
+				go func() {
+					_, err := other.Acquire(t.Context())
+					errs <- err
+				}()
+				synctest.Wait()
+				go stop(p)
+				if err := <-errs; !errors.Is(err, pool.ErrDraining) && !errors.Is(err, pool.ErrClosed) || !errors.Is(other.Keep(), err) {
+					t.Errorf("%v, then %v", err, other.Keep())
+				}
+				synctest.Wait()
+				l.Release()
+				expect(t, "answer", <-answers, "served")
+			})
+		})
+	}
+}
+
+func TestKeptCallerIsDismissedWhenTheLastChildOfAClosingPoolDies(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
+		l := acquire(t, p)
+		kept := admit(t, p, "", 1)
+		if err := kept.Keep(); err != nil {
+			t.Error(err)
+		}
+		errs := make(chan error, 1)
+		go func() {
+			_, err := kept.Acquire(t.Context())
+			errs <- err
+		}()
+		synctest.Wait()
+		go p.Close()
+		synctest.Wait()
+		n.kill(0)
+		if err := <-errs; !errors.Is(err, pool.ErrClosed) {
+			t.Error(err)
+		}
+		l.Release()
+	})
+}

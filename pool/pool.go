@@ -152,7 +152,7 @@ func New(cfg Config) (*Pool, error) {
 }
 
 // Drain turns away new callers and those in the queue with ErrDraining, until
-// Resume. Leases go on.
+// Resume. Leases go on, and so do the callers of [Admission.Keep].
 func (p *Pool) Drain() { p.state.close(ErrDraining) }
 
 // Resume ends what Drain began.
@@ -169,8 +169,9 @@ func (p *Pool) Recycle() {
 	p.look()
 }
 
-// Close turns callers away with ErrClosed, waits until every lease is released,
-// and stops every child. It is idempotent.
+// Close turns callers away with ErrClosed, waits until every lease is released, also
+// those that the callers of [Admission.Keep] still get, and stops every child. It is
+// idempotent.
 func (p *Pool) Close() {
 	p.closed.Do(func() {
 		p.state.close(ErrClosed)

@@ -18,11 +18,12 @@ type queue struct {
 
 // waiter is one caller in the queue.
 type waiter struct {
-	tenant string
-	done   chan struct{}            // closed once child or err is set
-	child  *puddle.Resource[*child] // what the caller got
-	err    error                    // or why waiting has become pointless
-	place  *list.Element            // nil outside the queue
+	tenant    string
+	admission *Admission
+	done      chan struct{}            // closed once child or err is set
+	child     *puddle.Resource[*child] // what the caller got
+	err       error                    // or why waiting has become pointless
+	place     *list.Element            // nil outside the queue
 }
 
 // push adds w behind its tenant's other waiters.
@@ -51,6 +52,16 @@ func (q *queue) pop() *waiter {
 	q.turns = append(q.turns[1:], tenant)
 	q.remove(w)
 	return w
+}
+
+// all lists the waiters.
+func (q *queue) all() (list []*waiter) {
+	for _, waiters := range q.tenants {
+		for e := waiters.Front(); e != nil; e = e.Next() {
+			list = append(list, e.Value.(*waiter))
+		}
+	}
+	return list
 }
 
 // remove removes w. It returns false if w is not in the queue.

@@ -128,7 +128,9 @@ func (s *state) children() iter.Seq[*child] {
 func (s *state) exited() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.alive--
+	if s.alive--; s.alive == 0 && s.closed == ErrClosed {
+		s.dismissAll(ErrClosed) // no other child will be started
+	}
 }
 
 // markLate changes the state of a child from Probing to Late. It returns false
@@ -201,7 +203,8 @@ func (s *state) release() {
 func (s *state) enter(w *waiter) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed != nil {
+	if s.closed != nil && (!w.admission.kept || s.alive == 0) {
+		w.admission.away = s.closed
 		return s.closed
 	}
 	if last := s.free.Back(); last != nil { // it has the warmest caches, and the others may rest
@@ -233,21 +236,32 @@ func (s *state) dismissUnlessAlive(err error) {
 // dismissAll ends the waiting of everybody in the queue with err. The caller holds
 // mu.
 func (s *state) dismissAll(err error) {
-	for w := s.queue.pop(); w != nil; w = s.queue.pop() {
-		w.err = err
-		close(w.done)
+	for _, w := range s.queue.all() {
+		s.dismiss(w, err)
 	}
 }
 
-// close dismisses everybody with err, and admits nobody any more. ErrClosed is
-// for ever: puddle gets the idle children, which it stops when it closes.
+func (s *state) dismiss(w *waiter, err error) {
+	s.queue.remove(w)
+	w.err = err
+	close(w.done)
+}
+
+// close dismisses everybody with err, but for those that are kept, and admits nobody any
+// more. ErrClosed is for ever: puddle gets the idle children, which it stops when it
+// closes.
 func (s *state) close(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed != ErrClosed {
 		s.closed = err
 	}
-	s.dismissAll(s.closed)
+	for _, w := range s.queue.all() {
+		if a := w.admission; !a.kept {
+			a.away = s.closed
+			s.dismiss(w, s.closed)
+		}
+	}
 	if s.closed == ErrClosed {
 		for e := s.free.Front(); e != nil; e = s.free.Front() {
 			s.take(e).ReleaseUnused()
