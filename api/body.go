@@ -32,9 +32,9 @@ type share struct {
 	held int64 // guarded by of.mu
 }
 
-// take adds n bytes, or returns false where there is no room. One share may not grow
-// larger than what it leaves to others, if there are any: so a small body finds room
-// however many large ones come.
+// take adds n bytes. Where there is no room it gives all back and returns false. One
+// share may not grow larger than what it leaves to others, if there are any: so a small
+// body finds room however many large ones come.
 func (s *share) take(n int64) bool {
 	b := s.of
 	b.mu.Lock()
@@ -42,6 +42,8 @@ func (s *share) take(n int64) bool {
 	left := b.most - b.held - n
 	alone := b.held == s.held
 	if left < 0 || (!alone && s.held+n > left) {
+		b.held -= s.held // at once: the next in line has that room
+		s.held = 0
 		return false
 	}
 	b.held += n

@@ -82,6 +82,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		{"a field that cannot be honoured", "POST", chat, bearer, kind, `{"logprobs":true,` + hi + `}`, "400 invalid_request_error unsupported_parameter logprobs"},
 		{"an unknown path", "POST", "/v1/nothing", bearer, kind, "{}", "404 invalid_request_error not_found -"},
 		{"an unknown method", "DELETE", chat, bearer, "", "", "405 invalid_request_error method_not_allowed -"},
+		{"20,001 messages", "POST", chat, bearer, kind, `{"messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 20_000) + `{"role":"user","content":"a"}]}`, "400 invalid_request_error - messages"},
 		{"20 MB", "POST", chat, bearer, kind, chatBody(strings.Repeat("x", 20<<20), false), "413 invalid_request_error request_too_large -"},
 		{"another content type", "POST", chat, bearer, "text/plain", chatBody("hi", false), "415 invalid_request_error unsupported_media_type -"},
 	} {
@@ -103,6 +104,8 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		{"upstream's rate limit", retryAfter(429, "9", words("rate_limit_exceeded")), "429 rate_limit_error upstream_rate_limited - *"},
 		{"upstream is overloaded", retryAfter(503, "9", ""), "503 server_error upstream_overloaded - *"},
 		{"upstream fails", codextest.Status(500, ""), "502 server_error upstream_error -"},
+		{"a status that is ours alone", codextest.Status(499, words("c")), "502 server_error upstream_error -"},
+		{"an answer of a computer call", ending(map[string]any{"type": "response.output_item.done", "item": map[string]any{"type": "computer_call"}}), "502 server_error upstream_error -"},
 	} {
 		for _, stream := range []bool{false, true} {
 			t.Run(fmt.Sprint(tt.name, " stream ", stream), func(t *testing.T) {
