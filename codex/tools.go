@@ -160,15 +160,12 @@ func (t *turn) responded(n *notification) (events []Event) {
 		finish = FinishToolCalls
 		events = append(events, ToolCalls{Calls: calls})
 	}
-	if u := n.Usage; u != nil {
-		sum := Usage{
+	if u := n.Usage; u != nil && Usage(*u).Plausible() {
+		events = append(events, Usage{
 			Input: t.usage.Input + u.Input, Cached: t.usage.Cached + u.Cached,
 			Output: t.usage.Output + u.Output, Reasoning: t.usage.Reasoning + u.Reasoning,
 			Total: t.usage.Total + u.Total,
-		}
-		if sum.Plausible() {
-			events = append(events, sum)
-		}
+		})
 	}
 	return append(events, Completed{Finish: finish})
 }

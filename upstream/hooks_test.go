@@ -66,6 +66,9 @@ func TestLimitsOfTheProviderAreReported(t *testing.T) {
 	p := newProvider(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("x-ratelimit-remaining-tokens", "149000")
 		w.Header().Set("x-ratelimit-limit-requests", "many")
+		w.Header().Set("x-ratelimit-remaining-requests", "-1")
+		w.Header().Set("x-ratelimit-limit-tokens", "NaN")
+		w.Header().Set("x-codex-secondary-used-percent", "+Inf")
 		w.Header().Set("x-codex-primary-used-percent", "12.5")
 		sse(completed)(w, r)
 	})
