@@ -223,7 +223,7 @@ func TestBodiesOfAllRequestsShareOneBound(t *testing.T) {
 		saturated := func(what string) {
 			t.Helper()
 			a := h.do(t, chat(large+`"}]}`))
-			if a.Code != 503 || !strings.Contains(a.Body.String(), `"pool_saturated"`) || a.Header().Get("Retry-After") == "" || a.Header().Get("Connection") != "close" {
+			if a.Code != 503 || !strings.Contains(a.Body.String(), "bodies") || h.last().Code != "pool_saturated" || a.Header().Get("Retry-After") == "" || a.Header().Get("Connection") != "close" {
 				t.Errorf("%s: %d %v %s", what, a.Code, a.Header(), a.Body)
 			}
 		}
@@ -275,8 +275,8 @@ func TestBodyIsHeldUntilAllChoicesAreWithTheProvider(t *testing.T) {
 		large := `"messages":[{"role":"user","content":"` + strings.Repeat("x", 40_000) + `"}]}`
 		go func() { done <- h.do(t, chat(`{"n":2,`+large)) }()
 		synctest.Wait()
-		if a := h.do(t, chat(`{`+large)); a.Code != 503 {
-			t.Errorf("beside a choice that waits: %d", a.Code)
+		if a := h.do(t, chat(`{`+large)); a.Code != 503 || !strings.Contains(a.Body.String(), "bodies") {
+			t.Errorf("beside a choice that waits: %d %s", a.Code, a.Body)
 		}
 		close(provider.thought)
 		if a := <-done; a.Code != 200 {
