@@ -58,7 +58,7 @@ func (d *daemon) unfinished(end <-chan struct{}) (status int) {
 	}()
 	go func() { // ends with the connection
 		fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", key, 16<<20)
-		io.WriteString(conn, `{"messages":[{"role":"user","content":"`+strings.Repeat("x", 16<<20-1000))
+		io.WriteString(conn, `{"messages":[{"role":"user","content":"`+strings.Repeat("x", 16<<20-40)) // all but one byte
 	}()
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
