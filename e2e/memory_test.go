@@ -43,9 +43,9 @@ func (d *daemon) wellServed(n int) {
 	}
 }
 
-// unfinished sends the beginning of a body of 16 MB, and returns the status of the answer
-// that comes nevertheless; 0 where none has come when end is closed.
-func (d *daemon) unfinished(end <-chan struct{}) (status int) {
+// unfinished sends a body of 16 MB but for its last byte, and returns the status of the
+// answer that comes nevertheless; 0 where none has come when end is closed.
+func (d *daemon) unfinished(body string, end <-chan struct{}) (status int) {
 	conn, err := net.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
 	if err != nil {
 		d.t.Error(err)
@@ -57,8 +57,8 @@ func (d *daemon) unfinished(end <-chan struct{}) (status int) {
 		conn.Close()
 	}()
 	go func() { // ends with the connection
-		fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", key, 16<<20)
-		io.WriteString(conn, `{"messages":[{"role":"user","content":"`+strings.Repeat("x", 16<<20-40)) // all but one byte
+		fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", key, len(body)+1)
+		io.WriteString(conn, body)
 	}()
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -73,9 +73,11 @@ func TestBodiesThatDoNotEndTakeNoRoomFromOthers(t *testing.T) {
 	d.wellServed(3)
 	before := d.weigh()
 	const clients = 60
+	const begin = `{"messages":[{"role":"user","content":"`
+	body := begin + strings.Repeat("x", 16<<20-1-len(begin))
 	end, statuses := make(chan struct{}), make(chan int, clients)
 	for range clients {
-		go func() { statuses <- d.unfinished(end) }()
+		go func() { statuses <- d.unfinished(body, end) }()
 	}
 	d.wellServed(50)
 	eventually(t, time.Minute, "bodies that were turned away", func() bool { return len(statuses) > clients/2 })
