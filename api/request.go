@@ -57,7 +57,12 @@ func (req *chatRequest) conversation(choice int) []chatMessage {
 func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, error) {
 	req := &chatRequest{
 		Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}, Ignored: map[string]bool{}, toolNames: map[string]bool{},
-		scanner: newScanner(ctx.Err),
+		scanner: newScanner(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return nil
+		}),
 	}
 	err := req.decode(body, f.fields)
 	req.scanner = scanner{} // it keeps what it last read
