@@ -209,23 +209,28 @@ func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err 
 
 // matchCalls makes sure that every call is answered before the conversation goes
 // on, and that every answer has a call: providers reject anything else, and Codex
-// would invent answers.
+// would invent answers. Both get the ids that the provider sees.
 func matchCalls(conversation []chatMessage) error {
-	var open []string // ids of calls without an answer
-	for i, m := range conversation {
+	var open []string // the caller's ids of calls without an answer
+	ids := newCallIDs()
+	for i := range conversation {
+		m := &conversation[i]
 		if m.Role == "tool" {
 			at := slices.Index(open, m.CallID)
 			if at < 0 {
 				return badRequest(fmt.Sprintf("messages[%d]", i), "messages[%d] refers to tool call %.100q, which no earlier assistant message made.", i, m.CallID)
 			}
 			open = slices.Delete(open, at, at+1)
+			m.CallID = ids.last[m.CallID]
 			continue
 		}
 		if len(open) > 0 {
 			break
 		}
-		for _, c := range m.Calls {
+		for j := range m.Calls {
+			c := &m.Calls[j]
 			open = append(open, c.ID)
+			c.ID = ids.assign(c.ID)
 		}
 	}
 	if len(open) > 0 {

@@ -1,0 +1,95 @@
+package api_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"codexpool/api"
+	"codexpool/pool"
+	"codexpool/upstream"
+)
+
+// sent is the request that a provider of a kind gets for a chat completion. The
+// answer is a single "ok".
+func sent(t *testing.T, kind upstream.Kind, body string) (fields map[string]json.RawMessage, a answer) {
+	t.Helper()
+	return sentWith(t, config(), kind, body)
+}
+
+// sentWith is [sent] for another configuration.
+func sentWith(t *testing.T, cfg api.Config, kind upstream.Kind, body string) (fields map[string]json.RawMessage, a answer) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		provider := &listening{says: "ok"}
+		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}, Kind: kind}, provider, upstream.Hooks{})
+		h := openWith(t, cfg, pool.Config{Size: 1}, relay)
+		a = h.do(t, chat(body))
+		if provider.body == "" {
+			return // rejected
+		}
+		if err := json.Unmarshal([]byte(provider.body), &fields); err != nil {
+			t.Errorf("%v in %s", err, provider.body)
+		}
+	})
+	return fields, a
+}
+
+// calling is a turn of an assistant with one call, and its result.
+func calling(id string) string {
+	return fmt.Sprintf(`{"role":"assistant","content":null,"tool_calls":[{"id":%q,"type":"function","function":{"name":"f","arguments":"{}"}}]},`+
+		`{"role":"tool","tool_call_id":%q,"content":"x"}`, id, id)
+}
+
+// callIDsOf are the ids of calls and results, in their order.
+func callIDsOf(t *testing.T, input json.RawMessage) (ids []string) {
+	t.Helper()
+	var items []struct {
+		CallID string `json:"call_id"`
+	}
+	if err := json.Unmarshal(input, &items); err != nil {
+		t.Fatal(err)
+	}
+	for _, item := range items {
+		if item.CallID != "" {
+			ids = append(ids, item.CallID)
+		}
+	}
+	return ids
+}
+
+func TestCallIDsAreUniqueAndShortForTheProvider(t *testing.T) {
+	long := strings.Repeat("x", 116)
+	short := strings.Repeat("y", 64)
+	history := []string{"t:0", "t:0", long, long + "1", short, "t:0"}
+	var before []string
+	for n := 1; n <= len(history); n++ {
+		messages := ""
+		for _, id := range history[:n] {
+			messages += calling(id) + ","
+		}
+		fields, a := sent(t, upstream.Responses, `{"messages":[`+messages+`{"role":"user","content":"go on"}]}`)
+		if a.Code != 200 {
+			t.Fatalf("%d %s", a.Code, a.Body)
+		}
+		ids := callIDsOf(t, fields["input"])
+		if len(ids) != 2*n || strings.Join(ids[:len(before)], " ") != strings.Join(before, " ") {
+			t.Fatalf("%v became %v", before, ids)
+		}
+		before = ids
+	}
+	seen := map[string]bool{}
+	for i := 0; i < len(before); i += 2 {
+		call, result := before[i], before[i+1]
+		if call != result || seen[call] || len(call) > 64 {
+			t.Errorf("%v", before)
+		}
+		seen[call] = true
+	}
+	if before[0] != "t:0" || before[8] != short {
+		t.Errorf("ids that a provider accepts became %v", before)
+	}
+}
