@@ -91,7 +91,9 @@ func (r *messageReader) read() (m chatMessage, err error) {
 		m.Role = "developer" // the newer name; Codex drops a message of role system
 		fallthrough
 	case "developer", "user":
-		m.Parts, err = r.content()
+		if m.Parts, err = r.content(); err == nil && len(m.Parts) == 0 {
+			err = badRequest(r.at+".content", "'%s.content' must not be empty.", r.at)
+		}
 	case "assistant":
 		known = append(known, "refusal", "tool_calls", "function_call")
 		err = r.assistant(&m)
@@ -130,17 +132,16 @@ func (r *messageReader) assistant(m *chatMessage) (err error) {
 	if err := r.calls(m); err != nil {
 		return err
 	}
-	refusal := !isNull(r.fields["refusal"]) && string(r.fields["refusal"]) != `""` // instead of the content, or beside it
-	absent := isNull(r.fields["content"]) || (len(m.Calls) > 0 && string(r.fields["content"]) == "[]")
-	if !absent || (!refusal && len(m.Calls) == 0) {
-		if m.Parts, err = r.content(); err != nil {
-			return err
-		}
+	if m.Parts, err = r.content(); err != nil {
+		return err
 	}
-	if refusal {
+	if refusal := r.fields["refusal"]; !isNull(refusal) && string(refusal) != `""` { // instead of the content, or beside it
 		var p part
-		err = rawString(&p.Text, r.at+".refusal", r.fields["refusal"], "a string")
+		err = rawString(&p.Text, r.at+".refusal", refusal, "a string")
 		m.Parts = append(m.Parts, p)
+	}
+	if len(m.Parts) == 0 && len(m.Calls) == 0 {
+		m.Parts = []part{{Text: emptyText}}
 	}
 	if len(m.Calls) > 0 { // some clients send an empty content beside calls
 		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p.Image == nil && bytes.Equal(p.Text, emptyText) })
@@ -239,11 +240,12 @@ func matchCalls(conversation []chatMessage) error {
 	return nil
 }
 
-// content reads a string, or an array of parts.
+// content reads a string, or an array of parts. There may be none: clients leave out
+// what is empty in the answers and results that they send back.
 func (r *messageReader) content() ([]part, error) {
 	at, value := r.at+".content", r.fields["content"]
 	if isNull(value) {
-		return nil, badRequest(at, "'%s' is missing.", at)
+		return nil, nil
 	}
 	if isString(value) {
 		return []part{{Text: value}}, nil
@@ -251,9 +253,6 @@ func (r *messageReader) content() ([]part, error) {
 	var fields []map[string]json.RawMessage
 	if err := into(&fields, at, value, "a string or an array of parts"); err != nil {
 		return nil, err
-	}
-	if len(fields) == 0 {
-		return nil, badRequest(at, "'%s' must not be empty.", at)
 	}
 	var parts []part
 	for i, f := range fields {

@@ -93,3 +93,38 @@ func TestCallIDsAreUniqueAndShortForTheProvider(t *testing.T) {
 		t.Errorf("ids that a provider accepts became %v", before)
 	}
 }
+
+// SDKs send our own empty answers back, and go-openai and eino leave out "".
+func TestMessagesThatSayNothingReachTheProvider(t *testing.T) {
+	const (
+		call       = `{"role":"assistant","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]}`
+		legacyCall = `{"role":"assistant","function_call":{"name":"f","arguments":"{}"}}`
+	)
+	for _, empty := range []string{``, `,"content":null`, `,"content":""`, `,"content":[]`, `,"content":[ ]`} {
+		for name, messages := range map[string]string{
+			"assistant":                  `{"role":"assistant"` + empty + `}`,
+			"assistant without calls":    `{"role":"assistant","tool_calls":[]` + empty + `}`,
+			"assistant without refusals": `{"role":"assistant","refusal":""` + empty + `}`,
+			"tool":                       call + `,{"role":"tool","tool_call_id":"c"` + empty + `}`,
+			"function":                   legacyCall + `,{"role":"function","name":"f"` + empty + `}`,
+		} {
+			fields, a := sent(t, upstream.Responses, `{"messages":[`+messages+`]}`)
+			var input []struct {
+				Role, Output *string
+				Content      []struct{ Text string }
+			}
+			if a.Code != 200 || json.Unmarshal(fields["input"], &input) != nil {
+				t.Errorf("%s with %q: %d %s", name, empty, a.Code, a.Body)
+				continue
+			}
+			last := input[len(input)-1]
+			said := last.Role != nil && *last.Role == "assistant" && len(last.Content) == 1 && last.Content[0].Text == ""
+			if result := last.Output != nil && *last.Output == ""; !said && !result {
+				t.Errorf("%s with %q: %s", name, empty, fields["input"])
+			}
+		}
+	}
+	if _, a := sent(t, upstream.Responses, `{"messages":[{"role":"user","content":[]}]}`); a.Code != 400 || !strings.Contains(a.Body.String(), `"messages[0].content"`) {
+		t.Errorf("an empty message of a user: %d %s", a.Code, a.Body)
+	}
+}
