@@ -13,7 +13,7 @@ import (
 
 // chatMessage is one message of a conversation.
 type chatMessage struct {
-	Role   string // developer, user, assistant or tool
+	Role   string // system, developer, user, assistant or tool
 	Parts  []part
 	Calls  []toolCall // of an assistant, after its parts
 	CallID string     // of a tool: the call that it answers
@@ -87,10 +87,7 @@ func (r *messageReader) read() (m chatMessage, err error) {
 	}
 	known := []string{"role", "content"}
 	switch m.Role {
-	case "system":
-		m.Role = "developer" // the newer name; Codex drops a message of role system
-		fallthrough
-	case "developer", "user":
+	case "system", "developer", "user":
 		if m.Parts, err = r.content(); err == nil && len(m.Parts) == 0 {
 			err = badRequest(r.at+".content", "'%s.content' must not be empty.", r.at)
 		}

@@ -214,6 +214,11 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 	if req.ToolChoice.Mode == "none" && !takes("tool_choice") {
 		req.Tools = nil
 	}
+	if !takes(upstream.SystemRole) {
+		for i, conversation := range req.Conversations {
+			req.Conversations[i] = instructed(conversation)
+		}
+	}
 	switch {
 	case req.Format != nil && !takes("text"):
 		return unsupported("response_format")

@@ -128,3 +128,39 @@ func TestMessagesThatSayNothingReachTheProvider(t *testing.T) {
 		t.Errorf("an empty message of a user: %d %s", a.Code, a.Body)
 	}
 }
+
+// rolesOf are the roles of the messages of an input.
+func rolesOf(t *testing.T, input json.RawMessage) (roles []string) {
+	t.Helper()
+	var items []struct{ Role string }
+	if err := json.Unmarshal(input, &items); err != nil {
+		t.Fatal(err)
+	}
+	for _, item := range items {
+		roles = append(roles, item.Role)
+	}
+	return roles
+}
+
+// Templates of many open models have no role developer; the backend of a ChatGPT login
+// takes no system messages.
+func TestSystemMessagesKeepTheirRoleWhereTheProviderTakesThem(t *testing.T) {
+	const body = `{"messages":[{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u"},{"role":"system","content":"t"}]}`
+	for name, tt := range map[string]struct {
+		kind upstream.Kind
+		want string
+	}{
+		"a base URL": {upstream.Responses, "[system developer user system]"},
+		"OpenAI":     {upstream.OpenAI, "[system developer user system]"},
+		"the echo":   {upstream.EchoModel, "[system developer user system]"},
+		"ChatGPT":    {upstream.ChatGPT, "[user developer]"}, // the first two are its instructions
+	} {
+		fields, a := sent(t, tt.kind, body)
+		if got := fmt.Sprint(rolesOf(t, fields["input"])); got != tt.want {
+			t.Errorf("%s: got %s, want %s (%d %s)", name, got, tt.want, a.Code, a.Body)
+		}
+		if got := string(fields["instructions"]); name == "ChatGPT" && got != `"s\n\nd"` {
+			t.Errorf("the instructions are %s", got)
+		}
+	}
+}

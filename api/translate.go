@@ -74,10 +74,23 @@ func joined(parts []part) json.RawMessage {
 	return append(text, '"')
 }
 
-// readable is a conversation as a child can read it. A child ignores a line with half
-// of a surrogate pair in it; so strings with escapes of that kind are written anew.
-func readable(conversation []chatMessage) []chatMessage {
+// instructed is a conversation in which system messages have the newer role developer,
+// for those that refuse or drop a system message.
+func instructed(conversation []chatMessage) []chatMessage {
 	list := slices.Clone(conversation)
+	for i := range list {
+		if list[i].Role == "system" {
+			list[i].Role = "developer"
+		}
+	}
+	return list
+}
+
+// readable is a conversation as a child can read it. Codex drops system messages. A
+// child ignores a line with half of a surrogate pair in it; so strings with escapes of
+// that kind are written anew.
+func readable(conversation []chatMessage) []chatMessage {
+	list := instructed(conversation)
 	for i := range list {
 		m := &list[i]
 		m.Parts, m.Calls = slices.Clone(m.Parts), slices.Clone(m.Calls)
@@ -204,7 +217,7 @@ func cacheKey(req *chatRequest, conversation []chatMessage, caller Caller) strin
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %s", caller.Key, req.Model, marshal(req.Tools))
 	for _, m := range conversation {
-		if m.Role != "developer" {
+		if m.Role != "system" && m.Role != "developer" {
 			break
 		}
 		fmt.Fprintf(h, " %q", m.Parts)

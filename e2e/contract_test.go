@@ -388,7 +388,7 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 	for _, tt := range []struct{ name, messages, arrive string }{
 		{
 			"roles", `{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u"},{"role":"assistant","content":"a"},{"role":"user","content":"v"}`,
-			`{"content":[{"text":"s","type":"input_text"}],"role":"developer","type":"message"},{"content":[{"text":"d","type":"input_text"}],"role":"developer","type":"message"},` +
+			`{"content":[{"text":"s","type":"input_text"}],"role":"system","type":"message"},{"content":[{"text":"d","type":"input_text"}],"role":"developer","type":"message"},` +
 				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"text":"a","type":"output_text"}],"role":"assistant","type":"message"},` +
 				`{"content":[{"text":"v","type":"input_text"}],"role":"user","type":"message"}`,
 		},
