@@ -164,3 +164,18 @@ func TestSystemMessagesKeepTheirRoleWhereTheProviderTakesThem(t *testing.T) {
 		}
 	}
 }
+
+// vLLM, Azure and gateways hold replayed answers against the published schema. Their
+// ids must begin with msg_.
+func TestReplayedAnswersAreCompleteByTheSchema(t *testing.T) {
+	fields, a := sent(t, upstream.Responses, `{"messages":[{"role":"user","content":"u"},{"role":"assistant","content":[{"type":"text","text":"a"},{"type":"refusal","refusal":"b"}]},
+		{"role":"user","content":"v"},{"role":"assistant","content":"c","refusal":"d"},`+calling("x")+`]}`)
+	want := `[{"type":"message","role":"user","content":[{"type":"input_text","text":"u"}]},` +
+		`{"type":"message","id":"msg_1","status":"completed","role":"assistant","content":[{"type":"output_text","text":"a","annotations":[]},{"type":"output_text","text":"b","annotations":[]}]},` +
+		`{"type":"message","role":"user","content":[{"type":"input_text","text":"v"}]},` +
+		`{"type":"message","id":"msg_3","status":"completed","role":"assistant","content":[{"type":"output_text","text":"c","annotations":[]},{"type":"output_text","text":"d","annotations":[]}]},` +
+		`{"type":"function_call","call_id":"x","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"x","output":"x"}]`
+	if got := string(fields["input"]); got != want {
+		t.Errorf("%d %s\ngot  %s\nwant %s", a.Code, a.Body, got, want)
+	}
+}

@@ -31,7 +31,7 @@ func items(conversation []chatMessage) (list []json.RawMessage) {
 			continue
 		}
 		if len(m.Parts) > 0 {
-			list = append(list, messageItem(m))
+			list = append(list, messageItem(m, len(list)))
 		}
 		for _, c := range m.Calls {
 			list = append(list, fmt.Appendf(nil, `{"type":"function_call","call_id":%s,"name":%s,"arguments":%s}`, marshal(c.ID), marshal(c.Name), c.Arguments))
@@ -40,19 +40,21 @@ func items(conversation []chatMessage) (list []json.RawMessage) {
 	return list
 }
 
-func messageItem(m chatMessage) json.RawMessage {
-	kind := "input_text"
+// messageItem is a message as the item of this number. One of an assistant has all that
+// the schema of the Responses API requires of an answer: some servers check it.
+func messageItem(m chatMessage, number int) json.RawMessage {
+	text, head := `{"type":"input_text","text":%s}`, ""
 	if m.Role == "assistant" {
-		kind = "output_text"
+		text, head = `{"type":"output_text","text":%s,"annotations":[]}`, fmt.Sprintf(`"id":"msg_%d","status":"completed",`, number)
 	}
-	item := fmt.Appendf(nil, `{"type":"message","role":"%s","content":[`, m.Role)
+	item := fmt.Appendf(nil, `{"type":"message",%s"role":"%s","content":[`, head, m.Role)
 	for i, p := range m.Parts {
 		if i > 0 {
 			item = append(item, ',')
 		}
 		switch {
 		case p.Image == nil:
-			item = fmt.Appendf(item, `{"type":"%s","text":%s}`, kind, p.Text)
+			item = fmt.Appendf(item, text, p.Text)
 		case p.Detail == "":
 			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s}`, p.Image)
 		default:

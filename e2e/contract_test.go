@@ -378,18 +378,18 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 	d, up := withRelay(t, codextest.Text("ok"))
 	many, manyArrive := `{"role":"user","content":"0"}`, `{"content":[{"text":"0","type":"input_text"}],"role":"user","type":"message"}`
 	for i := 1; i < 200; i++ {
-		role, kind := "user", "input_text"
+		role, arrives := "user", `{"content":[{"text":"%d","type":"input_text"}],"role":"user","type":"message"}`
 		if i%2 == 1 {
-			role, kind = "assistant", "output_text"
+			role, arrives = "assistant", `{"content":[{"annotations":[],"text":"%[1]d","type":"output_text"}],"id":"msg_%[1]d","role":"assistant","status":"completed","type":"message"}`
 		}
 		many += fmt.Sprintf(`,{"role":%q,"content":"%d"}`, role, i)
-		manyArrive += fmt.Sprintf(`,{"content":[{"text":"%d","type":%q}],"role":%q,"type":"message"}`, i, kind, role)
+		manyArrive += "," + fmt.Sprintf(arrives, i)
 	}
 	for _, tt := range []struct{ name, messages, arrive string }{
 		{
 			"roles", `{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u"},{"role":"assistant","content":"a"},{"role":"user","content":"v"}`,
 			`{"content":[{"text":"s","type":"input_text"}],"role":"system","type":"message"},{"content":[{"text":"d","type":"input_text"}],"role":"developer","type":"message"},` +
-				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"text":"a","type":"output_text"}],"role":"assistant","type":"message"},` +
+				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"annotations":[],"text":"a","type":"output_text"}],"id":"msg_3","role":"assistant","status":"completed","type":"message"},` +
 				`{"content":[{"text":"v","type":"input_text"}],"role":"user","type":"message"}`,
 		},
 		{
@@ -408,7 +408,7 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 				`{"role":"assistant","content":"and","tool_calls":[{"id":"call_3","type":"function","function":{"name":"f","arguments":""}}]},{"role":"tool","tool_call_id":"call_3","content":""}`,
 			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{ }","call_id":"call_1","name":"f","type":"function_call"},{"arguments":"no JSON","call_id":"call_2","name":"g","type":"function_call"},` +
 				`{"call_id":"call_2","output":"two","type":"function_call_output"},{"call_id":"call_1","output":"one","type":"function_call_output"},` +
-				`{"content":[{"text":"and","type":"output_text"}],"role":"assistant","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
+				`{"content":[{"annotations":[],"text":"and","type":"output_text"}],"id":"msg_5","role":"assistant","status":"completed","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
 		},
 		{
 			"legacy calls", `{"role":"user","content":"u"},{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},{"role":"function","name":"f","content":"one"},` +
