@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"codexpool/upstream"
 )
 
 // chatMessage is one message of a conversation.
@@ -19,13 +21,16 @@ type chatMessage struct {
 	CallID string     // of a tool: the call that it answers
 }
 
-// part is a piece of text, or an image. Texts and images are JSON strings as the
-// caller wrote them: they are not decoded, and reach the provider byte for byte.
+// part is a piece of text, an image, or a file. All are JSON strings as the caller
+// wrote them: they are not decoded, and reach the provider byte for byte.
 type part struct {
 	Text   json.RawMessage
-	Image  json.RawMessage // a data URL; nil = text
+	Image  json.RawMessage // a URL; nil = no image
 	Detail string          // of an image; "" = not given
+	File   json.RawMessage // the members of an input_file of the Responses API; nil = no file
 }
+
+func (p part) isText() bool { return p.Image == nil && p.File == nil }
 
 // toolCall is a call that an assistant made.
 type toolCall struct {
@@ -141,7 +146,7 @@ func (r *messageReader) assistant(m *chatMessage) (err error) {
 		m.Parts = []part{{Text: emptyText}}
 	}
 	if len(m.Calls) > 0 { // some clients send an empty content beside calls
-		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p.Image == nil && bytes.Equal(p.Text, emptyText) })
+		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p.isText() && bytes.Equal(p.Text, emptyText) })
 	}
 	return err
 }
@@ -269,25 +274,29 @@ func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p pa
 		return p, err
 	}
 	json.Unmarshal(r.fields["role"], &role) // read has checked it
+	given := slices.Contains([]string{"user", "tool", "function"}, role)
 	switch {
 	case kind == "text", kind == "refusal" && role == "assistant":
 		if isNull(fields[kind]) {
 			return p, badRequest(at+"."+kind, "'%s.%s' is missing.", at, kind)
 		}
 		err = rawString(&p.Text, at+"."+kind, fields[kind], "a string")
-	case kind == "image_url" && role == "user":
+	case kind == "image_url" && given:
 		p.Image, p.Detail, err = r.image(at+".image_url", fields["image_url"])
-	case kind == "input_audio", kind == "file":
+	case kind == "file" && given:
+		r.req.need(upstream.InputFile, unsupported(at))
+		p.File, err = r.file(at+".file", fields["file"])
+	case kind == "input_audio":
 		return p, unsupported(at)
 	default:
-		return p, badRequest(at+".type", "'%s.type' must be text, or for a user image_url.", at)
+		return p, badRequest(at+".type", "'%s.type' must be text, or for a user or a tool image_url or file.", at)
 	}
 	r.req.ignoreRest("messages.content.", fields, "type", kind)
 	return p, err
 }
 
-// image checks that an image is a data URL and of a type that Codex can read:
-// nothing is fetched, neither by us nor by Codex.
+// image checks that an image is a data URL and of a type that Codex can read, or has a
+// URL for a provider that fetches images: neither we nor Codex do.
 func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMessage, detail string, err error) {
 	var fields map[string]json.RawMessage
 	if err := into(&fields, at, value, "an object"); err != nil {
@@ -306,11 +315,15 @@ func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMes
 		}
 	}
 	r.req.ignoreRest("messages.content.image_url.", fields, "url", "detail")
+	if strings.HasPrefix(url, "https://") || strings.HasPrefix(url, "http://") {
+		r.req.need(upstream.ImageURL, badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,...: neither this server nor its upstream fetches images.", at))
+		return fields["url"], detail, nil
+	}
 	head, data, _ := strings.Cut(url, ",")
 	kind, isData := strings.CutPrefix(head, "data:")
 	kind, isBase64 := strings.CutSuffix(kind, ";base64")
 	if !isData || !isBase64 || !strings.HasPrefix(kind, "image/") {
-		return nil, "", badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,...: this server fetches no images.", at)
+		return nil, "", badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,..., or an http(s) URL.", at)
 	}
 	image, err := base64.StdEncoding.DecodeString(data)
 	if err != nil {
@@ -321,4 +334,28 @@ func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMes
 		return nil, "", badRequest(at+".url", "'%s.url' must hold a PNG, JPEG, WebP or GIF image.", at)
 	}
 	return fields["url"], detail, nil
+}
+
+// file reads a file part as the members of an input_file.
+func (r *messageReader) file(at string, value json.RawMessage) (members json.RawMessage, err error) {
+	var fields map[string]json.RawMessage
+	if err := into(&fields, at, value, "an object"); err != nil {
+		return nil, err
+	}
+	if isNull(fields["file_data"]) && isNull(fields["file_id"]) {
+		return nil, badRequest(at, "'%s' must have file_data or file_id.", at)
+	}
+	known := []string{"file_data", "file_id", "filename"}
+	for _, name := range known {
+		if isNull(fields[name]) {
+			continue
+		}
+		var value json.RawMessage
+		if err := rawString(&value, at+"."+name, fields[name], "a string"); err != nil {
+			return nil, err
+		}
+		members = fmt.Appendf(members, `,"%s":%s`, name, value)
+	}
+	r.req.ignoreRest("messages.content.file.", fields, known...)
+	return members, nil
 }

@@ -41,6 +41,15 @@ type chatRequest struct {
 	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
 	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
 	Ignored       []string                   // fields that were accepted and have no effect
+	Needs         map[string]*Error          // what input has that not every provider takes, and the error where it does not
+}
+
+// need notes that the request has what only some providers take. The first error for
+// each is kept.
+func (req *chatRequest) need(what string, otherwise *Error) {
+	if req.Needs[what] == nil {
+		req.Needs[what] = otherwise
+	}
 }
 
 // choices is the number of answers that are requested.
@@ -66,7 +75,7 @@ func (s *Server) decode(res *response, r *http.Request, f form) (*chatRequest, e
 
 // parse reads and checks the body of a request.
 func (s *Server) parse(body []byte, f form) (*chatRequest, error) {
-	req := &chatRequest{Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}}
+	req := &chatRequest{Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}, Needs: map[string]*Error{}}
 	if err := req.decode(body, f.fields); err != nil {
 		return nil, err
 	}
@@ -217,6 +226,11 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 	if !takes(upstream.SystemRole) {
 		for i, conversation := range req.Conversations {
 			req.Conversations[i] = instructed(conversation)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(req.Needs)) {
+		if !takes(what) {
+			return req.Needs[what]
 		}
 	}
 	switch {

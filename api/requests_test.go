@@ -179,3 +179,40 @@ func TestReplayedAnswersAreCompleteByTheSchema(t *testing.T) {
 		t.Errorf("%d %s\ngot  %s\nwant %s", a.Code, a.Body, got, want)
 	}
 }
+
+const onePixel = "data:image/png;base64,iVBORw0KGgo="
+
+func TestImagesAndFilesReachProvidersThatTakeThem(t *testing.T) {
+	user := func(part string) string { return `{"messages":[{"role":"user","content":[` + part + `]}]}` }
+	tool := func(part string) string {
+		return `{"messages":[` + strings.Replace(calling("c"), `"content":"x"`, `"content":[{"type":"text","text":"t"},`+part+`]`, 1) + `]}`
+	}
+	const (
+		data = `{"type":"image_url","image_url":{"url":"` + onePixel + `"}}`
+		url  = `{"type":"image_url","image_url":{"url":"https://a.example/i.png","detail":"low"}}`
+		file = `{"type":"file","file":{"file_data":"data:application/pdf;base64,JVBERi0=","filename":"\u0061.pdf"}}`
+		id   = `{"type":"file","file":{"file_id":"file-1","filename":null}}`
+	)
+	for name, tt := range map[string]struct{ body, arrives, param string }{
+		"an image of a tool":   {tool(data), `"output":[{"type":"input_text","text":"t"},{"type":"input_image","image_url":"` + onePixel + `"}]`, ""},
+		"an image by URL":      {user(url), `"content":[{"type":"input_image","image_url":"https://a.example/i.png","detail":"low"}]`, "messages[0].content[0].image_url.url"},
+		"a tool's by URL":      {tool(url), `{"type":"input_image","image_url":"https://a.example/i.png","detail":"low"}]`, "messages[1].content[1].image_url.url"},
+		"the data of a file":   {user(file), `"content":[{"type":"input_file","file_data":"data:application/pdf;base64,JVBERi0=","filename":"\u0061.pdf"}]`, "messages[0].content[0]"},
+		"the id of a file":     {user(id), `"content":[{"type":"input_file","file_id":"file-1"}]`, "messages[0].content[0]"},
+		"a tool's file":        {tool(id), `{"type":"input_file","file_id":"file-1"}]`, "messages[1].content[1]"},
+		"a file that has none": {user(`{"type":"file","file":{"filename":"a"}}`), "", "messages[0].content[0].file"},
+	} {
+		for _, kind := range []upstream.Kind{upstream.Responses, upstream.OpenAI} {
+			if fields, a := sent(t, kind, tt.body); !strings.Contains(string(fields["input"]), tt.arrives) || (a.Code == 200) != (tt.arrives != "") {
+				t.Errorf("%s: %d %s arrived as %s", name, a.Code, a.Body, fields["input"])
+			}
+		}
+		refused := 200
+		if tt.param != "" {
+			refused = 400
+		}
+		if _, a := sent(t, upstream.ChatGPT, tt.body); a.Code != refused || !strings.Contains(a.Body.String(), `"param":"`+tt.param+`"`) && refused == 400 {
+			t.Errorf("%s for a ChatGPT login: %d %s", name, a.Code, a.Body)
+		}
+	}
+}

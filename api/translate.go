@@ -27,7 +27,7 @@ func turnParams(req *chatRequest, conversation []chatMessage) codex.TurnParams {
 func items(conversation []chatMessage) (list []json.RawMessage) {
 	for _, m := range conversation {
 		if m.Role == "tool" {
-			list = append(list, fmt.Appendf(nil, `{"type":"function_call_output","call_id":%s,"output":%s}`, marshal(m.CallID), joined(m.Parts)))
+			list = append(list, fmt.Appendf(nil, `{"type":"function_call_output","call_id":%s,"output":%s}`, marshal(m.CallID), output(m.Parts)))
 			continue
 		}
 		if len(m.Parts) > 0 {
@@ -40,19 +40,29 @@ func items(conversation []chatMessage) (list []json.RawMessage) {
 	return list
 }
 
+const inputText = `{"type":"input_text","text":%s}`
+
 // messageItem is a message as the item of this number. One of an assistant has all that
 // the schema of the Responses API requires of an answer: some servers check it.
 func messageItem(m chatMessage, number int) json.RawMessage {
-	text, head := `{"type":"input_text","text":%s}`, ""
+	text, head := inputText, ""
 	if m.Role == "assistant" {
 		text, head = `{"type":"output_text","text":%s,"annotations":[]}`, fmt.Sprintf(`"id":"msg_%d","status":"completed",`, number)
 	}
 	item := fmt.Appendf(nil, `{"type":"message",%s"role":"%s","content":[`, head, m.Role)
-	for i, p := range m.Parts {
+	return append(appendParts(item, m.Parts, text), "]}"...)
+}
+
+// appendParts appends the parts of a message or a result. text is the form of those that
+// are text.
+func appendParts(item []byte, parts []part, text string) []byte {
+	for i, p := range parts {
 		if i > 0 {
 			item = append(item, ',')
 		}
 		switch {
+		case p.File != nil:
+			item = fmt.Appendf(item, `{"type":"input_file"%s}`, p.File)
 		case p.Image == nil:
 			item = fmt.Appendf(item, text, p.Text)
 		case p.Detail == "":
@@ -61,11 +71,15 @@ func messageItem(m chatMessage, number int) json.RawMessage {
 			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s,"detail":"%s"}`, p.Image, p.Detail)
 		}
 	}
-	return append(item, "]}"...)
+	return item
 }
 
-// joined is the text of all parts as one JSON string.
-func joined(parts []part) json.RawMessage {
+// output is what a function returned: the text of all parts as one JSON string or, with
+// an image or a file among them, the parts.
+func output(parts []part) json.RawMessage {
+	if slices.ContainsFunc(parts, func(p part) bool { return !p.isText() }) {
+		return append(appendParts([]byte{'['}, parts, inputText), ']')
+	}
 	if len(parts) == 1 {
 		return parts[0].Text
 	}
@@ -175,7 +189,7 @@ func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upst
 }
 
 // standIns are the items of a conversation as a child gets them with a relay: with a
-// word for every image. Decoding images helps nobody, for the provider gets them from
+// word for every image and file. Decoding images helps nobody, for the provider gets them from
 // us, and a large one can cost a child gigabytes.
 func standIns(conversation []chatMessage) []json.RawMessage {
 	conversation = readable(conversation)
@@ -183,6 +197,9 @@ func standIns(conversation []chatMessage) []json.RawMessage {
 		for i, p := range m.Parts {
 			if p.Image != nil {
 				m.Parts[i] = part{Text: json.RawMessage(`"[image]"`)}
+			}
+			if p.File != nil {
+				m.Parts[i] = part{Text: json.RawMessage(`"[file]"`)}
 			}
 		}
 	}

@@ -403,6 +403,14 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 			`{"content":[{"detail":"low","image_url":"` + image + `","type":"input_image"},{"text":"x","type":"input_text"},{"image_url":"` + image + `","type":"input_image"}],"role":"user","type":"message"}`,
 		},
 		{
+			"images and files that the provider must fetch, and of a tool", `{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://a.example/i.png","detail":"high"}},{"type":"file","file":{"file_id":"file-1"}},{"type":"file","file":{"file_data":"data:application/pdf;base64,JVBERi0=","filename":"a.pdf"}}]},` +
+				`{"role":"assistant","content":null,"tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}}]},` +
+				`{"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"here"},{"type":"image_url","image_url":{"url":"` + image + `"}},{"type":"file","file":{"file_id":"file-2"}}]}`,
+			`{"content":[{"detail":"high","image_url":"https://a.example/i.png","type":"input_image"},{"file_id":"file-1","type":"input_file"},{"file_data":"data:application/pdf;base64,JVBERi0=","filename":"a.pdf","type":"input_file"}],"role":"user","type":"message"},` +
+				`{"arguments":"{}","call_id":"call_1","name":"f","type":"function_call"},` +
+				`{"call_id":"call_1","output":[{"text":"here","type":"input_text"},{"image_url":"` + image + `","type":"input_image"},{"file_id":"file-2","type":"input_file"}],"type":"function_call_output"}`,
+		},
+		{
 			"calls and results", `{"role":"user","content":"u"},{"role":"assistant","content":"","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{ }"}},{"id":"call_2","type":"function","function":{"name":"g","arguments":"no JSON"}}]},` +
 				`{"role":"tool","tool_call_id":"call_2","content":"two"},{"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"o"},{"type":"text","text":"ne"}]},` +
 				`{"role":"assistant","content":"and","tool_calls":[{"id":"call_3","type":"function","function":{"name":"f","arguments":""}}]},{"role":"tool","tool_call_id":"call_3","content":""}`,

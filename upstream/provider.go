@@ -42,7 +42,9 @@ type Kind struct {
 
 // What the input of a request may have, for [Relay.Supports].
 const (
-	SystemRole = "system" // messages of this role; else their role is developer
+	SystemRole = "system"     // messages of this role; else their role is developer
+	ImageURL   = "image_url"  // images with a URL that the provider must fetch
+	InputFile  = "input_file" // files
 )
 
 // The kinds of provider.
@@ -66,7 +68,7 @@ var (
 	}
 
 	// EchoModel is what [Echo] supports.
-	EchoModel = Kind{fields: []string{"max_output_tokens", "prompt_cache_key", "reasoning", SystemRole}}
+	EchoModel = Kind{fields: []string{"max_output_tokens", "prompt_cache_key", "reasoning", SystemRole, ImageURL, InputFile}}
 )
 
 func (k Kind) supports(field string) bool { return k.fields == nil || slices.Contains(k.fields, field) }
