@@ -33,6 +33,7 @@ type Config struct {
 	Sandbox       string        // for /healthz
 	Upstream      Upstream      // for /pool
 
+	CacheKey      bool  // give the provider a prompt_cache_key where the caller gave none
 	DefaultStream bool  // for requests without the field stream
 	MaxStreams    int   // most open streams; 0 = no limit
 	MaxBody       int64 // most bytes of a request body

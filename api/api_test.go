@@ -57,7 +57,7 @@ func config() api.Config {
 		Keys:          []string{key, "another"},
 		Models:        func() api.Models { return models },
 		ProtectModels: true, Sandbox: "read-only", Upstream: api.Upstream{Choice: "echo", Credential: "none"},
-		MaxBody: 1 << 20, MaxChoices: 4, Keepalive: 15 * time.Second, Commit: 2 * time.Second,
+		CacheKey: true, MaxBody: 1 << 20, MaxChoices: 4, Keepalive: 15 * time.Second, Commit: 2 * time.Second,
 		Timeout: 10 * time.Minute, IdleTimeout: 2 * time.Minute, StreamIdleTimeout: 5 * time.Minute,
 		WriteTimeout: 30 * time.Second,
 	}

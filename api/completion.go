@@ -102,7 +102,7 @@ func (c *completion) prepare(ctx context.Context, choice int) (codex.TurnParams,
 		params.Tick = tick
 		return params, nil
 	}
-	call := c.s.relay.Prepare(ctx, upstream.Request{Input: items(conversation), Overrides: overrides(c.req, conversation, c.res.caller)})
+	call := c.s.relay.Prepare(ctx, upstream.Request{Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)})
 	// The relay sends the provider all that the caller wrote. The child is only told of
 	// the conversation, without tools, images and the caller's model.
 	return codex.TurnParams{

@@ -147,8 +147,11 @@ func usage(u codex.Usage) *usageBody {
 
 // overrides is what the request sets in the provider's request, in the names of
 // the Responses API.
-func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upstream.Overrides {
-	o := upstream.Overrides{"model": marshal(req.Model), "prompt_cache_key": marshal(cacheKey(req, conversation, caller))}
+func (s *Server) overrides(req *chatRequest, conversation []chatMessage, caller Caller) upstream.Overrides {
+	o := upstream.Overrides{"model": marshal(req.Model)}
+	if s.cfg.CacheKey {
+		o["prompt_cache_key"] = marshal(cacheKey(req, conversation, caller)) // the caller's own replaces it
+	}
 	text := map[string]any{}
 	for name, value := range req.Tuned {
 		switch name {

@@ -48,6 +48,7 @@ func (c Config) checkWords(p *problems) {
 	}
 	p.add(c.Env != "" && c.Env != "dev", "PROXY_ENV", "%q is neither dev nor empty", c.Env)
 	oneOf("PROXY_SANDBOX_MODE", c.Sandbox, "read-only")
+	oneOf("CODEX_PROMPT_CACHE_KEY", c.CacheKey, "auto", "on", "off")
 	oneOf("LOG_LEVEL", c.LogLevel, "debug", "info", "warn", "error")
 	if c.LogFormat != "" {
 		oneOf("LOG_FORMAT", c.LogFormat, "tint", "json")

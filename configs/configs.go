@@ -70,6 +70,7 @@ type Config struct {
 	Home         string        `env:"CODEX_HOME" mean:"folder with a ChatGPT login, which codexpool refreshes and writes back; with CODEX_UPSTREAM=direct also the folder of config.toml. It has no default: ~/.codex is used only where this names it; empty = none"`
 	RefreshURL   string        `env:"CODEX_REFRESH_TOKEN_URL_OVERRIDE" mean:"URL at which Codex refreshes a ChatGPT login, for tests; empty = that of the real service"`
 	Model        string        `env:"CODEX_MODEL" mean:"model behind the aliases codex-5 and codex-5-EFFORT; empty = the default of the Codex CLI's catalog"`
+	CacheKey     string        `env:"CODEX_PROMPT_CACHE_KEY" default:"auto" mean:"whether the provider gets a prompt_cache_key of ours where the client sends none: on, off, or auto = only OpenAI and the backend of a ChatGPT login, because other servers may reject fields that they do not know. Requests of one client key that begin alike share it"`
 	Sandbox      string        `env:"PROXY_SANDBOX_MODE" default:"read-only" mean:"sandbox of the Codex CLI; read-only is the only supported one"`
 	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" default:"20" mean:"pause before each word of the echo model, in milliseconds; 0 = none"`
 	Workdir      string        `env:"PROXY_CODEX_WORKDIR" mean:"folder for the private homes of children; it should not be below /tmp, where Codex does not use its helper binaries; empty = codexpool in the user's cache directory"`
@@ -141,6 +142,11 @@ func (c Config) LoopbackOnly() bool {
 // OpenUpstream reports whether the provider may have models that no catalog lists.
 func (c Config) OpenUpstream() bool {
 	return c.Upstream == Direct || strings.Contains(c.Upstream, "://")
+}
+
+// SendsCacheKey reports whether the provider gets a prompt_cache_key of ours.
+func (c Config) SendsCacheKey() bool {
+	return c.CacheKey == "on" || c.CacheKey == "auto" && (c.Upstream == OpenAI || c.Upstream == ChatGPT)
 }
 
 // Loopback reports whether host is a loopback address or localhost.

@@ -316,7 +316,7 @@ func arrivesBeside(t *testing.T, body []byte, fields string) {
 	if err := json.Unmarshal(body, &got); err != nil {
 		t.Fatal(err)
 	}
-	for _, always := range []string{"model", "input", "stream", "store", "prompt_cache_key"} {
+	for _, always := range []string{"model", "input", "stream", "store"} {
 		if _, there := got[always]; !there {
 			t.Errorf("no %s", always)
 		}
