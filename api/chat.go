@@ -52,10 +52,9 @@ var chatFields = map[string]fieldReader{
 	"response_format":  readResponseFormat,
 
 	"modalities":         only(`["text"]`),
-	"logprobs":           only("false"),
-	"top_logprobs":       only("0"),
+	"logprobs":           only("false", "0"),
+	"top_logprobs":       only("false", "0"),
 	"audio":              rejectField,
-	"prediction":         rejectField,
 	"web_search_options": rejectField,
 
 	"max_tokens":            tokens,
@@ -73,6 +72,7 @@ var chatFields = map[string]fieldReader{
 	// The Responses API has no such fields.
 	"presence_penalty":  number(-2, 2, ignored),
 	"frequency_penalty": number(-2, 2, ignored),
+	"prediction":        typed[map[string]any]("an object", ignored), // a hint for speed
 	"seed":              typed[int64]("an integer", ignored),
 	"logit_bias":        readLogitBias,
 }

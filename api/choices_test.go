@@ -261,6 +261,7 @@ func TestIgnoredFieldsAreNamed(t *testing.T) {
 			`{"stream":true,"stream_options":{"include_obfuscation":false},` + user + `}`:                            "stream_options.include_obfuscation",
 			`{"reasoning":{"exclude":true,"summary":"auto"},` + user + `}`:                                           "reasoning.exclude",
 			`{"include_reasoning":false,"response_format":{"type":"text","x":1},` + user + `}`:                       "response_format.x",
+			`{"prediction":{"type":"content","content":"x"},` + user + `}`:                                           "prediction",
 			`{"parallel_tool_calls":true,` + user + `}`:                                                              "parallel_tool_calls",
 			`{"tools":[{"type":"function","strict":true,"function":{"name":"f","x":1,"strict":true}}],` + user + `}`: "tools.function.strict, tools.function.x, tools.strict",
 			`{"messages":[` + call + `]}`:                                                                            "messages.function_call, messages.name, messages.tool_calls.function.x2, messages.tool_calls.x1, messages.x3",

@@ -216,3 +216,20 @@ func TestImagesAndFilesReachProvidersThatTakeThem(t *testing.T) {
 		}
 	}
 }
+
+// Some clients send each field that they know, with the value that asks for nothing.
+func TestFieldsThatAskForNothingAreTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		for _, fields := range []string{`"logprobs":false,"top_logprobs":0`, `"logprobs":0`, `"top_logprobs":null`, `"logprobs":false`, `"modalities":["text"]`} {
+			for path, body := range map[string]string{
+				"/v1/chat/completions": `{"messages":[{"role":"user","content":"hi"}],` + fields + `}`,
+				"/v1/completions":      `{"prompt":"hi",` + fields + `}`,
+			} {
+				if a := h.do(t, request("POST", path, body)); a.Code != 200 {
+					t.Errorf("%s with %s: %d %s", path, fields, a.Code, a.Body)
+				}
+			}
+		}
+	})
+}
