@@ -236,7 +236,7 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 	switch {
 	case req.Format != nil && !takes("text"):
 		return unsupported("response_format")
-	case req.ToolChoice.forced() && !takes("tool_choice"):
+	case req.ToolChoice.binds() && !takes("tool_choice"):
 		return unsupported(req.ToolChoice.Field)
 	case len(req.Tools) > 0 && relay != nil && !takes("tools"):
 		req.Ignored = append(req.Ignored, "tools")

@@ -233,3 +233,16 @@ func TestFieldsThatAskForNothingAreTaken(t *testing.T) {
 		}
 	})
 }
+
+func TestAllowedToolsReachTheProvider(t *testing.T) {
+	const body = `{"messages":[{"role":"user","content":"hi"}],"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}},{"type":"function","function":{"name":"h"}}],
+		"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"required","tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"h"}}]}}}`
+	fields, a := sent(t, upstream.Responses, body)
+	want := `{"mode":"required","tools":[{"name":"f","type":"function"},{"name":"h","type":"function"}],"type":"allowed_tools"}`
+	if got := string(fields["tool_choice"]); got != want {
+		t.Errorf("%d %s: got %s, want %s", a.Code, a.Body, got, want)
+	}
+	if got := strings.Count(string(fields["tools"]), `"name"`); got != 3 {
+		t.Errorf("tools are %s", fields["tools"])
+	}
+}

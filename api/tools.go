@@ -17,14 +17,23 @@ type tool struct {
 
 // toolChoice is which of the tools the model may or must call.
 type toolChoice struct {
-	Mode string // auto, none or required; "" = the provider's default
-	Name string // of the one function that must be called; "" = none in particular
+	Mode    string   // auto, none or required; "" = the provider's default
+	Name    string   // of the one function that must be called; "" = none in particular
+	Allowed []string // names of the functions that Mode is about; nil = all
 
 	Field string // where it was given, for errors
 }
 
-// forced reports whether the model must call a function.
-func (c toolChoice) forced() bool { return c.Mode == "required" || c.Name != "" }
+// binds reports whether the model must call a function, or may call only some.
+func (c toolChoice) binds() bool { return c.Mode == "required" || c.Name != "" || c.Allowed != nil }
+
+// names are the functions that the choice names.
+func (c toolChoice) names() []string {
+	if c.Name != "" {
+		return []string{c.Name}
+	}
+	return c.Allowed
+}
 
 var toolName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
 
@@ -127,37 +136,85 @@ func readToolChoice(req *chatRequest, name string, value json.RawMessage) error 
 		req.ToolChoice.Mode = mode
 		return nil
 	}
-	at := name
 	var fields map[string]json.RawMessage
 	if err := into(&fields, name, value, "a string or an object"); err != nil {
 		return err
 	}
-	if name == "tool_choice" {
-		var kind string
-		if err := into(&kind, name+".type", fields["type"], "a string"); err != nil {
-			return err
-		}
-		if kind != "function" {
-			return unsupported(name + ".type")
-		}
-		req.ignoreRest(name+".", fields, "type", "function")
-		at, value, fields = name+".function", fields["function"], nil
-		if err := into(&fields, at, value, "an object"); err != nil {
-			return err
-		}
+	if name != "tool_choice" {
+		req.ignoreRest(name+".", fields, "name")
+		return into(&req.ToolChoice.Name, name+".name", fields["name"], "a string")
 	}
-	req.ignoreRest(at+".", fields, "name")
-	return into(&req.ToolChoice.Name, at+".name", fields["name"], "a string")
+	var kind string
+	if err := into(&kind, name+".type", fields["type"], "a string"); err != nil {
+		return err
+	}
+	req.ignoreRest(name+".", fields, "type", kind)
+	switch kind {
+	case "function":
+		return req.readFunctionName(&req.ToolChoice.Name, name, fields)
+	case "allowed_tools":
+		return req.readAllowedTools(name+".allowed_tools", fields["allowed_tools"])
+	}
+	return unsupported(name + ".type")
+}
+
+// readFunctionName reads the name of a function, which stands below function.
+func (req *chatRequest) readFunctionName(to *string, at string, fields map[string]json.RawMessage) error {
+	at += ".function"
+	var function map[string]json.RawMessage
+	if err := into(&function, at, fields["function"], "an object"); err != nil {
+		return err
+	}
+	req.ignoreRest(at+".", function, "name")
+	return into(to, at+".name", function["name"], "a string")
+}
+
+// readAllowedTools reads a choice among some of the tools.
+func (req *chatRequest) readAllowedTools(at string, value json.RawMessage) error {
+	var fields map[string]json.RawMessage
+	if err := into(&fields, at, value, "an object"); err != nil {
+		return err
+	}
+	choice := &req.ToolChoice
+	if err := into(&choice.Mode, at+".mode", fields["mode"], "a string"); err != nil {
+		return err
+	}
+	if choice.Mode != "auto" && choice.Mode != "required" {
+		return badRequest(at+".mode", "'%s.mode' must be auto or required.", at)
+	}
+	var tools []map[string]json.RawMessage
+	if err := into(&tools, at+".tools", fields["tools"], "an array of objects"); err != nil {
+		return err
+	}
+	req.ignoreRest(at+".", fields, "mode", "tools")
+	choice.Allowed = make([]string, len(tools))
+	for i, fields := range tools {
+		at := fmt.Sprintf("%s.tools[%d]", at, i)
+		if string(fields["type"]) != `"function"` {
+			return unsupported(at + ".type")
+		}
+		if err := req.readFunctionName(&choice.Allowed[i], at, fields); err != nil {
+			return err
+		}
+		req.ignoreRest(at+".", fields, "type", "function")
+	}
+	return nil
 }
 
 // checkTools checks the fields for tools against each other.
 func (req *chatRequest) checkTools() error {
 	choice := req.ToolChoice
-	switch {
-	case choice.forced() && len(req.Tools) == 0:
+	if choice.binds() && len(req.Tools) == 0 {
 		return badRequest(choice.Field, "'%s' needs tools to choose from.", choice.Field)
-	case choice.Name != "" && !slices.ContainsFunc(req.Tools, func(t tool) bool { return t.Name == choice.Name }):
-		return badRequest(choice.Field, "'%s' names %.100q, which is not one of the tools.", choice.Field, choice.Name)
+	}
+	known := map[string]bool{}
+	for _, t := range req.Tools {
+		known[t.Name] = true
+	}
+	for _, name := range choice.names() {
+		if !known[name] {
+			return badRequest(choice.Field, "'%s' names %.100q, which is not one of the tools.", choice.Field, name)
+		}
 	}
 	return nil
 }

@@ -192,8 +192,8 @@ func (s *Server) overrides(req *chatRequest, conversation []chatMessage, caller 
 }
 
 // standIns are the items of a conversation as a child gets them with a relay: with a
-// word for every image and file. Decoding images helps nobody, for the provider gets them from
-// us, and a large one can cost a child gigabytes.
+// word for every image and file. Decoding images helps nobody, for the provider gets
+// them from us, and a large one can cost a child gigabytes.
 func standIns(conversation []chatMessage) []json.RawMessage {
 	conversation = readable(conversation)
 	for _, m := range conversation {
@@ -223,9 +223,16 @@ func functions(tools []tool) (list []functionTool) {
 
 // responsesChoice is a tool_choice in the form of the Responses API, or nil.
 func responsesChoice(c toolChoice) any {
+	function := func(name string) any { return map[string]string{"type": "function", "name": name} }
 	switch {
 	case c.Name != "":
-		return map[string]string{"type": "function", "name": c.Name}
+		return function(c.Name)
+	case c.Allowed != nil:
+		tools := make([]any, len(c.Allowed))
+		for i, name := range c.Allowed {
+			tools[i] = function(name)
+		}
+		return map[string]any{"type": "allowed_tools", "mode": c.Mode, "tools": tools}
 	case c.Mode != "":
 		return c.Mode
 	}
