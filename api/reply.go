@@ -83,6 +83,14 @@ func (b *reply) used() *usageBody {
 	return usage(b.total())
 }
 
+// finished is the reason why a choice ended, in the words of the caller's form.
+func (b *reply) finished(end codex.Finish) finishedReason {
+	if end == codex.FinishToolCalls && b.req.LegacyCalls {
+		return "function_call"
+	}
+	return finishedReason(end)
+}
+
 // reasons reports whether the caller requested the reasoning.
 func (b *reply) reasons() bool {
 	return b.req.Summary != "" && b.req.Summary != "none" && !b.text
@@ -152,10 +160,10 @@ func (w *whole) finish() error {
 	for i := range w.choices {
 		m := &w.choices[i]
 		if w.text {
-			body.Choices = append(body.Choices, textChoice{Index: i, Text: m.text.String() + m.refusal.String(), FinishReason: finishedReason(m.end)})
+			body.Choices = append(body.Choices, textChoice{Index: i, Text: m.text.String() + m.refusal.String(), FinishReason: w.finished(m.end)})
 			continue
 		}
-		body.Choices = append(body.Choices, completionChoice{Index: i, Message: w.message(m), FinishReason: finishedReason(m.end)})
+		body.Choices = append(body.Choices, completionChoice{Index: i, Message: w.message(m), FinishReason: w.finished(m.end)})
 	}
 	return w.res.json(http.StatusOK, body)
 }
@@ -244,7 +252,7 @@ func (s *stream) add(choice int, e codex.Event) {
 		}
 	case codex.Completed:
 		s.commit()
-		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
+		s.chunk(choice, deltaBody{}, s.finished(e.Finish))
 		s.ended++
 	}
 }

@@ -240,7 +240,7 @@ func TestAnswersOfEveryKind(t *testing.T) {
 		{
 			"a legacy function", hi + `,"functions":[{"name":"clock"}],"function_call":{"name":"clock"}`,
 			`{"tools":[{"type":"function","name":"clock","parameters":{"type":"object","properties":{}},"strict":false}],"tool_choice":{"type":"function","name":"clock"},"parallel_tool_calls":false}`, codextest.Calls(noon),
-			`assistant content null clock({) finish tool_calls`,
+			`assistant content null clock({) finish function_call`,
 		},
 		{"JSON", hi + `,"response_format":{"type":"json_object"}`, `{"text":{"format":{"type":"json_object"}}}`, codextest.Text(`{}`), `assistant content "{}" finish stop`},
 		{
