@@ -37,7 +37,8 @@ type Config struct {
 	DefaultStream bool  // for requests without the field stream
 	MaxStreams    int   // most open streams; 0 = no limit
 	MaxBody       int64 // most bytes of a request body
-	MaxChoices    int   // most answers that one request may ask for
+	MaxChoices    int   // most answers that one request may ask for to each prompt
+	MaxPlaces     int   // most answers that one request may ask for: the pool has no more places
 
 	Keepalive         time.Duration // silence after which a stream gets a comment; 0 = none
 	Commit            time.Duration // longest wait, from the turn's start, until a stream's 200 is sent

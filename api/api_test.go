@@ -57,7 +57,7 @@ func config() api.Config {
 		Keys:          []string{key, "another"},
 		Models:        func() api.Models { return models },
 		ProtectModels: true, Sandbox: "read-only", Upstream: api.Upstream{Choice: "echo", Credential: "none"},
-		CacheKey: true, MaxBody: 1 << 20, MaxChoices: 4, Keepalive: 15 * time.Second, Commit: 2 * time.Second,
+		CacheKey: true, MaxBody: 1 << 20, MaxChoices: 4, MaxPlaces: 5, Keepalive: 15 * time.Second, Commit: 2 * time.Second,
 		Timeout: 10 * time.Minute, IdleTimeout: 2 * time.Minute, StreamIdleTimeout: 5 * time.Minute,
 		WriteTimeout: 30 * time.Second,
 	}
@@ -385,7 +385,7 @@ func TestBadRequestsGetTheirOwnStatus(t *testing.T) {
 		{"a schema that nests too deep for a child", authorized(msg(`"tools":[{"type":"function","function":{"name":"f","parameters":` + strings.Repeat(`{"not":`, 130) + `{}` + strings.Repeat(`}`, 130) + `}}]`)), "400 invalid_request_error <nil> tools"},
 		{"no prompt", request("POST", "/v1/completions", `{"model":"codex-5"}`), "400 invalid_request_error <nil> prompt"},
 		{"a prompt of tokens", request("POST", "/v1/completions", `{"prompt":[1,2]}`), "400 invalid_request_error <nil> prompt"},
-		{"too many prompts", request("POST", "/v1/completions", `{"prompt":["a","b","c"],"n":2}`), "400 invalid_request_error <nil> n"},
+		{"too many prompts", request("POST", "/v1/completions", `{"prompt":["a","b","c"],"n":2}`), "400 invalid_request_error <nil> prompt"},
 		{"a suffix", request("POST", "/v1/completions", `{"prompt":"a","suffix":"b"}`), "400 invalid_request_error unsupported_parameter suffix"},
 		{"stream of a wrong type", authorized(msg(`"stream":"yes"`)), "400 invalid_request_error <nil> stream"},
 		{"stream options of a wrong type", authorized(msg(`"stream_options":{"include_usage":1}`)), "400 invalid_request_error <nil> stream_options.include_usage"},

@@ -174,8 +174,11 @@ func (req *chatRequest) ignoreRest(prefix string, fields map[string]json.RawMess
 
 // check checks the fields against each other and resolves the model.
 func (req *chatRequest) check(cfg Config) error {
-	if req.N > cfg.MaxChoices || req.choices() > cfg.MaxChoices { // the first bounds the product
-		return badRequest("n", "'n' times the number of prompts must be at most %d.", cfg.MaxChoices)
+	switch {
+	case req.N > min(cfg.MaxChoices, cfg.MaxPlaces): // which bounds the product
+		return badRequest("n", "'n' must be at most %d.", min(cfg.MaxChoices, cfg.MaxPlaces))
+	case req.choices() > cfg.MaxPlaces:
+		return badRequest("prompt", "The number of prompts times 'n' must be at most %d.", cfg.MaxPlaces)
 	}
 	if req.IncludeUsage && !req.Stream {
 		req.Ignored = append(req.Ignored, "stream_options")

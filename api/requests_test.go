@@ -246,3 +246,29 @@ func TestAllowedToolsReachTheProvider(t *testing.T) {
 		t.Errorf("tools are %s", fields["tools"])
 	}
 }
+
+// LangChain sends ten prompts at once; the bound of n is not about them.
+func TestPromptsAreBoundedByThePlacesOfThePool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.MaxChoices, cfg.MaxPlaces = 2, 10
+		h := openWith(t, cfg, pool.Config{Size: 2, MaxWaiting: 8}, nil)
+		for body, want := range map[string]string{
+			`{"prompt":["a","b","c","d","e","f","g","h","i","j"]}`:     "200 10 <nil>",
+			`{"prompt":["a","b","c","d","e"],"n":2}`:                   "200 10 <nil>",
+			`{"prompt":["a","b","c","d","e","f"],"n":2}`:               "400 0 prompt",
+			`{"prompt":["a","b","c","d","e","f","g","h","i","j","k"]}`: "400 0 prompt",
+			`{"prompt":"a","n":3}`:                                     "400 0 n",
+		} {
+			a := h.do(t, request("POST", "/v1/completions", body))
+			var got struct {
+				Choices []any
+				Error   struct{ Param any }
+			}
+			json.Unmarshal(a.Body.Bytes(), &got)
+			if got := fmt.Sprint(a.Code, " ", len(got.Choices), " ", got.Error.Param); got != want {
+				t.Errorf("%s: got %s, want %s (%s)", body, got, want, a.Body)
+			}
+		}
+	})
+}

@@ -59,7 +59,7 @@ type Config struct {
 	StreamIdleTimeout time.Duration `env:"PROXY_STREAM_IDLE_TIMEOUT_MS" default:"300000" mean:"longest silence of the provider (any event of its stream counts) during a streamed answer, in milliseconds; it includes the wait for the first token; then the stream fails with idle_timeout; must be more than 0"`
 	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" default:"30000" mean:"longest time that one write to a client may last, in milliseconds; then the connection is closed and the turn ends; must be more than 0"`
 	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"largest request body, in bytes; a larger one fails with 413 request_too_large; from 1 to 16777216"`
-	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"most answers to one request: n times the number of prompts; never more than POOL_SIZE + POOL_MAX_WAITING; a request for more fails with 400; must be more than 0"`
+	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"most answers to one prompt: n; a request for more fails with 400, as does one in which n times the number of prompts is more than POOL_SIZE + POOL_MAX_WAITING; must be more than 0"`
 	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" default:"0" mean:"when stopping, time from being not ready until new completions are rejected with 503, in milliseconds, so that load balancers notice; 0 = none"`
 	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"when stopping, longest time that running turns may go on after PROXY_PRESTOP_MS, in milliseconds; then they are cut; 0 = they are cut at once"`
 

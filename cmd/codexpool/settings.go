@@ -58,7 +58,7 @@ func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
 			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream()}
 		},
 		Upstream: api.Upstream{Choice: p.choice, Credential: p.credential},
-		Sandbox:  cfg.Sandbox, CacheKey: cfg.SendsCacheKey(), DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: min(cfg.MaxChoices, cfg.PoolSize+cfg.MaxWaiting),
+		Sandbox:  cfg.Sandbox, CacheKey: cfg.SendsCacheKey(), DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxChoices: cfg.MaxChoices, MaxPlaces: cfg.PoolSize + cfg.MaxWaiting,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
 		WriteTimeout: cfg.WriteTimeout,
