@@ -63,6 +63,7 @@ type Result struct {
 	Took       time.Duration // duration of the whole request
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
+	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
 }
 
 // Stat is a snapshot of the server's own figures.
@@ -190,7 +191,7 @@ func (s *Server) guarded(rt route, h handler, res *response, r *http.Request) (e
 
 // report logs the one line of a request and passes its figures to observe.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
-	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens}
+	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens, Estimated: res.estimated}
 	if e != nil && e.Status == StatusClientGone {
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	}

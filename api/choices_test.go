@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"codexpool/codex"
 	"codexpool/codex/codextest"
 )
 
@@ -242,6 +243,43 @@ func TestUsageIsNotInventedForAChoiceThatHasNone(t *testing.T) {
 		a := h.do(t, chat(`{"n":2,"stream":`+stream+`,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"x"}]}`))
 		if a.Code != 200 || strings.Contains(a.Body.String(), "prompt_tokens") || !strings.Contains(a.Body.String(), `"usage":null`) {
 			t.Errorf("%d %s", a.Code, a.Body)
+		}
+	})
+}
+
+// usageOf is the last usage of an answer.
+func usageOf(a answer) (usage map[string]any) {
+	for line := range strings.Lines(strings.TrimSpace(a.Body.String())) {
+		var body struct{ Usage map[string]any }
+		if json.Unmarshal([]byte(strings.TrimPrefix(line, "data: ")), &body) == nil && body.Usage != nil {
+			usage = body.Usage
+		}
+	}
+	return usage
+}
+
+// The provider does not count an answer that we cut: code that reads total_tokens
+// needs an estimate.
+func TestStopSequenceEstimatesTheUsage(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Second})})
+		ask := func(stop string) answer {
+			t.Helper()
+			return h.do(t, chat(`{"stream":`+stream+`,"stream_options":{"include_usage":true},"stop":`+stop+`,"messages":[{"role":"system","content":"12345678"},{"role":"user","content":"one two three four"}]}`))
+		}
+		got := usageOf(ask(`"three"`)) // of 26 bytes sent, and "one two three " received
+		if got["prompt_tokens"] != 7. || got["completion_tokens"] != 4. || got["total_tokens"] != 11. || got["estimated"] != true {
+			t.Errorf("got %v", got)
+		}
+		if r := h.last(); r.Tokens != (codex.Usage{}) || r.Estimated != (codex.Usage{Input: 7, Output: 4, Total: 11}) {
+			t.Errorf("reported as %+v", r)
+		}
+		got = usageOf(ask(`"five"`))
+		if _, estimated := got["estimated"]; estimated || got["total_tokens"] == nil {
+			t.Errorf("an answer that was not cut: %v", got)
+		}
+		if r := h.last(); r.Tokens == (codex.Usage{}) || r.Estimated != (codex.Usage{}) {
+			t.Errorf("reported as %+v", r)
 		}
 	})
 }

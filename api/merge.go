@@ -145,17 +145,19 @@ func (b *backlog) takeAll() []choiceEvent {
 }
 
 // size is about what an event takes in memory, in bytes.
-func size(e codex.Event) int {
-	const event = 64
+func size(e codex.Event) int { return 64 + length(e) }
+
+// length is how long the text of an event is, in bytes.
+func length(e codex.Event) int {
 	switch e := e.(type) {
 	case codex.TextDelta:
-		return event + len(e.Text)
+		return len(e.Text)
 	case codex.ReasoningDelta:
-		return event + len(e.Text)
+		return len(e.Text)
 	case codex.Refusal:
-		return event + len(e.Text)
+		return len(e.Text)
 	case codex.ToolCallDelta:
-		return event + len(e.Arguments)
+		return len(e.Arguments)
 	}
-	return event
+	return 0
 }

@@ -21,7 +21,7 @@ type replier interface {
 func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f form) replier {
 	base := reply{
 		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
-		usage: make([]*codex.Usage, req.choices()),
+		usage: make([]*codex.Usage, req.choices()), estimates: make([]*codex.Usage, req.choices()),
 	}
 	if !req.Stream {
 		return &whole{reply: base, choices: make([]message, req.choices())}
@@ -44,11 +44,12 @@ func rejectsComments(r *http.Request) bool {
 // reply is the common part of both kinds of response.
 type reply struct {
 	form
-	res     *response
-	req     *chatRequest
-	id      string
-	created int64
-	usage   []*codex.Usage // of each choice; nil where none has arrived
+	res       *response
+	req       *chatRequest
+	id        string
+	created   int64
+	usage     []*codex.Usage // of each choice; nil where none has arrived
+	estimates []*codex.Usage // of each choice that we cut; nil for the others
 }
 
 // note handles the events that both treat alike.
@@ -58,13 +59,18 @@ func (b *reply) note(choice int, e codex.Event) {
 		b.res.token()
 	case codex.Usage:
 		b.usage[choice] = &e
-		b.res.tokens = b.total()
+		b.res.tokens = total(b.usage)
+	case estimate:
+		e.Input = tokensOf(b.req.promptLength(choice))
+		e.Total = e.Input + e.Output
+		b.estimates[choice] = &e.Usage
+		b.res.estimated = total(b.estimates)
 	}
 }
 
 // total is the usage of all choices so far.
-func (b *reply) total() (sum codex.Usage) {
-	for _, u := range b.usage {
+func total(usage []*codex.Usage) (sum codex.Usage) {
+	for _, u := range usage {
 		if u != nil {
 			sum.Input, sum.Cached = sum.Input+u.Input, sum.Cached+u.Cached
 			sum.Output, sum.Reasoning = sum.Output+u.Output, sum.Reasoning+u.Reasoning
@@ -75,12 +81,20 @@ func (b *reply) total() (sum codex.Usage) {
 }
 
 // used is the usage for the caller. It is never invented: nil where the usage of a
-// choice is missing.
+// choice is missing. It is an estimate where we cut a choice, and says so.
 func (b *reply) used() *usageBody {
-	if slices.Contains(b.usage, nil) {
+	all, estimated := slices.Clone(b.usage), false
+	for i, u := range b.estimates {
+		if u != nil {
+			all[i], estimated = u, true
+		}
+	}
+	if slices.Contains(all, nil) {
 		return nil
 	}
-	return usage(b.total())
+	body := usage(total(all))
+	body.Estimated = estimated
+	return body
 }
 
 // finished is the reason why a choice ended, in the words of the caller's form.

@@ -60,6 +60,24 @@ func (req *chatRequest) conversation(choice int) []chatMessage {
 	return req.Conversations[choice/req.N]
 }
 
+// promptLength is how long the text is that the model reads for a choice, in bytes. The
+// bytes of images and files say nothing of their tokens.
+func (req *chatRequest) promptLength(choice int) int {
+	n := 0
+	for _, t := range req.Tools {
+		n += len(t.Name) + len(t.Description) + len(t.Parameters)
+	}
+	for _, m := range req.conversation(choice) {
+		for _, p := range m.Parts {
+			n += max(0, len(p.Text)-len(emptyText)) // without its quotes
+		}
+		for _, c := range m.Calls {
+			n += len(c.Name) + len(c.Arguments) - len(emptyText)
+		}
+	}
+	return n
+}
+
 // decode reads a request, and names in the response what it ignores.
 func (s *Server) decode(res *response, r *http.Request, f form) (*chatRequest, error) {
 	body, err := s.readBody(res, r)

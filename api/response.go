@@ -25,6 +25,7 @@ type response struct {
 	child      int // pid of the child that served it; 0 where there was none, or several choices
 	caller     Caller
 	tokens     codex.Usage
+	estimated  codex.Usage
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {
