@@ -94,11 +94,8 @@ func (s *Server) decode(res *response, r *http.Request, f form) (*chatRequest, e
 // parse reads and checks the body of a request.
 func (s *Server) parse(body []byte, f form) (*chatRequest, error) {
 	req := &chatRequest{Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}, Needs: map[string]*Error{}}
-	if err := req.decode(body, f.fields); err != nil {
+	if err := req.decode(body, f); err != nil {
 		return nil, err
-	}
-	if req.Conversations == nil {
-		return nil, badRequest(f.input, "'%s' is missing.", f.input)
 	}
 	if err := req.check(s.cfg); err != nil {
 		return nil, err
@@ -146,8 +143,23 @@ func malformed(err error) bool {
 	return err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.As(err, &network)
 }
 
+// routes are the routes by the field that holds what is to be answered.
+var routes = map[string]string{"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
+
+// missing is the error for a body without the field that holds what is to be answered.
+// It names the route that the body was meant for.
+func missing(input string, fields map[string]json.RawMessage) *Error {
+	e := badRequest(input, "'%s' is missing.", input)
+	for _, field := range slices.Sorted(maps.Keys(routes)) {
+		if !isNull(fields[field]) {
+			e.Message += fmt.Sprintf(" A body with '%s' is for %s.", field, routes[field])
+		}
+	}
+	return e
+}
+
 // decode reads the fields one by one, so that each error names its own.
-func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error {
+func (req *chatRequest) decode(body []byte, f form) error {
 	var fields map[string]json.RawMessage
 	if unmarshal(body, &fields) != nil || fields == nil || !utf8.Valid(body) {
 		e := badRequest("", "The body is not a JSON object.")
@@ -161,7 +173,10 @@ func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error 
 		e.Code = "invalid_json"
 		return e
 	}
-	return req.readFields("", fields, known)
+	if isNull(fields[f.input]) {
+		return missing(f.input, fields)
+	}
+	return req.readFields("", fields, f.fields)
 }
 
 // readFields reads the fields of an object, in the order of their names. Null is

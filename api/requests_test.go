@@ -272,3 +272,21 @@ func TestPromptsAreBoundedByThePlacesOfThePool(t *testing.T) {
 		}
 	})
 }
+
+func TestBodiesOfAnotherRouteAreSentThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		const tools = `"tools":[{"type":"function","name":"f","parameters":{}}],"tool_choice":{"type":"function","name":"f"}`
+		for _, tt := range []struct{ path, body, param, route string }{
+			{"/v1/chat/completions", `{"model":"codex-5","input":"hi",` + tools + `}`, "messages", "/v1/responses"},
+			{"/v1/chat/completions", `{"prompt":"hi","logprobs":5}`, "messages", "/v1/completions"},
+			{"/v1/completions", hello, "prompt", "/v1/chat/completions"},
+			{"/v1/completions", `{"prompt":null,"input":[]}`, "prompt", "/v1/responses"},
+		} {
+			a := h.do(t, request("POST", tt.path, tt.body))
+			if a.Code != 400 || !strings.Contains(a.Body.String(), `"param":"`+tt.param+`"`) || !strings.Contains(a.Body.String(), "is for "+tt.route+".") {
+				t.Errorf("%s %s: %d %s", tt.path, tt.body, a.Code, a.Body)
+			}
+		}
+	})
+}
