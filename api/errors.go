@@ -132,7 +132,8 @@ var (
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
 	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
 	errBadBody        = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is malformed.", Close: true}
-	errEncoding       = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must not be compressed."}
+	errPacked         = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is not in the coding that Content-Encoding names."}
+	errEncoding       = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body's Content-Encoding must be gzip or zstd, or there must be none."}
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The content type must be application/json."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}

@@ -111,7 +111,8 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 			return nil, errMediaType
 		}
 	}
-	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+	unpack, ok := codings[strings.ToLower(r.Header.Get("Content-Encoding"))]
+	if !ok {
 		return nil, errEncoding
 	}
 	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
@@ -132,7 +133,7 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, &goneError{err}
 	}
-	return body, nil
+	return unpack(body, s.cfg.MaxBody)
 }
 
 // malformed reports whether a body has no valid transfer encoding, such as broken
