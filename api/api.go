@@ -11,6 +11,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -110,12 +111,18 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
 		{"GET", "/readyz", route{name: "readyz", quiet: true}, s.readyz},
 	} {
-		router.Handler(r.method, r.path, s.handle(r.route, r.handler))
 		head := r.handler
 		if r.completion {
 			head = headOnly
 		}
-		router.Handler("HEAD", r.path, s.handle(r.route, head))
+		paths := []string{r.path}
+		if short, ok := strings.CutPrefix(r.path, "/v1"); ok {
+			paths = append(paths, short) // many clients have a base URL without it
+		}
+		for _, path := range paths {
+			router.Handler(r.method, path, s.handle(r.route, r.handler))
+			router.Handler("HEAD", path, s.handle(r.route, head))
+		}
 	}
 	s.chain = requestID(plainPath(s.cors(router)))
 	return s

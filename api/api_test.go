@@ -786,6 +786,19 @@ func TestRoutesWithoutAModel(t *testing.T) {
 			{httptest.NewRequest("HEAD", "/v1/chat/completions", nil), 401, ``},
 			{httptest.NewRequest("OPTIONS", "/nowhere", nil), 204, ``},
 			{request("POST", "/v1/chat/completions/", hello), 200, `"content":"hi"`},
+			{request("POST", "//v1/chat/completions", hello), 200, `"content":"hi"`},
+			{request("POST", "/v1//chat///completions//", hello), 200, `"content":"hi"`},
+			{request("POST", "/chat/completions", hello), 200, `"content":"hi"`},
+			{request("POST", "//chat/completions/", hello), 200, `"content":"hi"`},
+			{request("POST", "/completions", `{"prompt":"hi"}`), 200, `"text":"hi"`},
+			{request("GET", "/models", ""), 200, `"codex-5-ultra"`},
+			{request("GET", "//v1//models", ""), 200, `"codex-5-ultra"`},
+			{request("GET", "/models/gpt-b-mini", ""), 200, `{"id":"gpt-b-mini","object":"model"`},
+			{httptest.NewRequest("GET", "/models", nil), 401, `invalid_api_key`},
+			{httptest.NewRequest("POST", "//v1/chat/completions", strings.NewReader(hello)), 401, `invalid_api_key`},
+			{request("HEAD", "/chat/completions", ""), 200, ``},
+			{request("GET", "//", ""), 404, `not_found`},
+			{request("POST", "/v1/v1/chat/completions", hello), 404, `not_found`},
 		} {
 			a := h.do(t, tt.request)
 			if a.Code != tt.code || !strings.Contains(a.Body.String(), tt.body) {
