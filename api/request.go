@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -105,11 +106,9 @@ func (s *Server) parse(body []byte, f form) (*chatRequest, error) {
 
 // readBody reads a JSON body within its limits of type, size and time.
 func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
-	if given := r.Header.Get("Content-Type"); given != "" {
-		kind, _, err := mime.ParseMediaType(given)
-		if err != nil || (kind != "application/json" && !strings.HasSuffix(kind, "+json")) {
-			return nil, errMediaType
-		}
+	kind, err := mediaType(r)
+	if err != nil || (kind == formType && res.caller.Key == "") {
+		return nil, errMediaType
 	}
 	unpack, ok := codings[strings.ToLower(r.Header.Get("Content-Encoding"))]
 	if !ok {
@@ -133,7 +132,29 @@ func (s *Server) readBody(res *response, r *http.Request) ([]byte, error) {
 	case err != nil:
 		return nil, &goneError{err}
 	}
-	return unpack(body, s.cfg.MaxBody)
+	body, err = unpack(body, s.cfg.MaxBody)
+	if kind == formType && err == nil && !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) {
+		return nil, errMediaType
+	}
+	return body, err
+}
+
+// formType is the type that curl gives to a body that it is given no type for. It is
+// taken for JSON where the request has a key: a form of any web page has this type too,
+// but no key.
+const formType = "application/x-www-form-urlencoded"
+
+// mediaType is the type of a body that may be JSON. A body without a type is JSON.
+func mediaType(r *http.Request) (string, error) {
+	given := r.Header.Get("Content-Type")
+	if given == "" {
+		return "application/json", nil
+	}
+	kind, _, err := mime.ParseMediaType(given)
+	if err == nil && kind != "application/json" && kind != formType && !strings.HasSuffix(kind, "+json") {
+		err = errMediaType
+	}
+	return kind, err
 }
 
 // malformed reports whether a body has no valid transfer encoding, such as broken

@@ -3,6 +3,7 @@ package api_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -287,6 +288,26 @@ func TestBodiesOfAnotherRouteAreSentThere(t *testing.T) {
 			if a.Code != 400 || !strings.Contains(a.Body.String(), `"param":"`+tt.param+`"`) || !strings.Contains(a.Body.String(), "is for "+tt.route+".") {
 				t.Errorf("%s %s: %d %s", tt.path, tt.body, a.Code, a.Body)
 			}
+		}
+	})
+}
+
+// curl -d names the type of a form, as does any form of a web page: only a key shows
+// that it was curl.
+func TestBodyOfCurlNeedsNoTypeWhereAKeyIsRequired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		h := open(t, cfg, 1)
+		curl := func() *http.Request {
+			return withHeader(chat(" \n"+hello), "Content-Type", "application/x-www-form-urlencoded")
+		}
+		if a := h.do(t, curl()); a.Code != 200 || !strings.Contains(a.Body.String(), `"content":"hi"`) {
+			t.Errorf("with a key: %d %s", a.Code, a.Body)
+		}
+		cfg.Keys = nil
+		h = open(t, cfg, 1)
+		if a := h.do(t, curl()); a.Code != 415 || !strings.Contains(a.Body.String(), "Content-Type: application/json") {
+			t.Errorf("without keys: %d %s", a.Code, a.Body)
 		}
 	})
 }
