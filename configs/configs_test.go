@@ -70,8 +70,10 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: chatgpt needs CODEX_HOME"},
 		{with("CODEX_UPSTREAM=direct"), "CODEX_UPSTREAM: direct needs CODEX_HOME"},
 		{with("CODEX_HOME=/not/there"), `CODEX_HOME: "/not/there" is not a folder`},
-		{with("CODEX_UPSTREAM=azure"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query"},
-		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query"},
+		{with("CODEX_UPSTREAM=azure"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, such as https://llm.example/v1"},
+		{with("CODEX_UPSTREAM=ftp://h/v1"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, such as https://llm.example/v1"},
+		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: the base URL must have no user and no password: the key belongs into CODEX_UPSTREAM_API_KEY"},
+		{with("CODEX_UPSTREAM=https://h/v1#x"), "CODEX_UPSTREAM: the base URL must have no fragment, which is what follows #: it is not sent to a server"},
 	} {
 		_, err := configs.Load(tt.env, nil)
 		if err == nil || err.Error() != tt.want {

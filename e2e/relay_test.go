@@ -558,3 +558,26 @@ func TestRelayRejectsOtherProcesses(t *testing.T) {
 		t.Error("a request reached the provider")
 	}
 }
+
+// TestQueryOfTheBaseURLIsKept has a provider such as Azure, which wants api-version
+// with each request. A query may hold a key, so it is not shown.
+func TestQueryOfTheBaseURLIsKept(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 1)
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.RequestURI()
+		codextest.Text("ok")(w, r)
+	})
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1?api-version=2025-04-01&code=s3cret")
+	res, err := d.post(chatBody("hi", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if got := <-asked; res.StatusCode != 200 || got != "/v1/responses?api-version=2025-04-01&code=s3cret" {
+		t.Errorf("%d, the provider was asked for %s", res.StatusCode, got)
+	}
+	if strings.Contains(d.logged(), "s3cret") || !strings.Contains(d.logged(), up.URL+"/v1") {
+		t.Errorf("the log names the provider otherwise:\n%s", d.logged())
+	}
+}
