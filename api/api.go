@@ -82,6 +82,7 @@ type Server struct {
 	auth    auth
 	chain   http.Handler
 	began   time.Time
+	models  modelCache
 
 	streams atomic.Int64
 	unready atomic.Bool // /readyz answers 503

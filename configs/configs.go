@@ -39,7 +39,7 @@ const DevKey = "codexpool-dev"
 // is not set; secret marks a value that is never shown; group begins a group, which
 // lasts until the next.
 type Config struct {
-	Env         string `group:"Listeners" env:"PROXY_ENV" mean:"dev = a developer's machine; empty = production, which rejects unsafe settings. /v1/models lists codex-5 in production and codev-5 in dev; both work everywhere"`
+	Env         string `group:"Listeners" env:"PROXY_ENV" mean:"dev = a developer's machine; empty = production, which rejects unsafe settings. /v1/models lists codex-5-EFFORT in production and codev-5-EFFORT in dev; both work everywhere"`
 	Host        string `env:"PROXY_HOST" default:"127.0.0.1" mean:"address of the public listener, such as 127.0.0.1, 0.0.0.0 or ::1"`
 	Port        int    `env:"PORT" default:"11435" mean:"TCP port of the public listener; 0 = any free port"`
 	AdminAddr   string `env:"PROXY_ADMIN_ADDR" default:"127.0.0.1:11436" empty:"off" mean:"HOST:PORT of the admin listener, which serves /metrics, /pool, /debug/pprof and the health routes; it requires no key; set but empty = no admin listener"`

@@ -581,3 +581,35 @@ func TestQueryOfTheBaseURLIsKept(t *testing.T) {
 		t.Errorf("the log names the provider otherwise:\n%s", d.logged())
 	}
 }
+
+// TestModelsAreThoseOfTheProvider has a provider with models that Codex does not know.
+func TestModelsAreThoseOfTheProvider(t *testing.T) {
+	t.Parallel()
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != "GET" || r.URL.Path != "/v1/models" || r.Header.Get("Authorization") != "Bearer "+upstreamKey {
+			t.Errorf("asked for %s %s with %v", r.Method, r.URL, r.Header)
+		}
+		io.WriteString(w, `{"object":"list","data":[{"id":"qwen-3","object":"model","created":7,"owned_by":"vllm"}]}`)
+	})
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_UPSTREAM_API_KEY="+upstreamKey)
+	var list struct{ Data []struct{ ID string } }
+	res := d.request("GET", "/v1/models", "Bearer "+key, "", "")
+	if err := json.NewDecoder(res.Body).Decode(&list); err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	var ids []string
+	for _, m := range list.Data {
+		ids = append(ids, m.ID)
+	}
+	if got := strings.Join(ids, " "); !strings.HasPrefix(got, "codev-5 ") || !strings.HasSuffix(got, " codex-5 qwen-3") {
+		t.Errorf("got %s", got)
+	}
+	for name, want := range map[string]int{"qwen-3": 200, "NONSENSE": 404} {
+		res := d.request("GET", "/v1/models/"+name, "Bearer "+key, "", "")
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("%s: %d", name, res.StatusCode)
+		}
+	}
+}
