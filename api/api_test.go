@@ -398,6 +398,7 @@ func TestBadRequestsGetTheirOwnStatus(t *testing.T) {
 		{"unknown effort as a suffix", authorized(msg(`"model":"codex-5-huge"`)), "404 invalid_request_error model_not_found model"},
 		{"model of a wrong type", authorized(msg(`"model":5`)), "400 invalid_request_error <nil> model"},
 		{"unknown effort", authorized(msg(`"reasoning_effort":"huge"`)), "400 invalid_request_error <nil> reasoning_effort"},
+		{"unknown effort of reasoning", authorized(msg(`"reasoning":{"effort":"huge"}`)), "400 invalid_request_error <nil> reasoning.effort"},
 		{"too hot", authorized(msg(`"temperature":3`)), "400 invalid_request_error <nil> temperature"},
 		{"metadata of a wrong type", authorized(msg(`"metadata":{"a":1}`)), "400 invalid_request_error <nil> metadata"},
 		{"audio", authorized(msg(`"modalities":["text","audio"]`)), "400 invalid_request_error unsupported_parameter modalities"},

@@ -41,10 +41,10 @@ var chatFields = map[string]fieldReader{
 	"stop":              readStop,
 	"include_reasoning": readIncludeReasoning, // read before reasoning: a summary of its own wins
 	"reasoning": object(map[string]fieldReader{
-		"effort":  field(func(req *chatRequest) *string { return &req.Effort }, "a string"),
+		"effort":  readEffort,
 		"summary": readSummary,
 	}),
-	"reasoning_effort": field(func(req *chatRequest) *string { return &req.Effort }, "a string"), // read after reasoning: it wins
+	"reasoning_effort": readEffort, // read after reasoning: it wins
 	"functions":        readFunctions,
 	"tools":            readTools, // read after functions: both together are rejected
 	"tool_choice":      readToolChoice,

@@ -37,7 +37,7 @@ func (m Models) resolve(name string) (id, effort string, ok bool) {
 	}
 	if i := strings.LastIndexByte(name, '-'); i > 0 {
 		suffix := strings.ToLower(name[i+1:])
-		if id, ok := m.known(name[:i]); ok && m.effort(suffix) {
+		if id, ok := m.known(name[:i]); ok && slices.Contains(m.efforts(), suffix) {
 			return id, suffix, true
 		}
 	}
@@ -62,11 +62,17 @@ func (m Models) known(name string) (id string, ok bool) {
 	return "", false
 }
 
-// effort reports whether the word is a reasoning effort.
-func (m Models) effort(word string) bool {
-	return slices.Contains(efforts, word) || slices.ContainsFunc(m.Catalog, func(model codex.Model) bool {
-		return slices.Contains(model.Efforts, word)
-	})
+// efforts lists the reasoning efforts that are accepted.
+func (m Models) efforts() []string {
+	list := slices.Clone(efforts)
+	for _, model := range m.Catalog {
+		for _, effort := range model.Efforts {
+			if !slices.Contains(list, effort) {
+				list = append(list, effort)
+			}
+		}
+	}
+	return list
 }
 
 // advertised lists the aliases that are advertised.

@@ -30,6 +30,7 @@ type chatRequest struct {
 	Name          string // the model as the caller wrote it
 	Model         string // its catalog id
 	Effort        string // "" = the model's default
+	EffortField   string // where it was given, for errors
 	Summary       string // of the reasoning: auto, concise, detailed or none; "" = not requested
 	Conversations [][]chatMessage
 	N             int // answers to each conversation
@@ -253,8 +254,8 @@ func (req *chatRequest) check(cfg Config) error {
 	if req.Effort == "" {
 		req.Effort = effort
 	}
-	if !models.effort(req.Effort) && req.Effort != "" {
-		return badRequest("reasoning_effort", "'reasoning_effort' is not one of %s.", strings.Join(efforts, ", "))
+	if taken := models.efforts(); req.Effort != "" && !slices.Contains(taken, req.Effort) {
+		return badRequest(req.EffortField, "'%s' must be one of %s.", req.EffortField, strings.Join(taken, ", "))
 	}
 	return nil
 }

@@ -311,3 +311,21 @@ func TestBodyOfCurlNeedsNoTypeWhereAKeyIsRequired(t *testing.T) {
 		}
 	})
 }
+
+func TestEffortThatIsNoneNamesAllThatAreTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		ask := func(effort string) answer {
+			return h.do(t, chat(`{"reasoning_effort":"`+effort+`","messages":[{"role":"user","content":"hi"}]}`))
+		}
+		const taken = "none, minimal, low, medium, high, xhigh, ultra"
+		if a := ask("huge"); a.Code != 400 || !strings.Contains(a.Body.String(), "'reasoning_effort' must be one of "+taken+".") {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		for _, effort := range strings.Split(taken, ", ") {
+			if a := ask(effort); a.Code != 200 {
+				t.Errorf("%s: %d %s", effort, a.Code, a.Body)
+			}
+		}
+	})
+}
