@@ -123,8 +123,15 @@ func encode(v any) ([]byte, error) {
 	return b.Bytes(), err
 }
 
+// nextLine is U+0085 in UTF-8. Some clients split lines there, as Python's splitlines
+// does. Of all such characters it is the only one that the encoder leaves as it is.
+var nextLine, nextLineEscaped = []byte("\u0085"), []byte(`\u0085`)
+
 // frame appends one SSE event to b. JSON that ends with a newline holds no other.
 func frame(b, jsonLine []byte) []byte {
+	if bytes.Contains(jsonLine, nextLine) {
+		jsonLine = bytes.ReplaceAll(jsonLine, nextLine, nextLineEscaped)
+	}
 	b = append(b, "data: "...)
 	b = append(b, jsonLine...)
 	return append(b, '\n')
