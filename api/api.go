@@ -171,6 +171,7 @@ func (s *Server) handle(rt route, h handler) http.Handler {
 		abort := res.finish(e)
 		s.report(rt, res, r, e)
 		if abort {
+			res.linger(r.Context(), e)
 			panic(http.ErrAbortHandler) // a cut answer must not look finished
 		}
 	})

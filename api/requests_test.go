@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -8,8 +9,10 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"codexpool/api"
+	"codexpool/codex/codextest"
 	"codexpool/pool"
 	"codexpool/upstream"
 )
@@ -328,4 +331,37 @@ func TestEffortThatIsNoneNamesAllThatAreTaken(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestStreamThatBreaksLingers: the client has a second to read what was sent, while its
+// child serves the next.
+func TestStreamThatBreaksLingers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		leaves, want time.Duration
+	}{
+		"a client that waits":  {time.Hour, time.Second},
+		"a client that leaves": {300 * time.Millisecond, 300 * time.Millisecond}, // or a daemon that stops
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				breaks := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("Hal"), codextest.Exit(1)}
+				h := open(t, config(), 1, breaks)
+				ctx, leave := context.WithTimeout(t.Context(), tt.leaves)
+				defer leave()
+				began := time.Now()
+				ended := make(chan answer)
+				go func() {
+					ended <- h.do(t, chat(`{"stream":true,"messages":[{"role":"user","content":"hi"}]}`).WithContext(ctx))
+				}()
+				time.Sleep(100 * time.Millisecond)
+				if s := h.pool.Stat(); s.Leased != 0 || h.Stat().Streams != 0 || h.last().Code != "child_exited" || h.last().Took != 0 {
+					t.Errorf("meanwhile: %+v, %+v, %+v", s, h.Stat(), h.last())
+				}
+				a := <-ended
+				if took := time.Since(began); took != tt.want || !a.cut || !strings.Contains(a.Body.String(), `data: {"error":`) {
+					t.Errorf("cut %v after %v: %s", a.cut, took, a.Body)
+				}
+			})
+		})
+	}
 }

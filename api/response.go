@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -111,6 +112,25 @@ func (res *response) finish(e *Error) (abort bool) {
 		}
 	}
 	return true
+}
+
+// lingerTime is how long a client may take to read what was sent before the connection
+// is cut.
+const lingerTime = time.Second
+
+// linger lets the client of a stream read what is on its way, and the error: some HTTP
+// libraries drop what they have not read when a connection is cut. ctx is the request's;
+// it ends when the client disconnects or the daemon stops.
+func (res *response) linger(ctx context.Context, e *Error) {
+	if !res.stream || e.Status == StatusClientGone {
+		return
+	}
+	timer := time.NewTimer(lingerTime)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // encode is json.Marshal without the escapes that are for HTML, and with a
