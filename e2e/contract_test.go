@@ -375,6 +375,7 @@ func TestFieldsArriveByteForByte(t *testing.T) {
 func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("0123456789abcdef", 3<<20/16)
+	const second = "call_441e2e8a3b974b4a5954258b85bcbf7b" // of the second t:0, in every conversation
 	d, up := withRelay(t, codextest.Text("ok"))
 	many, manyArrive := `{"role":"user","content":"0"}`, `{"content":[{"text":"0","type":"input_text"}],"role":"user","type":"message"}`
 	for i := 1; i < 200; i++ {
@@ -417,6 +418,18 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{ }","call_id":"call_1","name":"f","type":"function_call"},{"arguments":"no JSON","call_id":"call_2","name":"g","type":"function_call"},` +
 				`{"call_id":"call_2","output":"two","type":"function_call_output"},{"call_id":"call_1","output":"one","type":"function_call_output"},` +
 				`{"content":[{"annotations":[],"text":"and","type":"output_text"}],"id":"msg_5","role":"assistant","status":"completed","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
+		},
+		{
+			"what says nothing", `{"role":"assistant"},{"role":"user","content":"u"},{"role":"assistant","content":null,"tool_calls":[]},` +
+				`{"role":"assistant","content":[],"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":null}`,
+			`{"content":[{"annotations":[],"text":"","type":"output_text"}],"id":"msg_0","role":"assistant","status":"completed","type":"message"},{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},` +
+				`{"content":[{"annotations":[],"text":"","type":"output_text"}],"id":"msg_2","role":"assistant","status":"completed","type":"message"},` +
+				`{"arguments":"{}","call_id":"c","name":"f","type":"function_call"},{"call_id":"c","output":"","type":"function_call_output"}`,
+		},
+		{
+			"ids that come again", `{"role":"user","content":"u"},` + strings.Repeat(`{"role":"assistant","tool_calls":[{"id":"t:0","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"t:0","content":"x"},`, 2) + `{"role":"user","content":"v"}`,
+			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{}","call_id":"t:0","name":"f","type":"function_call"},{"call_id":"t:0","output":"x","type":"function_call_output"},` +
+				`{"arguments":"{}","call_id":"` + second + `","name":"f","type":"function_call"},{"call_id":"` + second + `","output":"x","type":"function_call_output"},{"content":[{"text":"v","type":"input_text"}],"role":"user","type":"message"}`,
 		},
 		{
 			"legacy calls", `{"role":"user","content":"u"},{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},{"role":"function","name":"f","content":"one"},` +
@@ -482,6 +495,10 @@ func TestStopSequenceEndsTheProvidersRequest(t *testing.T) {
 	case <-left:
 	case <-time.After(5 * time.Second):
 		t.Error("the provider's request still runs")
+	}
+	// "one ", "tw" and "o END" came: 11 bytes.
+	if m := d.metrics(); m[`codexpool_estimated_tokens_total{kind="output"}`] != 3 || m[`codexpool_tokens_total{kind="output"}`] != 0 {
+		t.Errorf("%v tokens are estimated, %v counted", m[`codexpool_estimated_tokens_total{kind="output"}`], m[`codexpool_tokens_total{kind="output"}`])
 	}
 	if got, _ := d.complete(hi, false); got.String() != `assistant content "ok" finish stop` {
 		t.Errorf("the next: %s", got)
