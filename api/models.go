@@ -21,6 +21,7 @@ type Models struct {
 	Default string        // catalog id that the aliases mean
 	Catalog []codex.Model // the models that the CLI lists
 	Open    bool          // the upstream has models of its own: any name passes
+	Refused []string      // reasoning efforts that the upstream refuses with every model
 }
 
 // aliases are accepted everywhere, whichever is advertised.
@@ -72,15 +73,17 @@ func (m Models) efforts() []string {
 			}
 		}
 	}
-	return list
+	return slices.DeleteFunc(list, m.refuses)
 }
+
+func (m Models) refuses(effort string) bool { return slices.Contains(m.Refused, effort) }
 
 // advertised lists the aliases that are advertised.
 func (m Models) advertised() []string {
 	names := []string{m.Prefix}
 	for _, model := range m.Catalog {
 		if model.ID == m.Default {
-			for _, e := range model.Efforts {
+			for _, e := range slices.DeleteFunc(slices.Clone(model.Efforts), m.refuses) {
 				names = append(names, m.Prefix+"-"+e)
 			}
 		}

@@ -333,6 +333,34 @@ func TestEffortThatIsNoneNamesAllThatAreTaken(t *testing.T) {
 	})
 }
 
+func TestEffortsThatTheUpstreamRefusesAreNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.Models = func() api.Models {
+			m := models
+			m.Refused = []string{"minimal", "ultra"}
+			return m
+		}
+		h := open(t, cfg, 1)
+		if got := ids(h.do(t, request("GET", "/v1/models", ""))); got != "codex-5 codex-5-low codex-5-high gpt-a gpt-b-mini" {
+			t.Errorf("listed are %s", got)
+		}
+		for field, want := range map[string]string{
+			`"reasoning_effort":"ultra"`:       "400 'reasoning_effort' must be one of none, low, medium, high, xhigh.",
+			`"reasoning":{"effort":"minimal"}`: "400 'reasoning.effort' must be one of none, low, medium, high, xhigh.",
+			`"model":"codex-5-ultra"`:          "404 The model \"codex-5-ultra\" does not exist.",
+			`"reasoning":{"effort":"high"}`:    "200 ",
+		} {
+			a := h.do(t, chat(`{`+field+`,"messages":[{"role":"user","content":"hi"}]}`))
+			var got struct{ Error struct{ Message string } }
+			json.Unmarshal(a.Body.Bytes(), &got)
+			if got := fmt.Sprint(a.Code, " ", got.Error.Message); got != want {
+				t.Errorf("%s: got %s, want %s", field, got, want)
+			}
+		}
+	})
+}
+
 // TestStreamThatBreaksLingers: the client has a second to read what was sent, while its
 // child serves the next.
 func TestStreamThatBreaksLingers(t *testing.T) {

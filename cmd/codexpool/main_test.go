@@ -219,6 +219,19 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 	}
 }
 
+func TestChatGPTRefusesSomeEfforts(t *testing.T) {
+	for upstream, want := range map[string]int{"chatgpt": 2, "openai": 0} {
+		cfg, err := configs.Load([]string{"PROXY_ENV=dev", "CODEX_UPSTREAM=" + upstream, "OPENAI_API_KEY=sk", "CODEX_HOME=" + t.TempDir(), "PROXY_CODEX_WORKDIR=/w"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := apiConfig(cfg, func() cli { return cli{} }, &provider{}).Models().Refused
+		if len(got) != want {
+			t.Errorf("%s refuses %v", upstream, got)
+		}
+	}
+}
+
 // TestProviderConfigHasEverySetting gives each setting a value of its own.
 func TestProviderConfigHasEverySetting(t *testing.T) {
 	home, environ := t.TempDir(), []string{"PATH=/given"}
