@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -35,11 +36,13 @@ type Config struct {
 	Sandbox       string        // for /healthz
 	Upstream      Upstream      // for /pool
 
+	CacheKey      bool  // give the provider a prompt_cache_key where the caller gave none
 	DefaultStream bool  // for requests without the field stream
 	MaxStreams    int   // most open streams; 0 = no limit
 	MaxBody       int64 // most bytes of a request body
 	MaxBodies     int64 // most bytes of all bodies together, until their requests are with the provider
-	MaxChoices    int   // most answers that one request may ask for
+	MaxChoices    int   // most answers that one request may ask for to each prompt
+	MaxPlaces     int   // most answers that one request may ask for: the pool has no more places
 
 	Keepalive         time.Duration // silence after which a stream gets a comment; 0 = none
 	Commit            time.Duration // longest wait, from the turn's start, until a stream's 200 is sent
@@ -64,6 +67,7 @@ type Result struct {
 	Took       time.Duration // duration of the whole request
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
+	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
 }
 
 // Stat is a snapshot of the server's own figures.
@@ -81,6 +85,7 @@ type Server struct {
 	auth    auth
 	chain   http.Handler
 	began   time.Time
+	models  modelCache
 
 	bodies   bodies
 	decoding *semaphore.Weighted // as many bodies as there are cores
@@ -114,12 +119,18 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
 		{"GET", "/readyz", route{name: "readyz", quiet: true}, s.readyz},
 	} {
-		router.Handler(r.method, r.path, s.handle(r.route, r.handler))
 		head := r.handler
 		if r.completion {
 			head = headOnly
 		}
-		router.Handler("HEAD", r.path, s.handle(r.route, head))
+		paths := []string{r.path}
+		if short, ok := strings.CutPrefix(r.path, "/v1"); ok {
+			paths = append(paths, short) // many clients have a base URL without it
+		}
+		for _, path := range paths {
+			router.Handler(r.method, path, s.handle(r.route, r.handler))
+			router.Handler("HEAD", path, s.handle(r.route, head))
+		}
 	}
 	s.chain = requestID(plainPath(s.cors(router)))
 	return s
@@ -169,6 +180,7 @@ func (s *Server) handle(rt route, h handler) http.Handler {
 			s.log.Error("report of a request", "err", err)
 		}
 		if abort {
+			res.linger(r.Context(), e)
 			panic(http.ErrAbortHandler) // a cut answer must not look finished
 		}
 	})
@@ -202,7 +214,7 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 
 // report logs the one line of a request and passes its figures to observe.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
-	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens}
+	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens, Estimated: res.estimated}
 	if e != nil && e.Status == StatusClientGone {
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -91,15 +92,15 @@ func (s *Server) decode(res *response, r *http.Request, f form, held *share) (*c
 	return req, err
 }
 
-// readBody reads a JSON body within its limits of type, size and time.
+// readBody reads a JSON body within its limits of type, size and time. A packed body is
+// unpacked as it arrives, and its limits are those of what it unpacks to.
 func (s *Server) readBody(res *response, r *http.Request, held *share) ([]byte, error) {
-	if given := r.Header.Get("Content-Type"); given != "" {
-		kind, _, err := mime.ParseMediaType(given)
-		if err != nil || (kind != "application/json" && !strings.HasSuffix(kind, "+json")) {
-			return nil, errMediaType
-		}
+	kind, err := mediaType(r)
+	if err != nil || (kind == formType && res.caller.Key == "") {
+		return nil, errMediaType
 	}
-	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+	unpack, ok := codings[strings.ToLower(r.Header.Get("Content-Encoding"))]
+	if !ok {
 		return nil, errEncoding
 	}
 	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
@@ -111,8 +112,9 @@ func (s *Server) readBody(res *response, r *http.Request, held *share) ([]byte, 
 		return nil, e
 	}
 	_ = res.control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a recorder in a test has none
-	body, err := io.ReadAll(counted{io.LimitReader(r.Body, s.cfg.MaxBody+1), held})
-	if err == nil && int64(len(body)) > s.cfg.MaxBody {
+	arriving := &arrival{Reader: io.LimitReader(r.Body, s.cfg.MaxBody+1)}
+	body, err := readAll(unpack, arriving, s.cfg.MaxBody, held)
+	if max(arriving.bytes, int64(len(body))) > s.cfg.MaxBody {
 		held.giveBack()
 		// Read on a little: a client that is still writing would not see the answer.
 		_, _ = io.CopyN(io.Discard, r.Body, s.cfg.MaxBody)
@@ -122,14 +124,62 @@ func (s *Server) readBody(res *response, r *http.Request, held *share) ([]byte, 
 	switch {
 	case err == errNoRoom:
 		return nil, err
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(arriving.err, os.ErrDeadlineExceeded):
 		return nil, errSlowBody
-	case malformed(err):
+	case malformed(arriving.err):
 		return nil, errBadBody
+	case arriving.err != nil:
+		return nil, &goneError{arriving.err}
 	case err != nil:
-		return nil, &goneError{err}
+		return nil, errPacked
+	case kind == formType && !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")):
+		return nil, errMediaType
 	}
 	return body, nil
+}
+
+// arrival notes what came of a body, and how its arrival failed.
+type arrival struct {
+	io.Reader
+	bytes int64
+	err   error
+}
+
+func (a *arrival) Read(p []byte) (int, error) {
+	n, err := a.Reader.Read(p)
+	a.bytes += int64(n)
+	if err != io.EOF {
+		a.err = err
+	}
+	return n, err
+}
+
+// readAll unpacks a body, of which it reads one byte more than most at most.
+func readAll(unpack unpacker, packed io.Reader, most int64, held *share) ([]byte, error) {
+	body, err := unpack(packed)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(counted{io.LimitReader(body, most+1), held})
+}
+
+// formType is the type that curl gives to a body that it is given no type for. It is
+// taken for JSON where the request has a key: a form of any web page has this type too,
+// but no key.
+const formType = "application/x-www-form-urlencoded"
+
+// mediaType is the type of a body that may be JSON. A body without a type is JSON.
+func mediaType(r *http.Request) (string, error) {
+	given := r.Header.Get("Content-Type")
+	if given == "" {
+		return "application/json", nil
+	}
+	kind, _, err := mime.ParseMediaType(given)
+	if err == nil && kind != "application/json" && kind != formType && !strings.HasSuffix(kind, "+json") {
+		err = errMediaType
+	}
+	return kind, err
 }
 
 // malformed reports whether a body has no valid transfer encoding, such as broken

@@ -44,7 +44,7 @@ func TestConversationReachesTheProviderByteForByte(t *testing.T) {
 		if a.Code != 200 {
 			t.Fatalf("%d %s", a.Code, a.Body)
 		}
-		want := `{"input":[{"type":"message","role":"developer","content":[{"type":"input_text","text":` + system + `}]},` +
+		want := `{"input":[{"type":"message","role":"system","content":[{"type":"input_text","text":` + system + `}]},` +
 			`{"type":"message","role":"user","content":[{"type":"input_text","text":"a\u2028b"},{"type":"input_image","image_url":` + image + `,"detail":"low"}]},` +
 			`{"type":"function_call","call_id":"c","name":"f","arguments":` + args + `},` +
 			`{"type":"function_call_output","call_id":"c","output":"\ud83e\uddea"}],`

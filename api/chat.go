@@ -44,10 +44,10 @@ var chatFields = map[string]fieldReader{
 	"stop":              readStop,
 	"include_reasoning": readIncludeReasoning, // read before reasoning: a summary of its own wins
 	"reasoning": object(map[string]fieldReader{
-		"effort":  field(func(req *chatRequest) *string { return &req.Effort }, "a string"),
+		"effort":  readEffort,
 		"summary": readSummary,
 	}),
-	"reasoning_effort": field(func(req *chatRequest) *string { return &req.Effort }, "a string"), // read after reasoning: it wins
+	"reasoning_effort": readEffort, // read after reasoning: it wins
 	"functions":        readFunctions,
 	"tools":            readTools, // read after functions: both together are rejected
 	"tool_choice":      readToolChoice,
@@ -55,10 +55,9 @@ var chatFields = map[string]fieldReader{
 	"response_format":  readResponseFormat,
 
 	"modalities":         only(`["text"]`),
-	"logprobs":           only("false"),
-	"top_logprobs":       only("0"),
+	"logprobs":           only("false", "0"),
+	"top_logprobs":       only("false", "0"),
 	"audio":              rejectField,
-	"prediction":         rejectField,
 	"web_search_options": rejectField,
 
 	"max_tokens":            tokens,
@@ -76,6 +75,7 @@ var chatFields = map[string]fieldReader{
 	// The Responses API has no such fields.
 	"presence_penalty":  number(-2, 2, ignored),
 	"frequency_penalty": number(-2, 2, ignored),
+	"prediction":        typed[map[string]any]("an object", ignored), // a hint for speed
 	"seed":              typed[int64]("an integer", ignored),
 	"logit_bias":        readLogitBias,
 }

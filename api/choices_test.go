@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"codexpool/codex"
 	"codexpool/codex/codextest"
 	"codexpool/pool"
 )
@@ -247,6 +248,43 @@ func TestUsageIsNotInventedForAChoiceThatHasNone(t *testing.T) {
 	})
 }
 
+// usageOf is the last usage of an answer.
+func usageOf(a answer) (usage map[string]any) {
+	for line := range strings.Lines(strings.TrimSpace(a.Body.String())) {
+		var body struct{ Usage map[string]any }
+		if json.Unmarshal([]byte(strings.TrimPrefix(line, "data: ")), &body) == nil && body.Usage != nil {
+			usage = body.Usage
+		}
+	}
+	return usage
+}
+
+// The provider does not count an answer that we cut: code that reads total_tokens
+// needs an estimate.
+func TestStopSequenceEstimatesTheUsage(t *testing.T) {
+	both(t, func(t *testing.T, stream string) {
+		h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Second})})
+		ask := func(stop string) answer {
+			t.Helper()
+			return h.do(t, chat(`{"stream":`+stream+`,"stream_options":{"include_usage":true},"stop":`+stop+`,"messages":[{"role":"system","content":"12345678"},{"role":"user","content":"one two three four"}]}`))
+		}
+		got := usageOf(ask(`"three"`)) // of 26 bytes sent, and "one two three " received
+		if got["prompt_tokens"] != 7. || got["completion_tokens"] != 4. || got["total_tokens"] != 11. || got["estimated"] != true {
+			t.Errorf("got %v", got)
+		}
+		if r := h.last(); r.Tokens != (codex.Usage{}) || r.Estimated != (codex.Usage{Input: 7, Output: 4, Total: 11}) {
+			t.Errorf("reported as %+v", r)
+		}
+		got = usageOf(ask(`"five"`))
+		if _, estimated := got["estimated"]; estimated || got["total_tokens"] == nil {
+			t.Errorf("an answer that was not cut: %v", got)
+		}
+		if r := h.last(); r.Tokens == (codex.Usage{}) || r.Estimated != (codex.Usage{}) {
+			t.Errorf("reported as %+v", r)
+		}
+	})
+}
+
 // TestIgnoredFieldsAreNamed has a row for each place where a field may
 // stand that we do not know, or that does not count there.
 func TestIgnoredFieldsAreNamed(t *testing.T) {
@@ -262,6 +300,7 @@ func TestIgnoredFieldsAreNamed(t *testing.T) {
 			`{"stream":true,"stream_options":{"include_obfuscation":false},` + user + `}`:                            "stream_options.include_obfuscation",
 			`{"reasoning":{"exclude":true,"summary":"auto"},` + user + `}`:                                           "reasoning.exclude",
 			`{"include_reasoning":false,"response_format":{"type":"text","x":1},` + user + `}`:                       "response_format.x",
+			`{"prediction":{"type":"content","content":"x"},` + user + `}`:                                           "prediction",
 			`{"parallel_tool_calls":true,` + user + `}`:                                                              "parallel_tool_calls",
 			`{"tools":[{"type":"function","strict":true,"function":{"name":"f","x":1,"strict":true}}],` + user + `}`: "tools.function.strict, tools.function.x, tools.strict",
 			`{"messages":[` + call + `]}`:                                                                            "messages.function_call, messages.name, messages.tool_calls.function.x2, messages.tool_calls.x1, messages.x3",

@@ -96,7 +96,7 @@ func (c *completion) try(ctx context.Context, admission *pool.Admission, choice 
 		if c.s.relay != nil {
 			call = c.s.relay.Prepare(ctx, func() upstream.Request {
 				conversation := c.req.conversation(choice)
-				return upstream.Request{Input: items(conversation), Overrides: overrides(c.req, conversation, c.res.caller)}
+				return upstream.Request{Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}
 			}, c.sent)
 			defer call.Done()
 		}

@@ -19,7 +19,7 @@ var completionFields = map[string]fieldReader{
 
 	"best_of":  only("1"),
 	"echo":     only("false"),
-	"logprobs": rejectField,
+	"logprobs": only("false", "0"),
 	"suffix":   only(`""`),
 
 	"temperature":       chatFields["temperature"],

@@ -134,8 +134,9 @@ var (
 	errNoRoom         = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "The bodies of all requests together are too large at the moment.", Retry: true, Close: true}
 	errSlowBody       = &Error{Status: 408, Type: timeoutError, Code: "request_timeout", Message: "The request body took too long to arrive.", Close: true}
 	errBadBody        = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is malformed.", Close: true}
-	errEncoding       = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must not be compressed."}
-	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The content type must be application/json."}
+	errPacked         = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is not in the coding that Content-Encoding names."}
+	errEncoding       = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body's Content-Encoding must be gzip or zstd, or there must be none."}
+	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must be JSON, with the header 'Content-Type: application/json'."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
 	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no secret key, so it answers only requests from this machine, with a loopback Host and Origin. Set PROXY_API_KEY to a key of your own."}

@@ -17,12 +17,13 @@ func Decoded(body []byte, legacy bool, cfg Config, relay *upstream.Relay) (items
 	if legacy {
 		f = textForm
 	}
-	req, err := (&Server{cfg: cfg, relay: relay}).parse(context.Background(), body, f)
+	s := &Server{cfg: cfg, relay: relay}
+	req, err := s.parse(context.Background(), body, f)
 	if err != nil {
 		return nil, nil, "", err
 	}
 	conversation := req.conversation(req.choices() - 1)
-	return turnParams(req, conversation).Items, overrides(req, conversation, Caller{Key: "1"}), headerList(req.Ignored), nil
+	return turnParams(req, conversation).Items, s.overrides(req, conversation, Caller{Key: "1"}), headerList(req.Ignored), nil
 }
 
 // Decode decodes a request whose client leaves when ctx ends.
@@ -33,11 +34,12 @@ func Decode(ctx context.Context, body []byte, cfg Config) error {
 
 // OverridesOf is what a caller's request sets in the provider's.
 func OverridesOf(body []byte, caller Caller, cfg Config) (map[string]json.RawMessage, error) {
-	req, err := (&Server{cfg: cfg}).parse(context.Background(), body, chatForm)
+	s := &Server{cfg: cfg}
+	req, err := s.parse(context.Background(), body, chatForm)
 	if err != nil {
 		return nil, err
 	}
-	return overrides(req, req.conversation(0), caller), nil
+	return s.overrides(req, req.conversation(0), caller), nil
 }
 
 // StreamText streams deltas of one choice.

@@ -53,6 +53,11 @@ func readStop(req *chatRequest, name string, value json.RawMessage) error {
 	return req.elements(name, value, what, 4, "sequences", add)
 }
 
+func readEffort(req *chatRequest, name string, value json.RawMessage) error {
+	req.EffortField = name
+	return into(&req.Effort, name, value, "a string")
+}
+
 func readSummary(req *chatRequest, name string, value json.RawMessage) error {
 	if err := into(&req.Summary, name, value, "a string"); err != nil {
 		return err

@@ -22,6 +22,8 @@ func FuzzDecode(f *testing.F) {
 		`{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgo=","detail":"low"}}]}]}`,
 		`{"messages":[{"role":"assistant","content":null,"refusal":"r","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{"}}]},{"role":"tool","tool_call_id":"c","content":"x"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"},"strict":true}}],"tool_choice":{"type":"function","function":{"name":"f"}}}`,
 		`{"messages":[{"role":"assistant","function_call":{"name":"f","arguments":""}},{"role":"function","name":"f","content":[{"type":"text","text":"x"}]}],"functions":[{"name":"f"}],"function_call":{"name":"f"}}`,
+		`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://a/\u0062"}},{"type":"file","file":{"file_id":"\u0066","filename":"\""}}]},` + calling("c") + `,` + calling("c") + `,{"role":"assistant"}]}`,
+		`{"messages":[` + strings.Replace(calling("c"), `"x"`, `[{"type":"file","file":{"file_data":"d"}},{"type":"text","text":"t"}]`, 1) + `],"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}}}`,
 		`{"model":"codex-5-high","messages":[{"role":"system","content":"\ud800"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{}}},"temperature":1e0,"metadata":{"a":"b"},"x":[1,{"y":null}]}`,
 	} {
 		for _, legacy := range []bool{false, true} {

@@ -10,23 +10,28 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"codexpool/upstream"
 )
 
 // chatMessage is one message of a conversation.
 type chatMessage struct {
-	Role   string // developer, user, assistant or tool
+	Role   string // system, developer, user, assistant or tool
 	Parts  []part
 	Calls  []toolCall // of an assistant, after its parts
 	CallID string     // of a tool: the call that it answers
 }
 
-// part is a piece of text, or an image. Texts and images are JSON strings as the
-// caller wrote them: they are not decoded, and reach the provider byte for byte.
+// part is a piece of text, an image, or a file. All are JSON strings as the caller
+// wrote them: they are not decoded, and reach the provider byte for byte.
 type part struct {
 	Text   json.RawMessage
-	Image  json.RawMessage // a data URL; nil = text
+	Image  json.RawMessage // a URL; nil = no image
 	Detail string          // of an image; "" = not given
+	File   json.RawMessage // the members of an input_file of the Responses API; nil = no file
 }
+
+func (p part) isText() bool { return p.Image == nil && p.File == nil }
 
 // toolCall is a call that an assistant made.
 type toolCall struct {
@@ -87,11 +92,10 @@ func (r *messageReader) read() (m chatMessage, err error) {
 	r.role = m.Role
 	known := []string{"role", "content"}
 	switch m.Role {
-	case "system":
-		m.Role = "developer" // the newer name; Codex drops a message of role system
-		fallthrough
-	case "developer", "user":
-		m.Parts, err = r.content()
+	case "system", "developer", "user":
+		if m.Parts, err = r.content(); err == nil && len(m.Parts) == 0 {
+			err = badRequest(r.at+".content", "'%s.content' must not be empty.", r.at)
+		}
 	case "assistant":
 		known = append(known, "refusal", "tool_calls", "function_call")
 		err = r.assistant(&m)
@@ -135,20 +139,19 @@ func (r *messageReader) assistant(m *chatMessage) (err error) {
 	if err := r.calls(m); err != nil {
 		return err
 	}
-	refusal := !isNull(r.fields["refusal"]) && string(r.fields["refusal"]) != `""` // instead of the content, or beside it
-	absent := isNull(r.fields["content"]) || (len(m.Calls) > 0 && string(r.fields["content"]) == "[]")
-	if !absent || (!refusal && len(m.Calls) == 0) {
-		if m.Parts, err = r.content(); err != nil {
-			return err
-		}
+	if m.Parts, err = r.content(); err != nil {
+		return err
 	}
-	if refusal {
+	if refusal := r.fields["refusal"]; !isNull(refusal) && string(refusal) != `""` { // instead of the content, or beside it
 		var p part
-		err = rawString(&p.Text, r.at+".refusal", r.fields["refusal"], "a string")
+		err = rawString(&p.Text, r.at+".refusal", refusal, "a string")
 		m.Parts = append(m.Parts, p)
 	}
+	if len(m.Parts) == 0 && len(m.Calls) == 0 {
+		m.Parts = []part{{Text: emptyText}}
+	}
 	if len(m.Calls) > 0 { // some clients send an empty content beside calls
-		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p.Image == nil && bytes.Equal(p.Text, emptyText) })
+		m.Parts = slices.DeleteFunc(m.Parts, func(p part) bool { return p.isText() && bytes.Equal(p.Text, emptyText) })
 	}
 	return err
 }
@@ -210,22 +213,27 @@ func (r *messageReader) call(at string, value json.RawMessage) (c toolCall, err 
 
 // matchCalls makes sure that every call is answered before the conversation goes
 // on, and that every answer has a call: providers reject anything else, and Codex
-// would invent answers.
+// would invent answers. Both get the ids that the provider sees.
 func matchCalls(conversation []chatMessage) error {
-	open := map[string]bool{} // ids of calls without an answer
-	for i, m := range conversation {
+	open := map[string]bool{} // the caller's ids of calls without an answer
+	ids := newCallIDs()
+	for i := range conversation {
+		m := &conversation[i]
 		if m.Role == "tool" {
 			if !open[m.CallID] {
 				return badRequest(fmt.Sprintf("messages[%d]", i), "messages[%d] refers to tool call %.100q, which no earlier assistant message made.", i, m.CallID)
 			}
 			delete(open, m.CallID)
+			m.CallID = ids.last[m.CallID]
 			continue
 		}
 		if len(open) > 0 {
 			break
 		}
-		for _, c := range m.Calls {
+		for j := range m.Calls {
+			c := &m.Calls[j]
 			open[c.ID] = true
+			c.ID = ids.assign(c.ID)
 		}
 	}
 	if len(open) > 0 {
@@ -234,11 +242,12 @@ func matchCalls(conversation []chatMessage) error {
 	return nil
 }
 
-// content reads a string, or an array of parts.
+// content reads a string, or an array of parts. There may be none: clients leave out
+// what is empty in the answers and results that they send back.
 func (r *messageReader) content() ([]part, error) {
 	at, value := r.at+".content", r.fields["content"]
 	if isNull(value) {
-		return nil, badRequest(at, "'%s' is missing.", at)
+		return nil, nil
 	}
 	if isString(value) {
 		return []part{{Text: value}}, nil
@@ -252,9 +261,6 @@ func (r *messageReader) content() ([]part, error) {
 		parts = append(parts, p)
 		return err
 	})
-	if err == nil && len(parts) == 0 {
-		err = badRequest(at, "'%s' must not be empty.", at)
-	}
 	return parts, err
 }
 
@@ -264,25 +270,29 @@ func (r *messageReader) part(at string, fields map[string]json.RawMessage) (p pa
 	if err := into(&kind, at+".type", fields["type"], "a string"); err != nil {
 		return p, err
 	}
+	given := slices.Contains([]string{"user", "tool", "function"}, r.role)
 	switch {
 	case kind == "text", kind == "refusal" && r.role == "assistant":
 		if isNull(fields[kind]) {
 			return p, badRequest(at+"."+kind, "'%s.%s' is missing.", at, kind)
 		}
 		err = rawString(&p.Text, at+"."+kind, fields[kind], "a string")
-	case kind == "image_url" && r.role == "user":
+	case kind == "image_url" && given:
 		p.Image, p.Detail, err = r.image(at+".image_url", fields["image_url"])
-	case kind == "input_audio", kind == "file":
+	case kind == "file" && given:
+		r.req.need(upstream.InputFile, unsupported(at))
+		p.File, err = r.file(at+".file", fields["file"])
+	case kind == "input_audio":
 		return p, unsupported(at)
 	default:
-		return p, badRequest(at+".type", "'%s.type' must be text, or for a user image_url.", at)
+		return p, badRequest(at+".type", "'%s.type' must be text, or for a user or a tool image_url or file.", at)
 	}
 	r.req.ignoreRest("messages.content.", fields, "type", kind)
 	return p, err
 }
 
-// image checks that an image is a data URL and of a type that Codex can read:
-// nothing is fetched, neither by us nor by Codex.
+// image checks that an image is a data URL and of a type that Codex can read, or has a
+// URL for a provider that fetches images: neither we nor Codex do.
 func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMessage, detail string, err error) {
 	fields, err := r.req.members(at, value, "an object")
 	if err != nil {
@@ -301,11 +311,15 @@ func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMes
 		}
 	}
 	r.req.ignoreRest("messages.content.image_url.", fields, "url", "detail")
+	if strings.HasPrefix(url, "https://") || strings.HasPrefix(url, "http://") {
+		r.req.need(upstream.ImageURL, badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,...: neither this server nor its upstream fetches images.", at))
+		return fields["url"], detail, nil
+	}
 	head, data, _ := strings.Cut(url, ",")
 	kind, isData := strings.CutPrefix(head, "data:")
 	kind, isBase64 := strings.CutSuffix(kind, ";base64")
 	if !isData || !isBase64 || !strings.HasPrefix(kind, "image/") {
-		return nil, "", badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,...: this server fetches no images.", at)
+		return nil, "", badRequest(at+".url", "'%s.url' must be a data URL such as data:image/png;base64,..., or an http(s) URL.", at)
 	}
 	image, err := base64.StdEncoding.DecodeString(data)
 	if err != nil {
@@ -316,4 +330,28 @@ func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMes
 		return nil, "", badRequest(at+".url", "'%s.url' must hold a PNG, JPEG, WebP or GIF image.", at)
 	}
 	return fields["url"], detail, nil
+}
+
+// file reads a file part as the members of an input_file.
+func (r *messageReader) file(at string, value json.RawMessage) (members json.RawMessage, err error) {
+	fields, err := r.req.members(at, value, "an object")
+	if err != nil {
+		return nil, err
+	}
+	if isNull(fields["file_data"]) && isNull(fields["file_id"]) {
+		return nil, badRequest(at, "'%s' must have file_data or file_id.", at)
+	}
+	known := []string{"file_data", "file_id", "filename"}
+	for _, name := range known {
+		if isNull(fields[name]) {
+			continue
+		}
+		var value json.RawMessage
+		if err := rawString(&value, at+"."+name, fields[name], "a string"); err != nil {
+			return nil, err
+		}
+		members = fmt.Appendf(members, `,"%s":%s`, name, value)
+	}
+	r.req.ignoreRest("messages.content.file.", fields, known...)
+	return members, nil
 }

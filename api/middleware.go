@@ -24,13 +24,19 @@ func requestID(next http.Handler) http.Handler {
 	})
 }
 
-// plainPath makes a path with a trailing slash the same route: a redirect would
-// lose the body of a POST.
+var slashes = regexp.MustCompile(`/{2,}`)
+
+// plainPath makes a path with a trailing or a doubled slash the same route: a redirect
+// would lose the body of a POST.
 func plainPath(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if path := r.URL.Path; len(path) > 1 && strings.HasSuffix(path, "/") {
+		plain := slashes.ReplaceAllString(r.URL.Path, "/")
+		if plain != "/" {
+			plain = strings.TrimSuffix(plain, "/")
+		}
+		if plain != r.URL.Path {
 			u := *r.URL
-			u.Path, u.RawPath = strings.TrimRight(path, "/"), ""
+			u.Path, u.RawPath = plain, ""
 			r2 := *r
 			r2.URL = &u
 			r = &r2

@@ -1,14 +1,19 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 	"unicode/utf8"
 
 	"codexpool/codex"
+	"codexpool/upstream"
 
 	"github.com/julienschmidt/httprouter"
+	"golang.org/x/sync/singleflight"
 )
 
 // Models is the list of model names that are accepted, and what they mean.
@@ -17,6 +22,7 @@ type Models struct {
 	Default string        // catalog id that the aliases mean
 	Catalog []codex.Model // the models that the CLI lists
 	Open    bool          // the upstream has models of its own: any name passes
+	Refused []string      // reasoning efforts that the upstream refuses with every model
 }
 
 // aliases are accepted everywhere, whichever is advertised.
@@ -33,7 +39,7 @@ func (m Models) resolve(name string) (id, effort string, ok bool) {
 	}
 	if i := strings.LastIndexByte(name, '-'); i > 0 {
 		suffix := strings.ToLower(name[i+1:])
-		if id, ok := m.known(name[:i]); ok && m.effort(suffix) {
+		if id, ok := m.known(name[:i]); ok && slices.Contains(m.efforts(), suffix) {
 			return id, suffix, true
 		}
 	}
@@ -58,23 +64,39 @@ func (m Models) known(name string) (id string, ok bool) {
 	return "", false
 }
 
-// effort reports whether the word is a reasoning effort.
-func (m Models) effort(word string) bool {
-	return slices.Contains(efforts, word) || slices.ContainsFunc(m.Catalog, func(model codex.Model) bool {
-		return slices.Contains(model.Efforts, word)
-	})
+// efforts lists the reasoning efforts that are accepted.
+func (m Models) efforts() []string {
+	list := slices.Clone(efforts)
+	for _, model := range m.Catalog {
+		for _, effort := range model.Efforts {
+			if !slices.Contains(list, effort) {
+				list = append(list, effort)
+			}
+		}
+	}
+	return slices.DeleteFunc(list, m.refuses)
 }
 
-// names lists the advertised names, aliases first.
-func (m Models) names() []string {
+func (m Models) refuses(effort string) bool { return slices.Contains(m.Refused, effort) }
+
+// advertised lists the aliases that are advertised.
+func (m Models) advertised() []string {
 	names := []string{m.Prefix}
 	for _, model := range m.Catalog {
 		if model.ID == m.Default {
-			for _, e := range model.Efforts {
+			for _, e := range slices.DeleteFunc(slices.Clone(model.Efforts), m.refuses) {
 				names = append(names, m.Prefix+"-"+e)
 			}
 		}
 	}
+	if m.Prefix != aliases[0] {
+		names = append(names, aliases[0]) // the one that all examples have
+	}
+	return names
+}
+
+// names lists the ids of the catalog. The default may be none of it.
+func (m Models) names() (names []string) {
 	for _, model := range m.Catalog {
 		names = append(names, model.ID)
 	}
@@ -95,13 +117,27 @@ func (s *Server) model(id string) modelBody {
 	return modelBody{ID: id, Object: "model", Created: s.began.Unix(), OwnedBy: "codexpool"}
 }
 
-func (s *Server) listModels(res *response, _ *http.Request) error {
+func (s *Server) listModels(res *response, r *http.Request) error {
 	list := struct {
-		Object string      `json:"object"`
-		Data   []modelBody `json:"data"`
+		Object string `json:"object"`
+		Data   []any  `json:"data"`
 	}{Object: "list"}
-	for _, name := range s.cfg.Models().names() {
+	models := s.cfg.Models()
+	names := models.advertised()
+	others := s.providersModels(r.Context(), models)
+	switch {
+	case !s.asksProvider(models):
+		names = append(names, models.names()...)
+	case others == nil:
+		names = append(names, models.Default)
+	}
+	for _, name := range names {
 		list.Data = append(list.Data, s.model(name))
+	}
+	for _, m := range others {
+		if !slices.Contains(names, m.ID) {
+			list.Data = append(list.Data, m.Entry)
+		}
 	}
 	s.cacheModels(res)
 	return res.json(http.StatusOK, list)
@@ -109,11 +145,74 @@ func (s *Server) listModels(res *response, _ *http.Request) error {
 
 func (s *Server) getModel(res *response, r *http.Request) error {
 	name := strings.TrimPrefix(httprouter.ParamsFromContext(r.Context()).ByName("id"), "/") // ids of other upstreams have slashes
-	if _, _, ok := s.cfg.Models().resolve(name); !ok {
+	models := s.cfg.Models()
+	var found any = s.model(name)
+	id, _, ok := models.resolve(name)
+	if others := s.providersModels(r.Context(), models); others != nil && (!ok || id != models.Default) {
+		at := slices.IndexFunc(others, func(m upstream.Model) bool { return m.ID == name })
+		if ok = at >= 0; ok {
+			found = others[at].Entry
+		}
+	}
+	if !ok {
 		return modelNotFound(name)
 	}
 	s.cacheModels(res)
-	return res.json(http.StatusOK, s.model(name))
+	return res.json(http.StatusOK, found)
+}
+
+// modelCache keeps the provider's list of models for a minute.
+type modelCache struct {
+	asking singleflight.Group
+
+	mu     sync.Mutex
+	models []upstream.Model // nil = no list; guarded by mu
+	until  time.Time        // guarded by mu
+}
+
+// asksProvider reports whether the provider has models of its own, and we can ask it.
+func (s *Server) asksProvider(m Models) bool { return m.Open && s.relay != nil }
+
+// providersModels is the list of a provider that has models of its own. It is nil
+// where the provider is another, or has no list: then any name passes.
+func (s *Server) providersModels(ctx context.Context, m Models) []upstream.Model {
+	if !s.asksProvider(m) {
+		return nil
+	}
+	c := &s.models
+	c.mu.Lock()
+	models, until := c.models, c.until
+	c.mu.Unlock()
+	if time.Now().Before(until) {
+		return models
+	}
+	now, _, _ := c.asking.Do("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), modelsTimeout) // others wait for it too
+		defer cancel()
+		return s.askForModels(ctx), nil
+	})
+	return now.([]upstream.Model)
+}
+
+const (
+	modelsTimeout = 5 * time.Second  // for the provider's list
+	modelsLast    = 60 * time.Second // that a list is used
+	modelsPause   = 5 * time.Second  // after a failure
+)
+
+// askForModels asks the provider for its list. Where that fails, the last list stays.
+func (s *Server) askForModels(ctx context.Context) []upstream.Model {
+	models, err := s.relay.Models(ctx)
+	c := &s.models
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		s.log.Info("the provider's list of models", "err", err)
+		c.until = time.Now().Add(modelsPause)
+	} else {
+		c.models, c.until = models, time.Now().Add(modelsLast)
+	}
+	return c.models
 }
 
 // cacheModels lets clients cache the list; shared caches only where no key is

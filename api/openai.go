@@ -14,6 +14,7 @@ type (
 		CompletionDetails struct {
 			Reasoning int64 `json:"reasoning_tokens"`
 		} `json:"completion_tokens_details"`
+		Estimated bool `json:"estimated,omitempty"` // not OpenAI's
 	}
 
 	// completionBody is an answer in one piece. Its choices are of one of the

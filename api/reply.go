@@ -23,7 +23,10 @@ type replier interface {
 func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f form, begin func() error) replier {
 	base := reply{
 		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
-		usage: make([]*codex.Usage, req.choices()), said: make([]bool, req.choices()),
+		usage: make([]*codex.Usage, req.choices()), estimates: make([]*codex.Usage, req.choices()), said: make([]bool, req.choices()),
+	}
+	for choice := range req.choices() { // now: the prompt is forgotten when the provider has it
+		base.prompts = append(base.prompts, req.promptLength(choice))
 	}
 	if !req.Stream {
 		return &whole{reply: base, choices: make([]message, req.choices())}
@@ -46,12 +49,14 @@ func rejectsComments(r *http.Request) bool {
 // reply is the common part of both kinds of response.
 type reply struct {
 	form
-	res     *response
-	req     *chatRequest
-	id      string
-	created int64
-	usage   []*codex.Usage // of each choice; nil where none has arrived
-	said    []bool         // of each choice: it has text
+	res       *response
+	req       *chatRequest
+	id        string
+	created   int64
+	usage     []*codex.Usage // of each choice; nil where none has arrived
+	estimates []*codex.Usage // of each choice that we cut; nil for the others
+	said      []bool         // of each choice: it has text
+	prompts   []int          // of each choice: the length of its prompt, in bytes
 }
 
 // note handles the events that both treat alike. Bare text has no place for a call: an
@@ -65,7 +70,12 @@ func (b *reply) note(choice int, e codex.Event) error {
 		b.res.token()
 	case codex.Usage:
 		b.usage[choice] = &e
-		b.res.tokens = b.total()
+		b.res.tokens = total(b.usage)
+	case estimate:
+		e.Input = tokensOf(b.prompts[choice])
+		e.Total = e.Input + e.Output
+		b.estimates[choice] = &e.Usage
+		b.res.estimated = total(b.estimates)
 	case codex.Completed:
 		if b.text && e.Finish == codex.FinishToolCalls && !b.said[choice] {
 			return foreign("function_call", nil)
@@ -75,8 +85,8 @@ func (b *reply) note(choice int, e codex.Event) error {
 }
 
 // total is the usage of all choices so far.
-func (b *reply) total() (sum codex.Usage) {
-	for _, u := range b.usage {
+func total(usage []*codex.Usage) (sum codex.Usage) {
+	for _, u := range usage {
 		if u != nil {
 			sum.Input, sum.Cached = sum.Input+u.Input, sum.Cached+u.Cached
 			sum.Output, sum.Reasoning = sum.Output+u.Output, sum.Reasoning+u.Reasoning
@@ -87,12 +97,28 @@ func (b *reply) total() (sum codex.Usage) {
 }
 
 // used is the usage for the caller. It is never invented: nil where the usage of a
-// choice is missing.
+// choice is missing. It is an estimate where we cut a choice, and says so.
 func (b *reply) used() *usageBody {
-	if slices.Contains(b.usage, nil) {
+	all, estimated := slices.Clone(b.usage), false
+	for i, u := range b.estimates {
+		if u != nil {
+			all[i], estimated = u, true
+		}
+	}
+	if slices.Contains(all, nil) {
 		return nil
 	}
-	return usage(b.total())
+	body := usage(total(all))
+	body.Estimated = estimated
+	return body
+}
+
+// finished is the reason why a choice ended, in the words of the caller's form.
+func (b *reply) finished(end codex.Finish) finishedReason {
+	if end == codex.FinishToolCalls && b.req.LegacyCalls {
+		return "function_call"
+	}
+	return finishedReason(end)
 }
 
 // reasons reports whether the caller requested the reasoning.
@@ -173,10 +199,10 @@ func (w *whole) finish() error {
 	for i := range w.choices {
 		m := &w.choices[i]
 		if w.text {
-			body.Choices = append(body.Choices, textChoice{Index: i, Text: m.text.String() + m.refusal.String(), FinishReason: finishedReason(m.end)})
+			body.Choices = append(body.Choices, textChoice{Index: i, Text: m.text.String() + m.refusal.String(), FinishReason: w.finished(m.end)})
 			continue
 		}
-		body.Choices = append(body.Choices, completionChoice{Index: i, Message: w.message(m), FinishReason: finishedReason(m.end)})
+		body.Choices = append(body.Choices, completionChoice{Index: i, Message: w.message(m), FinishReason: w.finished(m.end)})
 	}
 	return w.res.json(http.StatusOK, body)
 }
@@ -283,7 +309,7 @@ func (s *stream) add(choice int, e codex.Event) {
 			s.call(choice, piece)
 		}
 	case codex.Completed:
-		s.chunk(choice, deltaBody{}, finishedReason(e.Finish))
+		s.chunk(choice, deltaBody{}, s.finished(e.Finish))
 		s.ended++
 	}
 }

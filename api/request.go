@@ -21,6 +21,7 @@ type chatRequest struct {
 	Name          string // the model as the caller wrote it
 	Model         string // its catalog id
 	Effort        string // "" = the model's default
+	EffortField   string // where it was given, for errors
 	Summary       string // of the reasoning: auto, concise, detailed or none; "" = not requested
 	Conversations [][]chatMessage
 	N             int // answers to each conversation
@@ -33,9 +34,18 @@ type chatRequest struct {
 	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
 	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
 	Ignored       map[string]bool            // fields that were accepted and have no effect
+	Needs         map[string]*Error          // what input has that not every provider takes, and the error where it does not
 
 	scanner
 	toolNames map[string]bool // of Tools
+}
+
+// need notes that the request has what only some providers take. The first error for
+// each is kept.
+func (req *chatRequest) need(what string, otherwise *Error) {
+	if req.Needs[what] == nil {
+		req.Needs[what] = otherwise
+	}
 }
 
 // choices is the number of answers that are requested.
@@ -53,10 +63,28 @@ func (req *chatRequest) conversation(choice int) []chatMessage {
 	return req.Conversations[choice/req.N]
 }
 
+// promptLength is how long the text is that the model reads for a choice, in bytes. The
+// bytes of images and files say nothing of their tokens.
+func (req *chatRequest) promptLength(choice int) int {
+	n := 0
+	for _, t := range req.Tools {
+		n += len(t.Name) + len(t.Description) + len(t.Parameters)
+	}
+	for _, m := range req.conversation(choice) {
+		for _, p := range m.Parts {
+			n += max(0, len(p.Text)-len(emptyText)) // without its quotes
+		}
+		for _, c := range m.Calls {
+			n += len(c.Name) + len(c.Arguments) - len(emptyText)
+		}
+	}
+	return n
+}
+
 // parse reads and checks the body of a request.
 func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, error) {
 	req := &chatRequest{
-		Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}, Ignored: map[string]bool{}, toolNames: map[string]bool{},
+		Stream: s.cfg.DefaultStream, N: 1, Tuned: map[string]json.RawMessage{}, Ignored: map[string]bool{}, Needs: map[string]*Error{}, toolNames: map[string]bool{},
 		scanner: newScanner(func() error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -64,13 +92,10 @@ func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, 
 			return nil
 		}),
 	}
-	err := req.decode(body, f.fields)
+	err := req.decode(body, f)
 	req.scanner = scanner{} // it keeps what it last read
 	if err != nil {
 		return nil, err
-	}
-	if req.Conversations == nil {
-		return nil, badRequest(f.input, "'%s' is missing.", f.input)
 	}
 	if err := req.check(s.cfg); err != nil {
 		return nil, err
@@ -78,8 +103,23 @@ func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, 
 	return req, req.fit(s.relay)
 }
 
+// routes are the routes by the field that holds what is to be answered.
+var routes = map[string]string{"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
+
+// missing is the error for a body without the field that holds what is to be answered.
+// It names the route that the body was meant for.
+func missing(input string, fields map[string]json.RawMessage) *Error {
+	e := badRequest(input, "'%s' is missing.", input)
+	for _, field := range slices.Sorted(maps.Keys(routes)) {
+		if !isNull(fields[field]) {
+			e.Message += fmt.Sprintf(" A body with '%s' is for %s.", field, routes[field])
+		}
+	}
+	return e
+}
+
 // decode reads the fields one by one, so that each error names its own.
-func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error {
+func (req *chatRequest) decode(body []byte, f form) error {
 	if kindOf(body) != '{' || !utf8.Valid(body) {
 		return notJSON(body)
 	}
@@ -90,7 +130,10 @@ func (req *chatRequest) decode(body []byte, known map[string]fieldReader) error 
 	if err != nil {
 		return notJSON(body)
 	}
-	return req.readFields("", fields, known)
+	if isNull(fields[f.input]) {
+		return missing(f.input, fields)
+	}
+	return req.readFields("", fields, f.fields)
 }
 
 // notJSON says what is wrong with a body.
@@ -145,8 +188,11 @@ func (req *chatRequest) ignoreRest(prefix string, fields map[string]json.RawMess
 
 // check checks the fields against each other and resolves the model.
 func (req *chatRequest) check(cfg Config) error {
-	if req.N > cfg.MaxChoices || req.choices() > cfg.MaxChoices { // the first bounds the product
-		return badRequest("n", "'n' times the number of prompts must be at most %d.", cfg.MaxChoices)
+	switch {
+	case req.N > min(cfg.MaxChoices, cfg.MaxPlaces): // which bounds the product
+		return badRequest("n", "'n' must be at most %d.", min(cfg.MaxChoices, cfg.MaxPlaces))
+	case req.choices() > cfg.MaxPlaces:
+		return badRequest("prompt", "The number of prompts times 'n' must be at most %d.", cfg.MaxPlaces)
 	}
 	if req.IncludeUsage && !req.Stream {
 		req.ignore("stream_options")
@@ -166,8 +212,8 @@ func (req *chatRequest) check(cfg Config) error {
 	if req.Effort == "" {
 		req.Effort = effort
 	}
-	if !models.effort(req.Effort) && req.Effort != "" {
-		return badRequest("reasoning_effort", "'reasoning_effort' is not one of %s.", strings.Join(efforts, ", "))
+	if taken := models.efforts(); req.Effort != "" && !slices.Contains(taken, req.Effort) {
+		return badRequest(req.EffortField, "'%s' must be one of %s.", req.EffortField, strings.Join(taken, ", "))
 	}
 	return nil
 }
@@ -194,10 +240,20 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 	if req.ToolChoice.Mode == "none" && !takes("tool_choice") {
 		req.Tools = nil
 	}
+	if !takes(upstream.SystemRole) {
+		for i, conversation := range req.Conversations {
+			req.Conversations[i] = instructed(conversation)
+		}
+	}
+	for _, what := range slices.Sorted(maps.Keys(req.Needs)) {
+		if !takes(what) {
+			return req.Needs[what]
+		}
+	}
 	switch {
 	case req.Format != nil && !takes("text"):
 		return unsupported("response_format")
-	case req.ToolChoice.forced() && !takes("tool_choice"):
+	case req.ToolChoice.binds() && !takes("tool_choice"):
 		return unsupported(req.ToolChoice.Field)
 	case len(req.Tools) > 0 && relay != nil && !takes("tools"):
 		req.ignore("tools")

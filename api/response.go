@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -25,6 +26,7 @@ type response struct {
 	child      int // pid of the child that served it; 0 where there was none, or several choices
 	caller     Caller
 	tokens     codex.Usage
+	estimated  codex.Usage
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {
@@ -112,6 +114,25 @@ func (res *response) finish(e *Error) (abort bool) {
 	return true
 }
 
+// lingerTime is how long a client may take to read what was sent before the connection
+// is cut.
+const lingerTime = time.Second
+
+// linger lets the client of a stream read what is on its way, and the error: some HTTP
+// libraries drop what they have not read when a connection is cut. ctx is the request's;
+// it ends when the client disconnects or the daemon stops.
+func (res *response) linger(ctx context.Context, e *Error) {
+	if !res.stream || e.Status == StatusClientGone {
+		return
+	}
+	timer := time.NewTimer(lingerTime)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 // encode is json.Marshal without the escapes that are for HTML, and with a
 // newline at the end.
 func encode(v any) ([]byte, error) {
@@ -122,8 +143,15 @@ func encode(v any) ([]byte, error) {
 	return b.Bytes(), err
 }
 
+// nextLine is U+0085 in UTF-8. Some clients split lines there, as Python's splitlines
+// does. Of all such characters it is the only one that the encoder leaves as it is.
+var nextLine, nextLineEscaped = []byte("\u0085"), []byte(`\u0085`)
+
 // frame appends one SSE event to b. JSON that ends with a newline holds no other.
 func frame(b, jsonLine []byte) []byte {
+	if bytes.Contains(jsonLine, nextLine) {
+		jsonLine = bytes.ReplaceAll(jsonLine, nextLine, nextLineEscaped)
+	}
 	b = append(b, "data: "...)
 	b = append(b, jsonLine...)
 	return append(b, '\n')

@@ -9,14 +9,17 @@ import (
 // cutAt passes the events of an answer on, up to the first of the stop
 // sequences. Then the answer is over, and leaving the turn interrupts it. Text that
 // may be the beginning of a sequence is held back until more has come.
+//
+// The provider does not count an answer that we cut, so its usage is an [estimate].
 func cutAt(stop []string, answer events) events {
 	if len(stop) == 0 {
 		return answer
 	}
 	return func(yield func(codex.Event, error) bool) {
 		pass := func(text string) bool { return text == "" || yield(codex.TextDelta{Text: text}, nil) }
-		held := ""
+		held, received := "", 0
 		for e, err := range answer {
+			received += content(e)
 			switch e := e.(type) {
 			case codex.TextDelta:
 				safe, rest, found := cut(held+e.Text, stop)
@@ -24,7 +27,9 @@ func cutAt(stop []string, answer events) events {
 					return
 				}
 				if found {
-					yield(codex.Completed{Finish: codex.FinishStop}, nil)
+					if yield(estimate{codex.Usage{Output: tokensOf(received)}}, nil) {
+						yield(codex.Completed{Finish: codex.FinishStop}, nil)
+					}
 					return
 				}
 				held = rest
@@ -41,6 +46,13 @@ func cutAt(stop []string, answer events) events {
 		}
 	}
 }
+
+// estimate is the usage of an answer that the provider did not count. Only its output is
+// there: the input is the reply's to know.
+type estimate struct{ codex.Usage }
+
+// tokensOf is about how many tokens so many bytes of text are.
+func tokensOf(bytes int) int64 { return int64(bytes+3) / 4 }
 
 // cut returns the text before the first of the stop sequences and true; or,
 // where there is none, the text that cannot be a part of one, the rest, and false.

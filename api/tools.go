@@ -17,14 +17,23 @@ type tool struct {
 
 // toolChoice is which of the tools the model may or must call.
 type toolChoice struct {
-	Mode string // auto, none or required; "" = the provider's default
-	Name string // of the one function that must be called; "" = none in particular
+	Mode    string   // auto, none or required; "" = the provider's default
+	Name    string   // of the one function that must be called; "" = none in particular
+	Allowed []string // names of the functions that Mode is about; nil = all
 
 	Field string // where it was given, for errors
 }
 
-// forced reports whether the model must call a function.
-func (c toolChoice) forced() bool { return c.Mode == "required" || c.Name != "" }
+// binds reports whether the model must call a function, or may call only some.
+func (c toolChoice) binds() bool { return c.Mode == "required" || c.Name != "" || c.Allowed != nil }
+
+// names are the functions that the choice names.
+func (c toolChoice) names() []string {
+	if c.Name != "" {
+		return []string{c.Name}
+	}
+	return c.Allowed
+}
 
 var toolName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,128}$`)
 
@@ -133,37 +142,78 @@ func readToolChoice(req *chatRequest, name string, value json.RawMessage) error 
 		req.ToolChoice.Mode = mode
 		return nil
 	}
-	at := name
 	fields, err := req.members(name, value, "a string or an object")
 	if err != nil {
 		return err
 	}
-	if name == "tool_choice" {
-		var kind string
-		if err := into(&kind, name+".type", fields["type"], "a string"); err != nil {
-			return err
-		}
-		if kind != "function" {
-			return unsupported(name + ".type")
-		}
-		req.ignoreRest(name+".", fields, "type", "function")
-		at = name + ".function"
-		if fields, err = req.members(at, fields["function"], "an object"); err != nil {
-			return err
-		}
+	if name != "tool_choice" {
+		req.ignoreRest(name+".", fields, "name")
+		return short(&req.ToolChoice.Name, name+".name", fields["name"])
 	}
-	req.ignoreRest(at+".", fields, "name")
-	return short(&req.ToolChoice.Name, at+".name", fields["name"])
+	var kind string
+	if err := into(&kind, name+".type", fields["type"], "a string"); err != nil {
+		return err
+	}
+	req.ignoreRest(name+".", fields, "type", kind)
+	switch kind {
+	case "function":
+		return req.readFunctionName(&req.ToolChoice.Name, name, fields)
+	case "allowed_tools":
+		return req.readAllowedTools(name+".allowed_tools", fields["allowed_tools"])
+	}
+	return unsupported(name + ".type")
+}
+
+// readFunctionName reads the name of a function, which stands below function.
+func (req *chatRequest) readFunctionName(to *string, at string, fields map[string]json.RawMessage) error {
+	at += ".function"
+	function, err := req.members(at, fields["function"], "an object")
+	if err != nil {
+		return err
+	}
+	req.ignoreRest(at+".", function, "name")
+	return short(to, at+".name", function["name"])
+}
+
+// readAllowedTools reads a choice among some of the tools.
+func (req *chatRequest) readAllowedTools(at string, value json.RawMessage) error {
+	fields, err := req.members(at, value, "an object")
+	if err != nil {
+		return err
+	}
+	choice := &req.ToolChoice
+	if err := into(&choice.Mode, at+".mode", fields["mode"], "a string"); err != nil {
+		return err
+	}
+	if choice.Mode != "auto" && choice.Mode != "required" {
+		return badRequest(at+".mode", "'%s.mode' must be auto or required.", at)
+	}
+	req.ignoreRest(at+".", fields, "mode", "tools")
+	choice.Allowed = []string{}
+	return req.listed(at+".tools", fields["tools"], maxTools, "tools", func(_ int, at string, fields map[string]json.RawMessage) error {
+		if string(fields["type"]) != `"function"` {
+			return unsupported(at + ".type")
+		}
+		var name string
+		if err := req.readFunctionName(&name, at, fields); err != nil {
+			return err
+		}
+		choice.Allowed = append(choice.Allowed, name)
+		req.ignoreRest(at+".", fields, "type", "function")
+		return nil
+	})
 }
 
 // checkTools checks the fields for tools against each other.
 func (req *chatRequest) checkTools() error {
 	choice := req.ToolChoice
-	switch {
-	case choice.forced() && len(req.Tools) == 0:
+	if choice.binds() && len(req.Tools) == 0 {
 		return badRequest(choice.Field, "'%s' needs tools to choose from.", choice.Field)
-	case choice.Name != "" && !req.toolNames[choice.Name]:
-		return badRequest(choice.Field, "'%s' names %.100q, which is not one of the tools.", choice.Field, choice.Name)
+	}
+	for _, name := range choice.names() {
+		if !req.toolNames[name] {
+			return badRequest(choice.Field, "'%s' names %.100q, which is not one of the tools.", choice.Field, name)
+		}
 	}
 	return nil
 }

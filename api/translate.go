@@ -27,11 +27,11 @@ func turnParams(req *chatRequest, conversation []chatMessage) codex.TurnParams {
 func items(conversation []chatMessage) (list []json.RawMessage) {
 	for _, m := range conversation {
 		if m.Role == "tool" {
-			list = append(list, fmt.Appendf(nil, `{"type":"function_call_output","call_id":%s,"output":%s}`, marshal(m.CallID), joined(m.Parts)))
+			list = append(list, fmt.Appendf(nil, `{"type":"function_call_output","call_id":%s,"output":%s}`, marshal(m.CallID), output(m.Parts)))
 			continue
 		}
 		if len(m.Parts) > 0 {
-			list = append(list, messageItem(m))
+			list = append(list, messageItem(m, len(list)))
 		}
 		for _, c := range m.Calls {
 			list = append(list, fmt.Appendf(nil, `{"type":"function_call","call_id":%s,"name":%s,"arguments":%s}`, marshal(c.ID), marshal(c.Name), c.Arguments))
@@ -40,30 +40,46 @@ func items(conversation []chatMessage) (list []json.RawMessage) {
 	return list
 }
 
-func messageItem(m chatMessage) json.RawMessage {
-	kind := "input_text"
+const inputText = `{"type":"input_text","text":%s}`
+
+// messageItem is a message as the item of this number. One of an assistant has all that
+// the schema of the Responses API requires of an answer: some servers check it.
+func messageItem(m chatMessage, number int) json.RawMessage {
+	text, head := inputText, ""
 	if m.Role == "assistant" {
-		kind = "output_text"
+		text, head = `{"type":"output_text","text":%s,"annotations":[]}`, fmt.Sprintf(`"id":"msg_%d","status":"completed",`, number)
 	}
-	item := fmt.Appendf(nil, `{"type":"message","role":"%s","content":[`, m.Role)
-	for i, p := range m.Parts {
+	item := fmt.Appendf(nil, `{"type":"message",%s"role":"%s","content":[`, head, m.Role)
+	return append(appendParts(item, m.Parts, text), "]}"...)
+}
+
+// appendParts appends the parts of a message or a result. text is the form of those that
+// are text.
+func appendParts(item []byte, parts []part, text string) []byte {
+	for i, p := range parts {
 		if i > 0 {
 			item = append(item, ',')
 		}
 		switch {
+		case p.File != nil:
+			item = fmt.Appendf(item, `{"type":"input_file"%s}`, p.File)
 		case p.Image == nil:
-			item = fmt.Appendf(item, `{"type":"%s","text":%s}`, kind, p.Text)
+			item = fmt.Appendf(item, text, p.Text)
 		case p.Detail == "":
 			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s}`, p.Image)
 		default:
 			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s,"detail":"%s"}`, p.Image, p.Detail)
 		}
 	}
-	return append(item, "]}"...)
+	return item
 }
 
-// joined is the text of all parts as one JSON string.
-func joined(parts []part) json.RawMessage {
+// output is what a function returned: the text of all parts as one JSON string or, with
+// an image or a file among them, the parts.
+func output(parts []part) json.RawMessage {
+	if slices.ContainsFunc(parts, func(p part) bool { return !p.isText() }) {
+		return append(appendParts([]byte{'['}, parts, inputText), ']')
+	}
 	if len(parts) == 1 {
 		return parts[0].Text
 	}
@@ -74,10 +90,23 @@ func joined(parts []part) json.RawMessage {
 	return append(text, '"')
 }
 
-// readable is a conversation as a child can read it. A child ignores a line with half
-// of a surrogate pair in it; so strings with escapes of that kind are written anew.
-func readable(conversation []chatMessage) []chatMessage {
+// instructed is a conversation in which system messages have the newer role developer,
+// for those that refuse or drop a system message.
+func instructed(conversation []chatMessage) []chatMessage {
 	list := slices.Clone(conversation)
+	for i := range list {
+		if list[i].Role == "system" {
+			list[i].Role = "developer"
+		}
+	}
+	return list
+}
+
+// readable is a conversation as a child can read it. Codex drops system messages. A
+// child ignores a line with half of a surrogate pair in it; so strings with escapes of
+// that kind are written anew.
+func readable(conversation []chatMessage) []chatMessage {
+	list := instructed(conversation)
 	for i := range list {
 		m := &list[i]
 		m.Parts, m.Calls = slices.Clone(m.Parts), slices.Clone(m.Calls)
@@ -118,8 +147,11 @@ func usage(u codex.Usage) *usageBody {
 
 // overrides is what the request sets in the provider's request, in the names of
 // the Responses API.
-func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upstream.Overrides {
-	o := upstream.Overrides{"model": marshal(req.Model), "prompt_cache_key": marshal(cacheKey(req, conversation, caller))}
+func (s *Server) overrides(req *chatRequest, conversation []chatMessage, caller Caller) upstream.Overrides {
+	o := upstream.Overrides{"model": marshal(req.Model)}
+	if s.cfg.CacheKey {
+		o["prompt_cache_key"] = marshal(cacheKey(req, conversation, caller)) // the caller's own replaces it
+	}
 	text := map[string]any{}
 	for name, value := range req.Tuned {
 		switch name {
@@ -160,14 +192,17 @@ func overrides(req *chatRequest, conversation []chatMessage, caller Caller) upst
 }
 
 // standIns are the items of a conversation as a child gets them with a relay: with a
-// word for every image. Decoding images helps nobody, for the provider gets them from
-// us, and a large one can cost a child gigabytes.
+// word for every image and file. Decoding images helps nobody, for the provider gets
+// them from us, and a large one can cost a child gigabytes.
 func standIns(conversation []chatMessage) []json.RawMessage {
 	conversation = readable(conversation)
 	for _, m := range conversation {
 		for i, p := range m.Parts {
 			if p.Image != nil {
 				m.Parts[i] = part{Text: json.RawMessage(`"[image]"`)}
+			}
+			if p.File != nil {
+				m.Parts[i] = part{Text: json.RawMessage(`"[file]"`)}
 			}
 		}
 	}
@@ -188,9 +223,16 @@ func functions(tools []tool) (list []functionTool) {
 
 // responsesChoice is a tool_choice in the form of the Responses API, or nil.
 func responsesChoice(c toolChoice) any {
+	function := func(name string) any { return map[string]string{"type": "function", "name": name} }
 	switch {
 	case c.Name != "":
-		return map[string]string{"type": "function", "name": c.Name}
+		return function(c.Name)
+	case c.Allowed != nil:
+		tools := make([]any, len(c.Allowed))
+		for i, name := range c.Allowed {
+			tools[i] = function(name)
+		}
+		return map[string]any{"type": "allowed_tools", "mode": c.Mode, "tools": tools}
 	case c.Mode != "":
 		return c.Mode
 	}
@@ -204,7 +246,7 @@ func cacheKey(req *chatRequest, conversation []chatMessage, caller Caller) strin
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %s", caller.Key, req.Model, marshal(req.Tools))
 	for _, m := range conversation {
-		if m.Role != "developer" {
+		if m.Role != "system" && m.Role != "developer" {
 			break
 		}
 		fmt.Fprintf(h, " %q", m.Parts)

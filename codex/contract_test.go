@@ -617,3 +617,22 @@ func fieldNames(t *testing.T, params any) []string {
 	}
 	return names
 }
+
+// A result of a function may hold an image.
+func TestResultsWithImagesArrive(t *testing.T) {
+	t.Parallel()
+	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	c := start(t, codextest.Real(t, up.URL+"/v1"))
+	const pixel = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+	items := []json.RawMessage{
+		object(map[string]any{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}),
+		object(map[string]any{"type": "function_call_output", "call_id": "c", "output": []any{
+			map[string]any{"type": "input_text", "text": "here"},
+			map[string]any{"type": "input_image", "image_url": pixel, "detail": "original"},
+		}}),
+	}
+	if _, err := run(t, c, codex.TurnParams{Items: items}); err != nil {
+		t.Fatal(err)
+	}
+	arrivesAs(t, items, up.Bodies()[0])
+}

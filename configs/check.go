@@ -48,6 +48,7 @@ func (c Config) checkWords(p *problems) {
 	}
 	p.add(c.Env != "" && c.Env != "dev", "PROXY_ENV", "%q is neither dev nor empty", c.Env)
 	oneOf("PROXY_SANDBOX_MODE", c.Sandbox, "read-only")
+	oneOf("CODEX_PROMPT_CACHE_KEY", c.CacheKey, "auto", "on", "off")
 	oneOf("LOG_LEVEL", c.LogLevel, "debug", "info", "warn", "error")
 	if c.LogFormat != "" {
 		oneOf("LOG_FORMAT", c.LogFormat, "tint", "json")
@@ -161,10 +162,15 @@ func (c Config) checkUpstream() error {
 	case slices.Contains([]string{Echo, OpenAI, ChatGPT, Direct}, c.Upstream):
 		return nil
 	}
+	// The value is not repeated: a URL may hold a password.
 	u, err := url.Parse(c.Upstream)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
-		// The value is not repeated: a URL may hold a password.
-		return errors.New("CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query")
+	switch {
+	case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "":
+		return errors.New("CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, such as https://llm.example/v1")
+	case u.User != nil:
+		return errors.New("CODEX_UPSTREAM: the base URL must have no user and no password: the key belongs into CODEX_UPSTREAM_API_KEY")
+	case u.Fragment != "":
+		return errors.New("CODEX_UPSTREAM: the base URL must have no fragment, which is what follows #: it is not sent to a server")
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ const DevKey = "codexpool-dev"
 // is not set; secret marks a value that is never shown; group begins a group, which
 // lasts until the next.
 type Config struct {
-	Env         string `group:"Listeners" env:"PROXY_ENV" mean:"dev = a developer's machine; empty = production, which rejects unsafe settings. /v1/models lists codex-5 in production and codev-5 in dev; both work everywhere"`
+	Env         string `group:"Listeners" env:"PROXY_ENV" mean:"dev = a developer's machine; empty = production, which rejects unsafe settings. /v1/models lists codex-5-EFFORT in production and codev-5-EFFORT in dev; both work everywhere"`
 	Host        string `env:"PROXY_HOST" default:"127.0.0.1" mean:"address of the public listener, such as 127.0.0.1, 0.0.0.0 or ::1"`
 	Port        int    `env:"PORT" default:"11435" mean:"TCP port of the public listener; 0 = any free port"`
 	AdminAddr   string `env:"PROXY_ADMIN_ADDR" default:"127.0.0.1:11436" empty:"off" mean:"HOST:PORT of the admin listener, which serves /metrics, /pool, /debug/pprof and the health routes; it requires no key; set but empty = no admin listener"`
@@ -60,17 +60,18 @@ type Config struct {
 	WriteTimeout      time.Duration `env:"PROXY_WRITE_TIMEOUT_MS" default:"30000" mean:"longest time that one write to a client may last, in milliseconds; then the connection is closed and the turn ends; must be more than 0"`
 	MaxBody           int64         `env:"PROXY_MAX_BODY_BYTES" default:"16777216" mean:"largest request body, in bytes; a larger one fails with 413 request_too_large; from 1 to 16777216"`
 	MaxBodies         int64         `env:"PROXY_MAX_BODY_TOTAL_BYTES" default:"268435456" mean:"most bytes of all request bodies together that are in memory, in bytes: from their arrival until their requests are with the provider. A body that finds no room fails with 503 pool_saturated. No body may take more than it leaves to the others, so small ones find room beside large ones; at least PROXY_MAX_BODY_BYTES"`
-	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"most answers to one request: n times the number of prompts; never more than POOL_SIZE + POOL_MAX_WAITING; a request for more fails with 400; must be more than 0"`
+	MaxChoices        int           `env:"PROXY_MAX_CHAT_CHOICES" default:"4" mean:"most answers to one prompt: n; a request for more fails with 400, as does one in which n times the number of prompts is more than POOL_SIZE + POOL_MAX_WAITING; must be more than 0"`
 	Prestop           time.Duration `env:"PROXY_PRESTOP_MS" default:"0" mean:"when stopping, time from being not ready until new completions are rejected with 503, in milliseconds, so that load balancers notice; 0 = none"`
 	Drain             time.Duration `env:"PROXY_DRAIN_MS" default:"30000" mean:"when stopping, longest time that running turns may go on after PROXY_PRESTOP_MS, in milliseconds; then they are cut; 0 = they are cut at once"`
 
 	Bin          string        `group:"Codex and the provider" env:"CODEX_BIN" mean:"path or name of the Codex CLI, Node wrapper or native binary; empty = the pinned one beside the program, else codex from PATH"`
-	Upstream     string        `env:"CODEX_UPSTREAM" mean:"provider: openai, chatgpt, echo (offline), the http(s) base URL of a Responses API, or direct (children call the provider that CODEX_HOME/config.toml configures); empty = openai with a key, else chatgpt with a login in CODEX_HOME, else echo in dev, and an error in production"`
+	Upstream     string        `env:"CODEX_UPSTREAM" mean:"provider: openai, chatgpt, echo (offline), the http(s) base URL of a Responses API (its query, such as ?api-version=1, is sent with each request), or direct (children call the provider that CODEX_HOME/config.toml configures); empty = openai with a key, else chatgpt with a login in CODEX_HOME, else echo in dev, and an error in production"`
 	UpstreamKey  string        `env:"CODEX_UPSTREAM_API_KEY" secret:"yes" mean:"bearer key for the provider behind an http(s) base URL, or for openai, where it wins over OPENAI_API_KEY. Where CODEX_UPSTREAM is empty, it is sent to OpenAI. Children never get it; empty = none"`
 	OpenAIKey    string        `env:"OPENAI_API_KEY" secret:"yes" mean:"bearer key for OpenAI; the relay sends it to OpenAI only. With CODEX_UPSTREAM=direct, children inherit it; empty = none"`
 	Home         string        `env:"CODEX_HOME" mean:"folder with a ChatGPT login, which codexpool refreshes and writes back; with CODEX_UPSTREAM=direct also the folder of config.toml. It has no default: ~/.codex is used only where this names it; empty = none"`
 	RefreshURL   string        `env:"CODEX_REFRESH_TOKEN_URL_OVERRIDE" mean:"URL at which Codex refreshes a ChatGPT login, for tests; empty = that of the real service"`
 	Model        string        `env:"CODEX_MODEL" mean:"model behind the aliases codex-5 and codex-5-EFFORT; empty = the default of the Codex CLI's catalog"`
+	CacheKey     string        `env:"CODEX_PROMPT_CACHE_KEY" default:"auto" mean:"whether the provider gets a prompt_cache_key of ours where the client sends none: on, off, or auto = only OpenAI and the backend of a ChatGPT login, because other servers may reject fields that they do not know. Requests of one client key that begin alike share it"`
 	Sandbox      string        `env:"PROXY_SANDBOX_MODE" default:"read-only" mean:"sandbox of the Codex CLI; read-only is the only supported one"`
 	EchoDelay    time.Duration `env:"CODEX_ECHO_DELAY_MS" default:"20" mean:"pause before each word of the echo model, in milliseconds; 0 = none"`
 	Workdir      string        `env:"PROXY_CODEX_WORKDIR" mean:"folder for the private homes of children; it should not be below /tmp, where Codex does not use its helper binaries; empty = codexpool in the user's cache directory"`
@@ -142,6 +143,11 @@ func (c Config) LoopbackOnly() bool {
 // OpenUpstream reports whether the provider may have models that no catalog lists.
 func (c Config) OpenUpstream() bool {
 	return c.Upstream == Direct || strings.Contains(c.Upstream, "://")
+}
+
+// SendsCacheKey reports whether the provider gets a prompt_cache_key of ours.
+func (c Config) SendsCacheKey() bool {
+	return c.CacheKey == "on" || c.CacheKey == "auto" && (c.Upstream == OpenAI || c.Upstream == ChatGPT)
 }
 
 // Loopback reports whether host is a loopback address or localhost.

@@ -65,13 +65,16 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{[]string{"PROXY_ENV=dev", "PROXY_API_KEY=k,codexpool-dev", "PROXY_HOST=0.0.0.0"}, `PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not "0.0.0.0"`},
 		{with("PROXY_SANDBOX_MODE=danger-full-access"), `PROXY_SANDBOX_MODE: "danger-full-access" is not one of read-only`},
 		{with("LOG_LEVEL=loud"), `LOG_LEVEL: "loud" is not one of debug, info, warn, error`},
+		{with("CODEX_PROMPT_CACHE_KEY=true"), `CODEX_PROMPT_CACHE_KEY: "true" is not one of auto, on, off`},
 		{with("LOG_FORMAT=xml"), `LOG_FORMAT: "xml" is not one of tint, json`},
 		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY"},
 		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: chatgpt needs CODEX_HOME"},
 		{with("CODEX_UPSTREAM=direct"), "CODEX_UPSTREAM: direct needs CODEX_HOME"},
 		{with("CODEX_HOME=/not/there"), `CODEX_HOME: "/not/there" is not a folder`},
-		{with("CODEX_UPSTREAM=azure"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query"},
-		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, without a user, a password or a query"},
+		{with("CODEX_UPSTREAM=azure"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, such as https://llm.example/v1"},
+		{with("CODEX_UPSTREAM=ftp://h/v1"), "CODEX_UPSTREAM: it must be openai, chatgpt, echo, direct, or the http(s) base URL of a Responses API, such as https://llm.example/v1"},
+		{with("CODEX_UPSTREAM=https://user:secret@h/v1"), "CODEX_UPSTREAM: the base URL must have no user and no password: the key belongs into CODEX_UPSTREAM_API_KEY"},
+		{with("CODEX_UPSTREAM=https://h/v1#x"), "CODEX_UPSTREAM: the base URL must have no fragment, which is what follows #: it is not sent to a server"},
 	} {
 		_, err := configs.Load(tt.env, nil)
 		if err == nil || err.Error() != tt.want {
@@ -95,6 +98,29 @@ func TestDefaultsAreThoseOfProductionUnlessDevIsSet(t *testing.T) {
 	}
 	if !dev.Dev() || dev.ProtectModels || !slices.Equal(dev.CORSOrigins, []string{"*"}) || dev.Upstream != configs.Echo {
 		t.Errorf("dev: %+v", dev)
+	}
+}
+
+// Servers other than OpenAI's may reject a field that they do not know.
+func TestCacheKeyIsSentToOtherProvidersOnlyWhereItIsTurnedOn(t *testing.T) {
+	for _, tt := range []struct {
+		upstream, setting string
+		want              bool
+	}{
+		{"openai", "auto", true},
+		{"chatgpt", "auto", true},
+		{"https://llm.example/v1", "auto", false},
+		{"echo", "auto", false},
+		{"https://llm.example/v1", "on", true},
+		{"openai", "off", false},
+	} {
+		cfg, err := configs.Load(with("CODEX_UPSTREAM="+tt.upstream, "OPENAI_API_KEY=sk", "CODEX_HOME="+t.TempDir(), "CODEX_PROMPT_CACHE_KEY="+tt.setting), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cfg.SendsCacheKey(); got != tt.want {
+			t.Errorf("%s with %s: %v", tt.upstream, tt.setting, got)
+		}
 	}
 }
 

@@ -42,7 +42,7 @@ func (c Config) Settings() []Setting {
 			Meaning:    f.Tag.Get("mean"),
 		}
 		if s.Value != "" && (f.Tag.Get("secret") != "" || (name == "CODEX_UPSTREAM" && strings.ContainsAny(s.Value, "@?"))) {
-			s.Value = "(set)" // a URL with a user or a query is rejected, but may hold a secret all the same
+			s.Value = "(set)" // a user, which is rejected, or a query may hold a secret
 		}
 		settings = append(settings, s)
 	}

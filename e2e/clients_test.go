@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"codexpool/codex/codextest"
 )
 
 // TestClientsWorkUnmodified runs clients/NAME.mjs: it plays every scenario of
@@ -69,4 +72,20 @@ func play(t *testing.T, name string, environ ...string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// TestSlowReaderGetsAllChunksBeforeAFailure has a client whose HTTP library drops what
+// has not been read of a connection that is cut.
+func TestSlowReaderGetsAllChunksBeforeAFailure(t *testing.T) {
+	t.Parallel()
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, _ *http.Request) {
+		s := codextest.StartStream(w)
+		s.Begin()
+		for range 30 {
+			s.Delta("word ")
+		}
+		panic(http.ErrAbortHandler)
+	})
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
+	play(t, "slow-reader", "PROVIDER_URL="+up.URL, "BASE_URL="+d.url+"/v1", "API_KEY="+key)
 }

@@ -240,7 +240,7 @@ func TestAnswersOfEveryKind(t *testing.T) {
 		{
 			"a legacy function", hi + `,"functions":[{"name":"clock"}],"function_call":{"name":"clock"}`,
 			`{"tools":[{"type":"function","name":"clock","parameters":{"type":"object","properties":{}},"strict":false}],"tool_choice":{"type":"function","name":"clock"},"parallel_tool_calls":false}`, codextest.Calls(noon),
-			`assistant content null clock({) finish tool_calls`,
+			`assistant content null clock({) finish function_call`,
 		},
 		{"JSON", hi + `,"response_format":{"type":"json_object"}`, `{"text":{"format":{"type":"json_object"}}}`, codextest.Text(`{}`), `assistant content "{}" finish stop`},
 		{
@@ -316,7 +316,7 @@ func arrivesBeside(t *testing.T, body []byte, fields string) {
 	if err := json.Unmarshal(body, &got); err != nil {
 		t.Fatal(err)
 	}
-	for _, always := range []string{"model", "input", "stream", "store", "prompt_cache_key"} {
+	for _, always := range []string{"model", "input", "stream", "store"} {
 		if _, there := got[always]; !there {
 			t.Errorf("no %s", always)
 		}
@@ -375,21 +375,22 @@ func TestFieldsArriveByteForByte(t *testing.T) {
 func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("0123456789abcdef", 3<<20/16)
+	const second = "call_441e2e8a3b974b4a5954258b85bcbf7b" // of the second t:0, in every conversation
 	d, up := withRelay(t, codextest.Text("ok"))
 	many, manyArrive := `{"role":"user","content":"0"}`, `{"content":[{"text":"0","type":"input_text"}],"role":"user","type":"message"}`
 	for i := 1; i < 200; i++ {
-		role, kind := "user", "input_text"
+		role, arrives := "user", `{"content":[{"text":"%d","type":"input_text"}],"role":"user","type":"message"}`
 		if i%2 == 1 {
-			role, kind = "assistant", "output_text"
+			role, arrives = "assistant", `{"content":[{"annotations":[],"text":"%[1]d","type":"output_text"}],"id":"msg_%[1]d","role":"assistant","status":"completed","type":"message"}`
 		}
 		many += fmt.Sprintf(`,{"role":%q,"content":"%d"}`, role, i)
-		manyArrive += fmt.Sprintf(`,{"content":[{"text":"%d","type":%q}],"role":%q,"type":"message"}`, i, kind, role)
+		manyArrive += "," + fmt.Sprintf(arrives, i)
 	}
 	for _, tt := range []struct{ name, messages, arrive string }{
 		{
 			"roles", `{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u"},{"role":"assistant","content":"a"},{"role":"user","content":"v"}`,
-			`{"content":[{"text":"s","type":"input_text"}],"role":"developer","type":"message"},{"content":[{"text":"d","type":"input_text"}],"role":"developer","type":"message"},` +
-				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"text":"a","type":"output_text"}],"role":"assistant","type":"message"},` +
+			`{"content":[{"text":"s","type":"input_text"}],"role":"system","type":"message"},{"content":[{"text":"d","type":"input_text"}],"role":"developer","type":"message"},` +
+				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"annotations":[],"text":"a","type":"output_text"}],"id":"msg_3","role":"assistant","status":"completed","type":"message"},` +
 				`{"content":[{"text":"v","type":"input_text"}],"role":"user","type":"message"}`,
 		},
 		{
@@ -403,12 +404,32 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 			`{"content":[{"detail":"low","image_url":"` + image + `","type":"input_image"},{"text":"x","type":"input_text"},{"image_url":"` + image + `","type":"input_image"}],"role":"user","type":"message"}`,
 		},
 		{
+			"images and files that the provider must fetch, and of a tool", `{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://a.example/i.png","detail":"high"}},{"type":"file","file":{"file_id":"file-1"}},{"type":"file","file":{"file_data":"data:application/pdf;base64,JVBERi0=","filename":"a.pdf"}}]},` +
+				`{"role":"assistant","content":null,"tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}}]},` +
+				`{"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"here"},{"type":"image_url","image_url":{"url":"` + image + `"}},{"type":"file","file":{"file_id":"file-2"}}]}`,
+			`{"content":[{"detail":"high","image_url":"https://a.example/i.png","type":"input_image"},{"file_id":"file-1","type":"input_file"},{"file_data":"data:application/pdf;base64,JVBERi0=","filename":"a.pdf","type":"input_file"}],"role":"user","type":"message"},` +
+				`{"arguments":"{}","call_id":"call_1","name":"f","type":"function_call"},` +
+				`{"call_id":"call_1","output":[{"text":"here","type":"input_text"},{"image_url":"` + image + `","type":"input_image"},{"file_id":"file-2","type":"input_file"}],"type":"function_call_output"}`,
+		},
+		{
 			"calls and results", `{"role":"user","content":"u"},{"role":"assistant","content":"","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{ }"}},{"id":"call_2","type":"function","function":{"name":"g","arguments":"no JSON"}}]},` +
 				`{"role":"tool","tool_call_id":"call_2","content":"two"},{"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"o"},{"type":"text","text":"ne"}]},` +
 				`{"role":"assistant","content":"and","tool_calls":[{"id":"call_3","type":"function","function":{"name":"f","arguments":""}}]},{"role":"tool","tool_call_id":"call_3","content":""}`,
 			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{ }","call_id":"call_1","name":"f","type":"function_call"},{"arguments":"no JSON","call_id":"call_2","name":"g","type":"function_call"},` +
 				`{"call_id":"call_2","output":"two","type":"function_call_output"},{"call_id":"call_1","output":"one","type":"function_call_output"},` +
-				`{"content":[{"text":"and","type":"output_text"}],"role":"assistant","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
+				`{"content":[{"annotations":[],"text":"and","type":"output_text"}],"id":"msg_5","role":"assistant","status":"completed","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
+		},
+		{
+			"what says nothing", `{"role":"assistant"},{"role":"user","content":"u"},{"role":"assistant","content":null,"tool_calls":[]},` +
+				`{"role":"assistant","content":[],"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":null}`,
+			`{"content":[{"annotations":[],"text":"","type":"output_text"}],"id":"msg_0","role":"assistant","status":"completed","type":"message"},{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},` +
+				`{"content":[{"annotations":[],"text":"","type":"output_text"}],"id":"msg_2","role":"assistant","status":"completed","type":"message"},` +
+				`{"arguments":"{}","call_id":"c","name":"f","type":"function_call"},{"call_id":"c","output":"","type":"function_call_output"}`,
+		},
+		{
+			"ids that come again", `{"role":"user","content":"u"},` + strings.Repeat(`{"role":"assistant","tool_calls":[{"id":"t:0","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"t:0","content":"x"},`, 2) + `{"role":"user","content":"v"}`,
+			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{}","call_id":"t:0","name":"f","type":"function_call"},{"call_id":"t:0","output":"x","type":"function_call_output"},` +
+				`{"arguments":"{}","call_id":"` + second + `","name":"f","type":"function_call"},{"call_id":"` + second + `","output":"x","type":"function_call_output"},{"content":[{"text":"v","type":"input_text"}],"role":"user","type":"message"}`,
 		},
 		{
 			"legacy calls", `{"role":"user","content":"u"},{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}},{"role":"function","name":"f","content":"one"},` +
@@ -474,6 +495,10 @@ func TestStopSequenceEndsTheProvidersRequest(t *testing.T) {
 	case <-left:
 	case <-time.After(5 * time.Second):
 		t.Error("the provider's request still runs")
+	}
+	// "one ", "tw" and "o END" came: 11 bytes.
+	if m := d.metrics(); m[`codexpool_estimated_tokens_total{kind="output"}`] != 3 || m[`codexpool_tokens_total{kind="output"}`] != 0 {
+		t.Errorf("%v tokens are estimated, %v counted", m[`codexpool_estimated_tokens_total{kind="output"}`], m[`codexpool_tokens_total{kind="output"}`])
 	}
 	if got, _ := d.complete(hi, false); got.String() != `assistant content "ok" finish stop` {
 		t.Errorf("the next: %s", got)

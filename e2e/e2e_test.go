@@ -93,7 +93,7 @@ func TestConversationArrivesItemForItem(t *testing.T) {
 	if err := json.Unmarshal(up.Bodies()[0], &body); err != nil {
 		t.Fatal(err)
 	}
-	want := "[{message developer [{input_text s}]} {message developer [{input_text d}]} {message user [{input_text u1}]} " +
+	want := "[{message system [{input_text s}]} {message developer [{input_text d}]} {message user [{input_text u1}]} " +
 		"{message assistant [{output_text a}]} {message user [{input_text héllo 🧪 \u2028}]}]"
 	if got := fmt.Sprint(body.Input); got != want || len(body.Tools) != 0 || body.Instructions != "" {
 		t.Errorf("got  %s\nwant %s\ntools %v, instructions %q", got, want, body.Tools, body.Instructions)

@@ -36,7 +36,8 @@ func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.U
 
 // TestProviderGetsExactlyTheCallersFields has a row for every field that
 // the provider supports: the caller's field, and the fields that must arrive beside model,
-// input, stream, store and the cache key. Nothing of Codex's own may.
+// input, stream and store. Nothing of Codex's own may, and nothing of ours: some servers
+// refuse fields that they do not know.
 func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 	_, models, err := codex.Catalog(t.Context(), codextest.Binary(t), nil)
 	if err != nil {
@@ -78,9 +79,6 @@ func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 		if string(input) != `[{"content":[{"text":"hi","type":"input_text"}],"role":"user","type":"message"}]` || got["stream"] != true || got["store"] != false || got["model"] != models[0].ID {
 			t.Errorf("%s: %s", tt.sent, up.Bodies()[i])
 		}
-		if cacheKey, _ := got["prompt_cache_key"].(string); strings.HasPrefix(cacheKey, "codexpool-") {
-			delete(got, "prompt_cache_key")
-		}
 		for _, field := range []string{"model", "input", "stream", "store"} {
 			delete(got, field)
 		}
@@ -95,7 +93,7 @@ func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 
 func TestRequestsThatBeginAlikeShareTheProvidersCache(t *testing.T) {
 	up := codextest.NewUpstream(t, codextest.Text("ok"))
-	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_API_KEY="+key+",another")
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_PROMPT_CACHE_KEY=on", "PROXY_API_KEY="+key+",another")
 	send := func(bearer, system, text string) (cacheKey string) {
 		t.Helper()
 		body := fmt.Sprintf(`{"messages":[{"role":"system","content":%q},{"role":"user","content":%q}]}`, system, text)
@@ -558,5 +556,60 @@ func TestRelayRejectsOtherProcesses(t *testing.T) {
 	}
 	if len(up.Bodies()) != 0 {
 		t.Error("a request reached the provider")
+	}
+}
+
+// TestQueryOfTheBaseURLIsKept has a provider such as Azure, which wants api-version
+// with each request. A query may hold a key, so it is not shown.
+func TestQueryOfTheBaseURLIsKept(t *testing.T) {
+	t.Parallel()
+	asked := make(chan string, 1)
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.URL.RequestURI()
+		codextest.Text("ok")(w, r)
+	})
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1?api-version=2025-04-01&code=s3cret")
+	res, err := d.post(chatBody("hi", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if got := <-asked; res.StatusCode != 200 || got != "/v1/responses?api-version=2025-04-01&code=s3cret" {
+		t.Errorf("%d, the provider was asked for %s", res.StatusCode, got)
+	}
+	if strings.Contains(d.logged(), "s3cret") || !strings.Contains(d.logged(), up.URL+"/v1") {
+		t.Errorf("the log names the provider otherwise:\n%s", d.logged())
+	}
+}
+
+// TestModelsAreThoseOfTheProvider has a provider with models that Codex does not know.
+func TestModelsAreThoseOfTheProvider(t *testing.T) {
+	t.Parallel()
+	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != "GET" || r.URL.Path != "/v1/models" || r.Header.Get("Authorization") != "Bearer "+upstreamKey {
+			t.Errorf("asked for %s %s with %v", r.Method, r.URL, r.Header)
+		}
+		io.WriteString(w, `{"object":"list","data":[{"id":"qwen-3","object":"model","created":7,"owned_by":"vllm"}]}`)
+	})
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_UPSTREAM_API_KEY="+upstreamKey)
+	var list struct{ Data []struct{ ID string } }
+	res := d.request("GET", "/v1/models", "Bearer "+key, "", "")
+	if err := json.NewDecoder(res.Body).Decode(&list); err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	var ids []string
+	for _, m := range list.Data {
+		ids = append(ids, m.ID)
+	}
+	if got := strings.Join(ids, " "); !strings.HasPrefix(got, "codev-5 ") || !strings.HasSuffix(got, " codex-5 qwen-3") {
+		t.Errorf("got %s", got)
+	}
+	for name, want := range map[string]int{"qwen-3": 200, "NONSENSE": 404} {
+		res := d.request("GET", "/v1/models/"+name, "Bearer "+key, "", "")
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("%s: %d", name, res.StatusCode)
+		}
 	}
 }

@@ -38,6 +38,7 @@ type Metrics struct {
 	duration    *prometheus.HistogramVec
 	firstToken  *prometheus.HistogramVec
 	tokens      *prometheus.CounterVec
+	estimated   *prometheus.CounterVec
 	keyRequests *prometheus.CounterVec
 
 	upstreamRequests  *prometheus.CounterVec
@@ -87,6 +88,7 @@ func New(version string) *Metrics {
 	m.duration = histogram(requestBuckets, "codexpool_http_request_duration_seconds", "Time that requests took, by route.", "route")
 	m.firstToken = histogram(tokenBuckets, "codexpool_time_to_first_token_seconds", "Time from a request to the first text of its answer, by route.", "route")
 	m.tokens = counter("codexpool_tokens_total", "Tokens as the upstream counted them; cached ones are a part of input, reasoning ones of output.", "kind")
+	m.estimated = counter("codexpool_estimated_tokens_total", "Tokens of answers that were cut at a stop sequence, which the upstream does not count: a quarter of their bytes.", "kind")
 	m.keyRequests = counter("codexpool_key_requests_total", "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.", "key", "outcome")
 	m.upstreamLimit = gauge("codexpool_upstream_limit", "The provider's rate limits as it last reported them, and what remains of them.", "kind", "unit")
 	m.upstreamUsed = gauge("codexpool_upstream_used_ratio", "The used part of the provider's usage windows, as it last reported it.", "window")
@@ -222,6 +224,8 @@ func (m *Metrics) ObserveRequest(_ context.Context, r api.Result) {
 	for kind, n := range map[string]int64{"input": r.Tokens.Input, "cached": r.Tokens.Cached, "output": r.Tokens.Output, "reasoning": r.Tokens.Reasoning} {
 		m.tokens.WithLabelValues(kind).Add(float64(n))
 	}
+	m.estimated.WithLabelValues("input").Add(float64(r.Estimated.Input))
+	m.estimated.WithLabelValues("output").Add(float64(r.Estimated.Output))
 	if r.FirstToken > 0 {
 		m.firstToken.WithLabelValues(r.Route).Observe(r.FirstToken.Seconds())
 	}

@@ -56,7 +56,7 @@ func filled() *metrics.Metrics {
 	relay.Overridden(ctx, "temperature")
 	relay.Limit(ctx, upstream.Limit{Kind: "remaining", Unit: "tokens"}, 149000)
 	relay.Limit(ctx, upstream.Limit{Kind: "used", Unit: "primary"}, 0.125)
-	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 200, Took: 2 * time.Second, FirstToken: 30 * time.Millisecond, Tokens: codex.Usage{Input: 8, Cached: 4, Output: 2, Reasoning: 1}})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 200, Took: 2 * time.Second, FirstToken: 30 * time.Millisecond, Tokens: codex.Usage{Input: 8, Cached: 4, Output: 2, Reasoning: 1}, Estimated: codex.Usage{Input: 5, Output: 3, Total: 8}})
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 200, Code: "child_exited", Took: time.Second})
 	m.ObserveRequest(ctx, api.Result{Route: "unmatched", Status: 404, Code: "not_found", Took: time.Millisecond})
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 400, Code: "invalid_json"})

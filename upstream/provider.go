@@ -35,10 +35,17 @@ func Bearer(key string) func(http.Header) error {
 // Kind is what a provider supports beside model and input. The zero value
 // supports all fields.
 type Kind struct {
-	fields       []string // of the Responses API; nil = all
+	fields       []string // of the Responses API, and what input may have of the list below; nil = all
 	instructions bool     // rejects a request without instructions
 	leastOutput  int64    // rejects a smaller max_output_tokens; 0 = no bound
 }
+
+// What the input of a request may have, for [Relay.Supports].
+const (
+	SystemRole = "system"     // messages of this role; else their role is developer
+	ImageURL   = "image_url"  // images with a URL that the provider must fetch
+	InputFile  = "input_file" // files
+)
 
 // The kinds of provider.
 var (
@@ -50,9 +57,9 @@ var (
 	OpenAI = Kind{leastOutput: 16}
 
 	// ChatGPT is the backend of a ChatGPT login. It is known to reject
-	// max_output_tokens, and a request without instructions. So it gets the fields
-	// that Codex itself sends there, and no others. This was not tried against the
-	// real backend.
+	// max_output_tokens, system messages, and a request without instructions. So it
+	// gets the fields that Codex itself sends there, and no others. This was not tried
+	// against the real backend.
 	ChatGPT = Kind{
 		fields: []string{
 			"include", "parallel_tool_calls", "prompt_cache_key", "reasoning", "service_tier", "text", "tool_choice", "tools",
@@ -61,7 +68,7 @@ var (
 	}
 
 	// EchoModel is what [Echo] supports.
-	EchoModel = Kind{fields: []string{"max_output_tokens", "prompt_cache_key", "reasoning"}}
+	EchoModel = Kind{fields: []string{"max_output_tokens", "prompt_cache_key", "reasoning", SystemRole, ImageURL, InputFile}}
 )
 
 func (k Kind) supports(field string) bool { return k.fields == nil || slices.Contains(k.fields, field) }

@@ -49,11 +49,7 @@ func (r *Relay) Watch(ctx context.Context, every time.Duration) {
 func (r *Relay) recheck(ctx context.Context) (accepted, conclusive bool) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.provider.Base.JoinPath("models").String(), nil)
-	if err != nil || r.authorize(req.Header) != nil {
-		return false, false
-	}
-	res, err := r.transport.RoundTrip(req)
+	res, err := r.requestModels(ctx)
 	if err != nil {
 		return false, false
 	}

@@ -49,8 +49,8 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 	return &Relay{provider: p, transport: transport, tries: &retrier{next: transport, hooks: hooks}, hooks: hooks, calls: map[string]*Call{}}
 }
 
-// Supports reports whether the provider supports a field of the Responses API.
-// Other fields must not be given to Prepare.
+// Supports reports whether the provider supports a field of the Responses API, or a
+// thing in its input, such as [SystemRole]. Others must not be given to Prepare.
 func (r *Relay) Supports(field string) bool { return r.provider.Kind.supports(field) }
 
 // ServeHTTP serves one request of a child: POST /v1/responses for a call of

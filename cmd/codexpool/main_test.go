@@ -191,9 +191,9 @@ func TestPoolConfigHasEverySetting(t *testing.T) {
 func TestAPIConfigHasEverySetting(t *testing.T) {
 	cfg, err := configs.Load([]string{
 		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*",
-		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2", "PROXY_MAX_BODY_TOTAL_BYTES=5", "PROXY_MAX_CHAT_CHOICES=3",
+		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2", "PROXY_MAX_BODY_TOTAL_BYTES=5", "PROXY_MAX_CHAT_CHOICES=3", "POOL_SIZE=4", "POOL_MAX_WAITING=5",
 		"PROXY_SSE_KEEPALIVE_MS=3", "PROXY_SSE_COMMIT_MS=4", "PROXY_TIMEOUT_MS=5", "PROXY_IDLE_TIMEOUT_MS=6",
-		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "PROXY_CODEX_WORKDIR=/w",
+		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "PROXY_CODEX_WORKDIR=/w", "CODEX_PROMPT_CACHE_KEY=on",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +205,7 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 	}
 	want := api.Config{
 		Keys: []string{"codexpool-dev"}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
-		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3,
+		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", CacheKey: true, DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3, MaxPlaces: 9,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
 		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond,
 	}
@@ -215,6 +215,19 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
 		if v.Field(i).IsZero() {
 			t.Errorf("this test does not check %s", v.Type().Field(i).Name)
+		}
+	}
+}
+
+func TestChatGPTRefusesSomeEfforts(t *testing.T) {
+	for upstream, want := range map[string]int{"chatgpt": 2, "openai": 0} {
+		cfg, err := configs.Load([]string{"PROXY_ENV=dev", "CODEX_UPSTREAM=" + upstream, "OPENAI_API_KEY=sk", "CODEX_HOME=" + t.TempDir(), "PROXY_CODEX_WORKDIR=/w"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := apiConfig(cfg, func() cli { return cli{} }, &provider{}).Models().Refused
+		if len(got) != want {
+			t.Errorf("%s refuses %v", upstream, got)
 		}
 	}
 }

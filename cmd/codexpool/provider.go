@@ -92,12 +92,18 @@ func (p *provider) target(found *installation) (target upstream.Provider, err er
 		return target, err
 	}
 	if base == p.upstream {
-		p.choice = target.Base.Redacted()
+		p.choice = withoutSecrets(*target.Base)
 	}
 	if p.key != "" {
 		p.credential, target.Credential = "API key", upstream.Bearer(p.key)
 	}
 	return target, nil
+}
+
+// withoutSecrets is a URL for logs: its query may hold a key.
+func withoutSecrets(u url.URL) string {
+	u.RawQuery = ""
+	return u.Redacted()
 }
 
 // openLogin opens the ChatGPT login in CODEX_HOME. With direct there may be none.

@@ -51,14 +51,18 @@ func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
 	if cfg.Dev() {
 		prefix = "codev-5"
 	}
+	var refused []string
+	if cfg.Upstream == configs.ChatGPT {
+		refused = []string{"minimal", "ultra"}
+	}
 	return api.Config{
 		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models: func() api.Models {
 			c := found()
-			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream()}
+			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
 		},
 		Upstream: api.Upstream{Choice: p.choice, Credential: p.credential},
-		Sandbox:  cfg.Sandbox, DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxBodies: cfg.MaxBodies, MaxChoices: min(cfg.MaxChoices, cfg.PoolSize+cfg.MaxWaiting),
+		Sandbox:  cfg.Sandbox, CacheKey: cfg.SendsCacheKey(), DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxBodies: cfg.MaxBodies, MaxChoices: cfg.MaxChoices, MaxPlaces: cfg.PoolSize + cfg.MaxWaiting,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
 		WriteTimeout: cfg.WriteTimeout,
