@@ -358,6 +358,8 @@ func TestStartsThatFail(t *testing.T) {
 		d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path)
 		f.set("starts slowly")
 		syscall.Kill(d.children()[0], syscall.SIGKILL)
+		// A child that dies at this moment may still take a request along.
+		eventually(t, time.Minute, "end of the child", func() bool { return d.metrics()[`codexpool_child_deaths_total{reason="exited"}`] == 1 })
 		if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 { // it waits
 			t.Errorf("meanwhile: %v", err)
 		}
