@@ -60,9 +60,17 @@ test: lint unit e2e ## everything that CI runs
 unit: need-go $(CLI) ## each package, with the race detector
 	go test $(RACE) $(TESTS) -shuffle=on -parallel 4 ./...
 
+# What the tests of e2e list that were skipped, because a program is missing.
+MISSING := bin/missing
+
 e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and what operators deploy
-	cd e2e && go test $(TESTS) -count=1 -parallel 3 ./...
+	@mkdir -p bin && : > $(MISSING)
+	cd e2e && CODEXPOOL_E2E_MISSING="$$PWD/../$(MISSING)" go test $(TESTS) -count=1 -parallel 3 ./...
 	cd e2e/deploy && go test $(TESTS) -count=1 ./...
+	@[ ! -s $(MISSING) ] || { echo "skipped, because a program is missing:"; sort -u $(MISSING); }
+
+rolling: need-go $(CLI) ## two daemons restarted in turn behind HAProxy and Caddy, 500 requests each
+	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run TestRollingRestart . | grep -E '^ *(---|ok|FAIL|rolling)'
 
 SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases
@@ -118,4 +126,4 @@ image: ## build the container image codexpool (needs docker)
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e soak attack bench scale fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e rolling soak attack bench scale fuzz cover lint fmt image clean

@@ -132,7 +132,7 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 			router.Handler("HEAD", path, s.handle(r.route, head))
 		}
 	}
-	s.chain = requestID(plainPath(s.cors(router)))
+	s.chain = requestID(s.farewell(plainPath(s.cors(router))))
 	return s
 }
 
@@ -147,6 +147,9 @@ func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
 // Unready makes /readyz answer that the server is draining, so that load balancers
 // choose another, while the server still serves.
 func (s *Server) Unready() { s.unready.Store(true) }
+
+// leaving reports whether clients should turn to another daemon.
+func (s *Server) leaving() bool { return s.unready.Load() || s.pool.Err() != nil }
 
 // route is what handle needs to know about a route.
 type route struct {

@@ -737,6 +737,49 @@ func TestDrainStillServesHealth(t *testing.T) {
 	})
 }
 
+// A kept-alive connection would lead the next request to the same daemon.
+func TestEveryAnswerOfAServerThatLeavesClosesItsConnection(t *testing.T) {
+	for name, leave := range map[string]func(*house){
+		"asked to stop":  func(h *house) { h.Unready() },
+		"asked to drain": func(h *house) { h.pool.Drain() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := config()
+				cfg.CORS, cfg.Origins = true, []string{"*"}
+				h := open(t, cfg, 1)
+				each := func(want string) {
+					t.Helper()
+					preflight := withHeader(request("OPTIONS", "/v1/models", ""), "Origin", "https://app.example")
+					for _, r := range []*http.Request{
+						chat(hello), chat(`{"stream":true,"messages":[{"role":"user","content":"hi"}]}`), chat(`{`),
+						request("GET", "/v1/models", ""), request("HEAD", "/v1/completions", ""), request("GET", "/nowhere", ""),
+						request("GET", "/readyz", ""), request("OPTIONS", "/", ""), withHeader(preflight, "Access-Control-Request-Method", "GET"),
+					} {
+						if got := h.do(t, r).Header().Get("Connection"); got != want {
+							t.Errorf("%s %s: Connection: %q, want %q", r.Method, r.URL.Path, got, want)
+						}
+					}
+				}
+				each("")
+				early := chat(hello)
+				body, rest := io.Pipe()
+				early.Body = body
+				answered := make(chan answer)
+				go func() { answered <- h.do(t, early) }()
+				synctest.Wait()
+				leave(h)
+				each("close")
+				io.WriteString(rest, hello)
+				rest.Close()
+				if got := (<-answered).Header().Get("Connection"); got != "close" {
+					t.Errorf("a request that came before: Connection: %q", got)
+				}
+			})
+		})
+	}
+}
+
 func TestReadyFollowsTheChildren(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		spawned := make(chan error)

@@ -184,7 +184,7 @@ func describe(ctx context.Context, err error) *Error {
 	case errors.Is(err, pool.ErrTimeout):
 		return &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "All children are busy; the request waited too long in the queue.", Retry: true}
 	case errors.Is(err, pool.ErrDraining), errors.Is(err, pool.ErrClosed):
-		return &Error{Status: 503, Type: serverError, Code: "shutting_down", Message: "The server is draining or shutting down.", Retry: true, Close: true}
+		return &Error{Status: 503, Type: serverError, Code: "shutting_down", Message: "The server is draining or shutting down.", Retry: true}
 	case errors.Is(err, pool.ErrUnavailable):
 		return &Error{Status: 503, Type: serverError, Code: "backend_unavailable", Message: "No child can be started at the moment.", Retry: true, cause: err}
 	case errors.As(err, &turn):

@@ -18,7 +18,7 @@ func (s *Server) readyz(res *response, _ *http.Request) error {
 	stat := s.pool.Stat()
 	reason := ""
 	switch {
-	case s.unready.Load(), s.pool.Err() != nil:
+	case s.leaving():
 		reason = "draining"
 	case s.relay != nil && s.relay.Rejected():
 		reason = "upstream_auth"

@@ -24,6 +24,30 @@ func requestID(next http.Handler) http.Handler {
 	})
 }
 
+// farewell has a server that is leaving close each connection with its next answer. A
+// balancer that only passes connections on sends all requests of one to the same daemon.
+func (s *Server) farewell(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(lastAnswer{w, s.leaving}, r)
+	})
+}
+
+// lastAnswer looks when the header is sent: the request may have come long before.
+type lastAnswer struct {
+	http.ResponseWriter
+	leaving func() bool
+}
+
+func (a lastAnswer) WriteHeader(status int) {
+	if a.leaving() {
+		a.Header().Set("Connection", "close")
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (a lastAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
 var slashes = regexp.MustCompile(`/{2,}`)
 
 // plainPath makes a path with a trailing or a doubled slash the same route: a redirect

@@ -6,6 +6,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -107,6 +108,7 @@ type daemon struct {
 	workdir string        // for the homes of children
 	ended   chan struct{} // closed when it was reaped
 	stderr  valve         // while it is shut, nobody reads the log
+	client  *http.Client  // nil = the default one
 
 	mu  sync.Mutex
 	log bytes.Buffer // guarded by mu
@@ -277,13 +279,19 @@ func stateOf(dir string) (state string, parent int) {
 
 // post sends one chat completion.
 func (d *daemon) post(body string) (*http.Response, error) {
+	return cmp.Or(d.client, http.DefaultClient).Do(d.newRequest(body))
+}
+
+// newRequest is one chat completion.
+func (d *daemon) newRequest(body string) *http.Request {
+	d.t.Helper()
 	req, err := http.NewRequest("POST", d.url+"/v1/chat/completions", strings.NewReader(body))
 	if err != nil {
-		return nil, err
+		d.t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+key)
 	req.Header.Set("Content-Type", "application/json")
-	return http.DefaultClient.Do(req)
+	return req
 }
 
 func chatBody(text string, stream bool) string {

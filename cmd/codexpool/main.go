@@ -223,25 +223,34 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	return exitOK
 }
 
+// idleTimeout must be longer than that of any balancer before us, such as Caddy's 2
+// minutes. Where we close a connection first, a request may just be on its way.
+const idleTimeout = 5 * time.Minute
+
 // serveHTTP serves h on l until the server is shut down or closed. Requests end with
 // ctx. An error of the listener is sent to failed.
 func serveHTTP(ctx context.Context, l *door, h http.Handler, failed chan<- error, log *slog.Logger) *http.Server {
-	s := &http.Server{
-		Handler:                      h,
-		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like any other request
-		BaseContext:                  func(net.Listener) context.Context { return ctx },
-		ConnState:                    l.watch,
-		MaxHeaderBytes:               32 << 10, // net/http reads up to 4 KB more
-		ReadHeaderTimeout:            10 * time.Second,
-		IdleTimeout:                  2 * time.Minute,
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
+	s := newServer(ctx, h, log)
+	s.ConnState = l.watch
 	go func() { // ends with Shutdown or Close
 		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			failed <- err
 		}
 	}()
 	return s
+}
+
+// newServer is a server whose requests end with ctx.
+func newServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:                      h,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like any other request
+		BaseContext:                  func(net.Listener) context.Context { return ctx },
+		MaxHeaderBytes:               32 << 10, // net/http reads up to 4 KB more
+		ReadHeaderTimeout:            10 * time.Second,
+		IdleTimeout:                  idleTimeout,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
 }
 
 // drain stops a server that has running turns.
@@ -257,9 +266,12 @@ type drain struct {
 
 // run returns when no turn runs and no connection is open.
 func (d drain) run() {
-	// 1. Load balancers notice that we are not ready. A second signal ends this.
+	// 1. Load balancers notice that we are not ready. Each connection is closed with its
+	// next answer. A second signal ends this.
 	d.api.Unready()
 	time.Sleep(d.prestop)
+	// A stream that began before the signal did not say so: its connection closes with it.
+	d.public.SetKeepAlivesEnabled(false)
 	// 2. New completions, and those in the queue, fail. Turns that run may finish until
 	// the limit; then they end with an error. A client that does not read blocks even
 	// that, so its connection is closed 2 s later.
