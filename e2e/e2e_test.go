@@ -396,7 +396,43 @@ func letsAStreamFinish(t *testing.T, signal syscall.Signal) {
 	}
 }
 
+// timeout and supervisord signal a process and then its group, in which the process is.
+func TestSIGTERMTwiceWithinASecondIsOneRequest(t *testing.T) {
+	t.Parallel()
+	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=50")
+	res, err := d.post(chatBody(strings.Repeat("word ", 40), true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	eventually(t, time.Second, "drain", func() bool { return strings.Contains(d.logged(), `"msg":"stopping"`) })
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	var chunks []chunk
+	err = readStream(res.Body, func(c chunk) { chunks = append(chunks, c) })
+	if text, bad := wholeText(chunks); err != nil || bad != nil || text != strings.Repeat("word ", 40) {
+		t.Errorf("%q, %v, %v", text, err, bad)
+	}
+	<-d.ended
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
 func TestSecondSignalStopsAtOnce(t *testing.T) {
+	for name, second := range map[string]struct {
+		signal syscall.Signal
+		wait   time.Duration
+	}{"SIGINT twice": {syscall.SIGINT, 0}, "SIGTERM after more than a second": {syscall.SIGTERM, 1100 * time.Millisecond}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			stopsAtOnce(t, second.signal, second.wait)
+		})
+	}
+}
+
+// stopsAtOnce sends a daemon with a running turn the signal twice.
+func stopsAtOnce(t *testing.T, signal syscall.Signal, wait time.Duration) {
 	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=100", "PROXY_DRAIN_MS=60000")
 	pids := d.children()
 	res, err := d.post(chatBody(strings.Repeat("word ", 600), true))
@@ -404,9 +440,10 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	d.cmd.Process.Signal(syscall.SIGINT)
+	d.cmd.Process.Signal(signal)
 	eventually(t, 5*time.Second, "drain", func() bool { return strings.Contains(d.ready(), "draining") })
-	d.cmd.Process.Signal(syscall.SIGINT)
+	time.Sleep(wait) // the daemon is another process: its clock is the real one
+	d.cmd.Process.Signal(signal)
 	select {
 	case <-d.ended:
 	case <-time.After(10 * time.Second): // the turn has another minute

@@ -47,9 +47,13 @@ func main() {
 	os.Exit(run(untilSignal(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
 }
 
+// sameRequest is how soon after the first a signal is the same request to stop. timeout
+// and supervisord signal a process and then its group. Only CTRL-C is pressed twice.
+const sameRequest = time.Second
+
 // untilSignal returns a context that ends with the first signal to stop: SIGINT,
-// SIGTERM, or SIGHUP, which a closed terminal sends, unless nohup ignores it. The
-// second signal ends the program at once. Both work also where our parent ignores
+// SIGTERM, or SIGHUP, which a closed terminal sends, unless nohup ignores it. A second
+// request ends the program at once. Both work also where our parent ignores
 // such signals, as shells do for what they start in the background.
 func untilSignal() context.Context {
 	ctx, stop := context.WithCancel(context.Background())
@@ -61,7 +65,8 @@ func untilSignal() context.Context {
 	go func() { // lives as long as the program
 		<-signals
 		stop()
-		<-signals
+		for began := time.Now(); <-signals != syscall.SIGINT && time.Since(began) < sameRequest; {
+		}
 		last := newBacklog(os.Stderr, nil) // nobody may read it
 		fmt.Fprintln(last, "codexpool: second signal, stopping at once")
 		last.close()
