@@ -25,9 +25,10 @@ type Model struct {
 
 // Version reads the version of the CLI at path, with "codex --version". It fails where
 // path is another program. env is the CLI's environment, complete but
-// for HOME and CODEX_HOME; a wrapper needs its PATH.
-func Version(ctx context.Context, path string, env []string) (string, error) {
-	out, err := run(ctx, path, env, "--version")
+// for HOME and CODEX_HOME; a wrapper needs its PATH. The CLI runs in a home of its own
+// in dir ("" = TMPDIR), which is removed afterwards.
+func Version(ctx context.Context, path, dir string, env []string) (string, error) {
+	out, err := run(ctx, path, dir, env, "--version")
 	if err != nil {
 		return "", err
 	}
@@ -40,9 +41,9 @@ func Version(ctx context.Context, path string, env []string) (string, error) {
 
 // Catalog reads the model catalog of the CLI at path, with "codex debug models": the
 // file as it is, and the models that it lists, the default first. It works offline
-// (0.3 s). env is as for [Version].
-func Catalog(ctx context.Context, path string, env []string) (file []byte, models []Model, err error) {
-	file, err = run(ctx, path, env, "debug", "models")
+// (0.3 s). dir and env are as for [Version].
+func Catalog(ctx context.Context, path, dir string, env []string) (file []byte, models []Model, err error) {
+	file, err = run(ctx, path, dir, env, "debug", "models")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -77,14 +78,13 @@ func listed(all []catalogModel) []Model {
 	return models
 }
 
-// run runs the CLI once, in a home of its own that is removed afterwards. Nothing is
-// inherited. The home lies in TMPDIR of our own environment.
-func run(ctx context.Context, path string, env []string, args ...string) ([]byte, error) {
+// run runs the CLI once, in a home of its own. Nothing is inherited.
+func run(ctx context.Context, path, dir string, env []string, args ...string) ([]byte, error) {
 	ctx, cancel := Patience(ctx, defaultCallTimeout)
 	defer cancel()
-	home, err := os.MkdirTemp("", "codexpool-")
+	home, err := os.MkdirTemp(dir, "cli-")
 	if err != nil {
-		return nil, fmt.Errorf("a temporary folder (TMPDIR): %w", err)
+		return nil, err
 	}
 	defer os.RemoveAll(home)
 	cmd := exec.CommandContext(ctx, path, args...)

@@ -174,7 +174,7 @@ func TestThreadsAreClosedAfterTheirTurns(t *testing.T) {
 func withCatalog(t *testing.T, baseURL string) (cmd codex.Command, models []codex.Model) {
 	t.Helper()
 	cmd = codextest.Real(t, baseURL)
-	original, models, err := codex.Catalog(t.Context(), cmd.Path, cmd.Env)
+	original, models, err := codex.Catalog(t.Context(), cmd.Path, t.TempDir(), cmd.Env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -463,10 +463,10 @@ func TestReasoningAndCommentaryAreNoPartOfTheAnswer(t *testing.T) {
 }
 
 func TestVersionFailsForAnotherProgram(t *testing.T) {
-	if v, err := codex.Version(t.Context(), codextest.Binary(t), nil); err != nil || v != codex.Pinned {
+	if v, err := codex.Version(t.Context(), codextest.Binary(t), t.TempDir(), nil); err != nil || v != codex.Pinned {
 		t.Errorf("%q, %v", v, err)
 	}
-	if _, err := codex.Version(t.Context(), "/bin/echo", nil); err == nil || !strings.Contains(err.Error(), "not the Codex CLI") {
+	if _, err := codex.Version(t.Context(), "/bin/echo", t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "not the Codex CLI") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -481,7 +481,7 @@ func TestVersionKillsAWrapperThatHangs(t *testing.T) {
 		codextest.Until(t, "child of the wrapper", func() bool { pid, _ := os.ReadFile(path + ".pid"); return len(pid) > 1 })
 		cancel(codex.ErrUnresponsive)
 	}()
-	if _, err := codex.Version(ctx, path, []string{"PATH=" + os.Getenv("PATH")}); !errors.Is(err, codex.ErrUnresponsive) {
+	if _, err := codex.Version(ctx, path, t.TempDir(), []string{"PATH=" + os.Getenv("PATH")}); !errors.Is(err, codex.ErrUnresponsive) {
 		t.Errorf("got %v", err)
 	}
 	pid, err := os.ReadFile(path + ".pid")

@@ -39,7 +39,7 @@ func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.U
 // input, stream and store. Nothing of Codex's own may, and nothing of ours: some servers
 // refuse fields that they do not know.
 func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
-	_, models, err := codex.Catalog(t.Context(), codextest.Binary(t), nil)
+	_, models, err := codex.Catalog(t.Context(), codextest.Binary(t), t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

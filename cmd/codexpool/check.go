@@ -22,7 +22,12 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	for _, w := range cfg.Warnings {
 		fmt.Fprintln(stdout, "warning:   ", w)
 	}
-	found, err := findCLI(ctx, cfg.Bin, environ, log)
+	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
+	if err := prepare(cfg.Workdir, log); err != nil {
+		fmt.Fprintln(stdout, "failed:     PROXY_CODEX_WORKDIR:", err)
+		return exitFailed
+	}
+	found, err := findCLI(ctx, cfg.Bin, cfg.Workdir, environ, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		return exitFailed
@@ -35,11 +40,6 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		model += " (the CLI does not list it)"
 	}
 	fmt.Fprintln(stdout, "model:     ", model)
-	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
-	if err := prepare(cfg.Workdir, log); err != nil {
-		fmt.Fprintln(stdout, "failed:     PROXY_CODEX_WORKDIR:", err)
-		return exitFailed
-	}
 	p, err := newProvider(newProviderConfig(cfg, environ), found, upstream.Hooks{}, log)
 	if err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)

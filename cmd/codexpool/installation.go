@@ -42,6 +42,7 @@ func (c cli) model(chosen string) string {
 // installation is the CLI on disk, which may be replaced while we run.
 type installation struct {
 	bin     string   // CODEX_BIN
+	workdir string   // PROXY_CODEX_WORKDIR, for the home of the CLI when it prints its version and catalog
 	env     []string // for the CLI when it prints its version and catalog
 	log     *slog.Logger
 	changed func(cli) // called with the new CLI after it was replaced; may be nil
@@ -53,10 +54,10 @@ type installation struct {
 	found cli // guarded by mu
 }
 
-// findCLI finds and inspects the CLI that bin, CODEX_BIN, names. It may be "". environ
-// is our environment.
-func findCLI(ctx context.Context, bin string, environ []string, log *slog.Logger) (*installation, error) {
-	i := &installation{bin: bin, env: only(environ, "PATH"), log: log}
+// findCLI finds and inspects the CLI that bin, CODEX_BIN, names. It may be "". workdir is
+// PROXY_CODEX_WORKDIR; environ is our environment.
+func findCLI(ctx context.Context, bin, workdir string, environ []string, log *slog.Logger) (*installation, error) {
+	i := &installation{bin: bin, workdir: workdir, env: only(environ, "PATH"), log: log}
 	if _, err := i.current(ctx); err != nil {
 		return nil, fmt.Errorf("CODEX_BIN: %w", err)
 	}
@@ -106,14 +107,19 @@ func (i *installation) current(ctx context.Context) (cli, error) {
 
 // inspect reads the version and the catalog of the CLI at path.
 func (i *installation) inspect(ctx context.Context, path string) (cli, error) {
-	found, err := codex.Version(ctx, path, i.env)
+	home, release, err := claim(i.workdir, i.log)
+	if err != nil {
+		return cli{}, err
+	}
+	defer release()
+	found, err := codex.Version(ctx, path, home, i.env)
 	if err != nil {
 		return cli{}, err
 	}
 	if found != codex.Pinned {
 		i.log.Warn("not the Codex CLI that codexpool was tested with", "version", found, "tested", codex.Pinned)
 	}
-	original, models, err := codex.Catalog(ctx, path, i.env)
+	original, models, err := codex.Catalog(ctx, path, home, i.env)
 	if err != nil {
 		return cli{}, err
 	}

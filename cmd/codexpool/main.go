@@ -80,9 +80,9 @@ func untilSignal() context.Context {
 //
 // environ is the environment. Only the standard library also reads the process's own:
 // HTTP_PROXY and its like for connections to the provider, SSL_CERT_FILE and
-// SSL_CERT_DIR for its certificate, PATH to find CODEX_BIN, TMPDIR for the home of the
-// CLI when it prints its catalog, and XDG_CACHE_HOME or HOME for the default of
-// PROXY_CODEX_WORKDIR.
+// SSL_CERT_DIR for its certificate, PATH to find CODEX_BIN, and XDG_CACHE_HOME or HOME
+// for the default of PROXY_CODEX_WORKDIR. Nothing is written outside of that folder and
+// CODEX_HOME.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, ready func(addr string)) int {
 	command, envFiles, err := parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -136,18 +136,17 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		log.Error("descriptors (ulimit -n, POOL_SIZE)", "err", err)
 		return exitBadUsage
 	}
-	found, err := findCLI(ctx, cfg.Bin, environ, log)
+	if err := prepare(cfg.Workdir, log); err != nil {
+		log.Error("PROXY_CODEX_WORKDIR", "err", err)
+		return exitFailed
+	}
+	found, err := findCLI(ctx, cfg.Bin, cfg.Workdir, environ, log)
 	if ctx.Err() != nil {
 		return exitOK // a signal came before anything was served
 	}
 	if err != nil {
 		log.Error("no usable Codex CLI", "err", err)
 		return exitCode(err)
-	}
-
-	if err := prepare(cfg.Workdir, log); err != nil {
-		log.Error("PROXY_CODEX_WORKDIR", "err", err)
-		return exitFailed
 	}
 
 	public, err := openDoor(net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), most, log)

@@ -51,7 +51,7 @@ func Real(t testing.TB, baseURL string) codex.Command {
 	t.Helper()
 	binary := Binary(t)
 	env := []string{"PATH=" + os.Getenv("PATH"), Mark()}
-	original, _, err := codex.Catalog(t.Context(), binary, env)
+	original, _, err := codex.Catalog(t.Context(), binary, t.TempDir(), env)
 	if err != nil {
 		t.Fatal(err)
 	}
