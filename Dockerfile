@@ -2,10 +2,12 @@
 # root, no secret: keys come from the environment of the container.
 #
 #   docker build -t codexpool .
-#   docker run --rm -p 127.0.0.1:11435:11435 -e PROXY_API_KEY -e CODEX_UPSTREAM codexpool
+#   docker run --rm -p 127.0.0.1:11435:11435 -e PROXY_API_KEY -e CODEX_UPSTREAM \
+#     --stop-timeout 50 --pids-limit 512 --read-only \
+#     --tmpfs /var/lib/codexpool:size=256m,uid=10001,mode=0700 codexpool
 #
-# Stop it with more patience than Docker's 10 s (docker stop -t 45): turns that
-# run have PROXY_DRAIN_MS, 30 s, to end.
+# Docker's own patience when it stops is 10 s. Load balancers have PROXY_PRESTOP_MS, 5 s,
+# to notice, and turns that run have PROXY_DRAIN_MS, 30 s, to end.
 
 # Go compiles for any platform, so this stage runs on the builder's own.
 FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
@@ -53,6 +55,7 @@ COPY --from=build /out/codexpool /usr/local/bin/codexpool
 ENV PROXY_HOST=0.0.0.0 \
     PROXY_ADMIN_ADDR=0.0.0.0:11436 \
     PROXY_ADMIN_PUBLIC=true \
+    PROXY_PRESTOP_MS=5000 \
     CODEX_BIN=/opt/codex/bin/codex \
     PROXY_CODEX_WORKDIR=/var/lib/codexpool
 EXPOSE 11435 11436

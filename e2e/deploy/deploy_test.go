@@ -93,6 +93,41 @@ func TestImageStartsWithTini(t *testing.T) {
 	}
 }
 
+// The image is behind a load balancer more often than not, and README's lines must fit it.
+func TestReadmeRunsTheImageWithLimitsThatFitIt(t *testing.T) {
+	readme := string(read(t, "README.md"))
+	_, line, _ := strings.Cut(readme, "    docker run ")
+	line, _, _ = strings.Cut(line, "    docker stop")
+	image := map[string]string{}
+	for _, e := range last[*instructions.EnvCommand](t).Env {
+		image[e.Key] = e.Value
+	}
+	for _, option := range []string{" --read-only ", " --tmpfs " + image["PROXY_CODEX_WORKDIR"] + ":size=", ",uid=10001,"} {
+		if !strings.Contains(line, option) {
+			t.Errorf("no %q in docker run %s", option, line)
+		}
+	}
+	number := func(text, pattern string) int {
+		t.Helper()
+		n, err := strconv.Atoi(append(regexp.MustCompile(pattern).FindStringSubmatch(text), "", "")[1])
+		if err != nil {
+			t.Errorf("%s: %v", pattern, err)
+		}
+		return n
+	}
+	reference := string(read(t, "configs/REFERENCE.md"))
+	stop := number(image["PROXY_PRESTOP_MS"], `^(\d+)$`) + number(reference, "`PROXY_DRAIN_MS` \\| `(\\d+)`") + 15000
+	if got := number(line, `--stop-timeout (\d+)`) * 1000; got < stop {
+		t.Errorf("docker run stops after %d ms, and the image takes %d", got, stop)
+	}
+	if got, size := number(line, `--pids-limit (\d+)`), number(reference, "`POOL_SIZE` \\| `(\\d+)`"); got < 38*size+30 {
+		t.Errorf("the pids limit %d is too small for %d children", got, size)
+	}
+	if !strings.Contains(readme, "PROXY_PRESTOP_MS="+image["PROXY_PRESTOP_MS"]) {
+		t.Error("README names another PROXY_PRESTOP_MS than the image has")
+	}
+}
+
 func TestDockerfileCopiesWhatIsInTheBuildContext(t *testing.T) {
 	ignored := ignore(t)
 	for _, stage := range stages(t) {
@@ -130,13 +165,13 @@ func TestBuildContextHoldsEverySourceOfTheProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := strings.Fields(string(out))
-	if len(files) == 0 {
+	files := strings.TrimSpace(string(out))
+	if files == "" {
 		t.Fatal("go list names no file")
 	}
 	ignored := ignore(t)
-	for _, path := range files {
-		if ignored(path) {
+	for path := range strings.Lines(files) {
+		if path = strings.TrimSpace(path); ignored(path) {
 			t.Errorf("%s: the program needs it, and .dockerignore excludes it", path)
 		}
 	}
