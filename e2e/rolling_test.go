@@ -58,7 +58,6 @@ http://{{.Addr}} {
     lb_policy round_robin
     health_uri /readyz
     health_interval 1s
-    health_fails 2
     flush_interval -1
   }
 }
@@ -123,7 +122,7 @@ func rolls(t *testing.T, b balancer, least int) {
 		eventually(t, time.Minute, "many requests before the restart", func() bool { return sent.Load() >= int64(least*(i+1)/3) })
 		daemons[i].cmd.Process.Signal(syscall.SIGTERM)
 		<-daemons[i].ended
-		daemons[i] = start(t, settings(port)...)
+		daemons[i] = launch(t, program, settings(port)...)
 		eventually(t, time.Minute, "balancer that knows that the daemon is back", func() bool {
 			return daemons[i].metrics()[`codexpool_http_requests_total{code="200",route="readyz"}`] >= 2
 		})
