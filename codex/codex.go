@@ -275,8 +275,8 @@ func (c *Client) warn(m message) {
 		Details *string `json:"details"`
 	}
 	json.Unmarshal(m.Params, &w) // a warning that cannot be read is still a warning
-	if strings.Contains(w.Summary, "bubblewrap") {
-		return // the sandbox of shell commands; the lean profile has none
+	if noise(w.Summary) {
+		return
 	}
 	c.mu.Lock()
 	c.warnings = append(c.warnings, w.Summary)

@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
+	"syscall"
 )
 
 // ErrUnresponsive means that the child did not answer within its deadline. Such
@@ -30,7 +33,25 @@ type RPCError struct {
 }
 
 func (e *RPCError) Error() string {
-	return fmt.Sprintf("child answered with an error (%d)", e.Code)
+	return fmt.Sprintf("child answered with an error (%d)", e.Code) + shortage(e.Message)
+}
+
+// osError is how the CLI ends a sentence about a failed system call.
+var osError = regexp.MustCompile(`\(os error (\d+)\)`)
+
+// shortage names what the machine or a limit did not give to the child, in the words
+// that our own errors have for it, not the CLI's; "" where its sentences name nothing.
+func shortage(sentences ...string) string {
+	for _, s := range sentences {
+		for _, match := range osError.FindAllStringSubmatch(s, -1) {
+			n, _ := strconv.Atoi(match[1])
+			switch errno := syscall.Errno(n); errno {
+			case syscall.EMFILE, syscall.ENFILE, syscall.EAGAIN, syscall.ENOMEM, syscall.ENOSPC:
+				return ": " + errno.Error()
+			}
+		}
+	}
+	return ""
 }
 
 // Said is what the child said about err in its own words; "" where it said nothing.
@@ -82,7 +103,7 @@ func (e *ExitError) Killed() bool {
 	return e.Status == "signal: killed" || e.Status == "signal: terminated" || e.Status == "exit status 0"
 }
 
-func (e *ExitError) Error() string { return "child is gone: " + e.Status }
+func (e *ExitError) Error() string { return "child is gone: " + e.Status + shortage(e.Stderr...) }
 
 // ProtocolError means that the child wrote something that the protocol does not
 // allow. The child cannot be trusted any more.
@@ -120,7 +141,7 @@ func ChildFault(err error) Fault {
 		return FaultUnresponsive
 	case errors.As(err, &protocol):
 		return FaultProtocol
-	case errors.As(err, &rpc) && !rpc.Invalid():
+	case errors.As(err, &rpc) && (!rpc.Invalid() || shortage(rpc.Message) != ""):
 		return FaultCall
 	}
 	return ""

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -256,19 +258,31 @@ func (t *tail) Write(b []byte) (int, error) {
 
 // flush ends a line. The caller holds mu.
 func (t *tail) flush() {
-	if len(t.last) == tailLines {
-		t.last = append(t.last[:0], t.last[1:]...)
-	}
-	t.last = append(t.last, strings.ToValidUTF8(string(t.part), "�"))
+	t.last = t.kept()
 	t.part = t.part[:0]
 }
 
 func (t *tail) lines() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	lines := append([]string(nil), t.last...)
-	if len(t.part) > 0 {
-		lines = append(lines, strings.ToValidUTF8(string(t.part), "�"))
+	return t.kept()
+}
+
+// kept is the last lines with the part of one that has not ended. The caller holds mu.
+func (t *tail) kept() []string {
+	line := strings.ToValidUTF8(colors.ReplaceAllString(string(t.part), ""), "�")
+	if line == "" || noise(line) {
+		return slices.Clone(t.last)
 	}
-	return lines
+	first := max(0, len(t.last)+1-tailLines)
+	return append(slices.Clone(t.last[first:]), line)
+}
+
+// colors are what a terminal reads as such; the CLI writes them into any file.
+var colors = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// noise reports whether a line of the CLI says nothing about a fault: that about the
+// sandbox of shell commands, which a lean child does not run, and Rust's advice.
+func noise(line string) bool {
+	return strings.Contains(line, "bubblewrap") || strings.HasPrefix(line, "note: run with `RUST_BACKTRACE")
 }

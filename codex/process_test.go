@@ -29,6 +29,11 @@ var children = map[string]func(){
 		fmt.Fprintln(os.Stderr, "config.toml: no such key")
 		codextest.Play(codextest.Script{codextest.Expect("initialize"), codextest.Exit(7)})
 	},
+	"has-no-threads": func() { // what the CLI writes under a limit of its threads
+		fmt.Fprintln(os.Stderr, "\x1b[2m2026-11-25T18:55:00.565781Z\x1b[0m \x1b[31mERROR\x1b[0m \x1b[2mcodex_app_server\x1b[0m\x1b[2m:\x1b[0m Codex could not find bubblewrap on PATH.")
+		fmt.Fprintln(os.Stderr, "\x1b[31mError\x1b[0m: Resource temporarily unavailable (os error 11)")
+		codextest.Play(codextest.Script{codextest.Expect("initialize"), codextest.Exit(1)})
+	},
 	"exits-mid-turn": func() {
 		codextest.Play(codextest.Script{
 			codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Delta("half"),

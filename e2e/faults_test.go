@@ -405,13 +405,26 @@ func TestFaultsOfTheHost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before := d.limitFiles(uint64(len(fds) + 2)) // enough to answer requests, too few to start a child
+		before := limitFiles(t, d.cmd.Process.Pid, uint64(len(fds)+2)) // enough to answer requests, too few to start a child
 		kill(d)
 		eventually(t, time.Minute, "report of it", func() bool { return strings.Contains(d.logged(), "too many open files") })
 		if got := d.ready(); got != unavailable {
 			t.Errorf("ready: %s", got)
 		}
-		d.limitFiles(before)
+		limitFiles(t, d.cmd.Process.Pid, before)
+		over(d)
+	})
+	t.Run("no descriptors remain for its child", func(t *testing.T) {
+		t.Parallel()
+		d := start(t, "POOL_SIZE=1", "POOL_BACKOFF_MAX_MS=500", "CODEX_ECHO_DELAY_MS=1")
+		limitFiles(t, d.children()[0], 10)
+		eventually(t, time.Minute, "death of the child", func() bool {
+			d.stream("hi") // it may fail
+			return strings.Contains(d.logged(), `"msg":"child gone"`)
+		})
+		if log := d.logged(); !strings.Contains(log, `"why":"failing"`) || !strings.Contains(log, "too many open files") {
+			t.Errorf("the log does not say what was missing")
+		}
 		over(d)
 	})
 	t.Run("its disk is full", func(t *testing.T) {
@@ -450,16 +463,16 @@ func TestFaultsOfTheHost(t *testing.T) {
 	})
 }
 
-// limitFiles sets the limit of the daemon's descriptors, and returns the limit from
+// limitFiles sets the limit of the descriptors of a process, and returns the limit from
 // before.
-func (d *daemon) limitFiles(n uint64) (before uint64) {
-	d.t.Helper()
+func limitFiles(t *testing.T, pid int, n uint64) (before uint64) {
+	t.Helper()
 	var limit syscall.Rlimit
 	prlimit := func(now, was *syscall.Rlimit) {
-		_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(d.cmd.Process.Pid), syscall.RLIMIT_NOFILE,
+		_, _, errno := syscall.Syscall6(syscall.SYS_PRLIMIT64, uintptr(pid), syscall.RLIMIT_NOFILE,
 			uintptr(unsafe.Pointer(now)), uintptr(unsafe.Pointer(was)), 0, 0)
 		if errno != 0 {
-			d.t.Fatal(errno)
+			t.Fatal(errno)
 		}
 	}
 	prlimit(nil, &limit)

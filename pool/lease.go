@@ -70,7 +70,7 @@ func (p *Pool) takeBack(l *Lease) {
 	if p.ctx.Err() == nil {
 		if err := c.Warm(p.ctx); err != nil {
 			c.odd = err
-			p.retire(l.res, cmp.Or(fault(c), Protocol))
+			p.retire(l.res, cmp.Or(fault(c), Failing))
 			return
 		}
 		c.answered = time.Now()

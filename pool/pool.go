@@ -89,7 +89,7 @@ const (
 	Exited       Reason = "exited"       // it exited by itself, or was killed from outside
 	Unresponsive Reason = "unresponsive" // it did not answer, or its turn did not end
 	Protocol     Reason = "protocol"     // it wrote what the protocol does not allow
-	Failing      Reason = "failing"      // its turns failed again and again, by its own fault
+	Failing      Reason = "failing"      // its turns failed again and again, by its own fault, or it could not be made ready for another
 	Turns        Reason = "turns"        // it reached MaxTurns
 	Age          Reason = "age"          // it reached MaxAge
 	Memory       Reason = "memory"       // it reached MaxMemory
