@@ -18,6 +18,10 @@ import (
 // 17 MiB at most.
 const maxBody = 16 << 20
 
+// freshChild is the memory that a child takes for itself when it has just started, in
+// bytes: 13 to 15 MB. With a lower limit each would be replaced as soon as it may be.
+const freshChild = 16 << 20
+
 // problems collects errors, each of which begins with its variable.
 type problems []error
 
@@ -67,7 +71,7 @@ func (c Config) checkNumbers(p *problems) {
 	p.add(c.MinIdle > c.PoolSize, "POOL_MIN_IDLE", "%d is more than POOL_SIZE (%d)", c.MinIdle, c.PoolSize)
 	atLeast("POOL_MAX_WAITING", int64(c.MaxWaiting), 0)
 	atLeast("POOL_MAX_TURNS", int64(c.MaxTurns), 0)
-	atLeast("POOL_MAX_CHILD_BYTES", c.MaxChildBytes, 0)
+	p.add(c.MaxChildBytes != 0 && c.MaxChildBytes < freshChild, "POOL_MAX_CHILD_BYTES", "%d is less than %d, which a child takes when it has just started; 0 = no limit", c.MaxChildBytes, freshChild)
 	p.add(!(c.Jitter >= 0 && c.Jitter < 1), "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter) // written so that NaN fails too
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)

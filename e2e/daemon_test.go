@@ -64,6 +64,9 @@ func prepare() (cleanUp func(), err error) {
 			os.RemoveAll(temp)
 		}
 	}()
+	if err := os.Chmod(temp, 0o711); err != nil { // a test runs the program as another user
+		return nil, err
+	}
 	if program == "" {
 		program = filepath.Join(temp, "codexpool")
 		build := exec.Command("go", "build", "-o", program, "./cmd/codexpool")

@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -36,5 +38,38 @@ func TestReadOnlyRootNeedsNoWritableFolderButTheWorkdir(t *testing.T) {
 	d := startProgram(t, within(t, readOnly), "POOL_SIZE=1")
 	if got, _ := d.complete(hi, true); got.String() != `assistant content "hi" finish stop` {
 		t.Errorf("got %s", got)
+	}
+}
+
+// Shells and services give a soft limit to what they start, which Go would pass on.
+func TestChildrenHaveTheDescriptorsThatTheDaemonMayHave(t *testing.T) {
+	t.Parallel()
+	d := startProgram(t, within(t, "ulimit -Sn 24"), "POOL_SIZE=1")
+	if got, _ := d.complete(hi, true); got.String() != `assistant content "hi" finish stop` {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestStartNamesALimitOfDescriptorsThatIsTooSmallForAChild(t *testing.T) {
+	t.Parallel()
+	d := launch(t, within(t, "ulimit -n 60"), "POOL_SIZE=1")
+	if log := d.logged(); !strings.Contains(log, "a child needs 64 file descriptors, and the limit of the process (RLIMIT_NOFILE) is 60") {
+		t.Error("the log does not say so")
+	}
+}
+
+// The limit does not count for root, so check runs as another user. It needs no CLI to
+// say so.
+func TestCheckNamesALimitOfProcessesThatIsTooSmall(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become a user with few processes")
+	}
+	cmd := exec.Command("prlimit", "--nproc=60:60", program, "check")
+	cmd.Env = []string{"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/nowhere", "POOL_SIZE=1"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}}
+	out, err := cmd.CombinedOutput()
+	if want := "warning:    POOL_SIZE=1 needs 68 processes and threads, and the limit of the user (RLIMIT_NPROC) is 60"; !strings.Contains(string(out), want) {
+		t.Errorf("%v, without %q:\n%s", err, want, out)
 	}
 }

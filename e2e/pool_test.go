@@ -235,9 +235,12 @@ func TestRecycleUnderFullLoadFailsNoRequest(t *testing.T) {
 
 func TestChildrenThatGrowAreReplaced(t *testing.T) {
 	t.Parallel()
-	// Any child is fatter than that; each serves, once it is two seconds old.
-	d := start(t, "POOL_SIZE=2", "POOL_MAX_CHILD_BYTES=1000000", "POOL_MIN_LIFE_MS=2000", "CODEX_ECHO_DELAY_MS=0")
-	eventually(t, time.Minute, "replacement of both", func() bool { return d.metrics()[`codexpool_child_deaths_total{reason="memory"}`] >= 2 })
+	// Any child is fatter than that after some turns; each serves, once it is two seconds old.
+	d := start(t, "POOL_SIZE=2", "POOL_MAX_CHILD_BYTES=16777216", "POOL_MIN_LIFE_MS=2000", "CODEX_ECHO_DELAY_MS=0")
+	eventually(t, time.Minute, "replacement of both", func() bool {
+		d.stream("hi") // which fails if the child outgrows the limit just then
+		return d.metrics()[`codexpool_child_deaths_total{reason="memory"}`] >= 2
+	})
 	if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 		t.Error(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +20,7 @@ import (
 
 // check starts one child, calls it, and prints what was found. It calls no provider.
 func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger) int {
-	for _, w := range cfg.Warnings {
+	for _, w := range append(cfg.Warnings, tooSmall(os.DirFS("/"), os.Getuid(), cfg.PoolSize)...) {
 		fmt.Fprintln(stdout, "warning:   ", w)
 	}
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)

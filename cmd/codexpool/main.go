@@ -42,6 +42,7 @@ func main() {
 	// net/http's transport has no logger of its own. Its messages quote what a provider
 	// sends out of turn, which may be the model's words. The errors that it returns are enough.
 	stdlog.SetOutput(io.Discard)
+	raiseFiles()
 	// Ignore SIGPIPE: keep serving when the reader of our log goes away.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(untilSignal(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
@@ -130,6 +131,9 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger, m *metrics.Metrics, ready func(addr string)) int {
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
+	}
+	for _, problem := range tooSmall(os.DirFS("/"), os.Getuid(), cfg.PoolSize) {
+		log.Warn("a limit is too small", "err", problem)
 	}
 	limit, most, err := descriptors(cfg.PoolSize, cfg.MaxWaiting)
 	if err != nil {

@@ -164,7 +164,7 @@ func TestCheckFailsWithoutAWorkdir(t *testing.T) {
 func TestPoolConfigHasEverySetting(t *testing.T) {
 	cfg, err := configs.Load([]string{
 		"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/w", "POOL_SIZE=2", "POOL_MIN_IDLE=1", "POOL_MAX_WAITING=3",
-		"POOL_MAX_TURNS=4", "POOL_MAX_AGE_MS=5", "POOL_MAX_CHILD_BYTES=6", "POOL_MIN_LIFE_MS=7", "POOL_JITTER=0.8",
+		"POOL_MAX_TURNS=4", "POOL_MAX_AGE_MS=5", "POOL_MAX_CHILD_BYTES=60000000", "POOL_MIN_LIFE_MS=7", "POOL_JITTER=0.8",
 		"POOL_PROBE_MS=9", "POOL_PROBE_TIMEOUT_MS=10", "POOL_BACKOFF_MIN_MS=11", "POOL_BACKOFF_MAX_MS=12", "POOL_ACQUIRE_TIMEOUT_MS=13",
 	}, nil)
 	if err != nil {
@@ -172,7 +172,7 @@ func TestPoolConfigHasEverySetting(t *testing.T) {
 	}
 	got := poolConfig(cfg, nil, pool.Hooks{}, nil)
 	want := pool.Config{
-		Size: 2, MinIdle: 1, MaxWaiting: 3, MaxTurns: 4, MaxAge: 5 * time.Millisecond, MaxMemory: 6, MinLife: 7 * time.Millisecond, Jitter: 0.8,
+		Size: 2, MinIdle: 1, MaxWaiting: 3, MaxTurns: 4, MaxAge: 5 * time.Millisecond, MaxMemory: 60000000, MinLife: 7 * time.Millisecond, Jitter: 0.8,
 		ProbeEvery: 9 * time.Millisecond, ProbeTimeout: 10 * time.Millisecond, BackoffMin: 11 * time.Millisecond, BackoffMax: 12 * time.Millisecond, AcquireTimeout: 13 * time.Millisecond,
 	}
 	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
