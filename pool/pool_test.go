@@ -623,6 +623,22 @@ func TestAcquireFailsAtOnceAfterManyFailedStarts(t *testing.T) {
 	})
 }
 
+func TestAcquireFailsAtOnceWhenTheLastStartHung(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		n.broken, n.slow = fmt.Errorf("codex handshake: %w", codex.ErrUnresponsive), 15*time.Second
+		p := n.start(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 1})
+		time.Sleep(20 * time.Second)
+		expect(t, "the second start", shape(p), "starting 1 idle 0 leased 0 waiting 0")
+		began := time.Now()
+		if _, err := p.Acquire(t.Context()); !errors.Is(err, pool.ErrUnavailable) || time.Since(began) != 0 {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		n.set(func() { n.broken, n.slow = nil, 0 })
+		time.Sleep(time.Minute)
+		acquire(t, p).Release()
+	})
+}
+
 func TestQueueIsDismissedWhenTheOnlyStartFails(t *testing.T) {
 	bubble(t, func(t *testing.T, n *nursery) {
 		n.broken, n.slow = errors.New("no such binary"), time.Second

@@ -2,9 +2,12 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"time"
+
+	"codexpool/codex"
 
 	"github.com/cenkalti/backoff/v5"
 )
@@ -134,11 +137,11 @@ func (s *starts) failure() error {
 }
 
 // hopeless is failure, but nil while another start is under way that may
-// succeed.
+// succeed soon. Where the last one hung, the next takes its whole timeout too.
 func (s *starts) hopeless() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.underway > 0 && s.failures < manyFailures {
+	if s.underway > 0 && s.failures < manyFailures && !errors.Is(s.err, codex.ErrUnresponsive) {
 		return nil
 	}
 	return s.err
