@@ -11,13 +11,13 @@ import (
 
 // Setting is one row of the table of settings.
 type Setting struct {
-	Group      string // what it belongs to
-	Name       string // the variable
-	Value      string // in effect, as the variable would be set; "(set)" for a secret
-	Default    string // "" = none
-	DevDefault string // the default in dev; "" where it is the same
-	Source     string // "default", "environment", or the path of the env file
-	Meaning    string // one line
+	Group      string `json:"group"`                 // what it belongs to
+	Name       string `json:"name"`                  // the variable
+	Value      string `json:"value"`                 // in effect, as the variable would be set; "(set)" for a secret
+	Default    string `json:"default"`               // "" = none
+	DevDefault string `json:"dev_default,omitempty"` // the default in dev; "" where it is the same
+	Source     string `json:"source"`                // "default", "environment", or the path of the env file
+	Meaning    string `json:"meaning"`               // one line
 }
 
 // Settings lists every setting with its value in effect, in the order of Config's

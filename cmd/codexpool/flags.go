@@ -2,17 +2,18 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"runtime/debug"
 )
 
-const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]...
+const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]... [--json]
 
   serve    serve the API (the default)
   check    start one child, call it, and print what was found
-  config   print every setting with its value, source and meaning
+  config   print every setting with its value, source and meaning (--json: as JSON)
   health   report whether the running daemon is ready
   version  print the version
 
@@ -20,36 +21,47 @@ Settings are environment variables; see codexpool config. An env file is read
 before the environment, which wins.
 `
 
+// commandLine is what was asked for.
+type commandLine struct {
+	command  string
+	envFiles []string
+	json     bool
+}
+
 // parse reads the command line. It prints what is wrong with it to stderr.
-func parse(args []string, stderr io.Writer) (command string, envFiles []string, err error) {
+func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 	flags := flag.NewFlagSet("codexpool", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage) }
 	flags.Func("env-file", "", func(path string) error {
-		envFiles = append(envFiles, path)
+		line.envFiles = append(line.envFiles, path)
 		return nil
 	})
+	flags.BoolVar(&line.json, "json", false, "")
 	showVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); err != nil {
-		return "", nil, err
+		return line, err
 	}
-	command = "serve"
+	line.command = "serve"
 	if flags.NArg() > 0 { // flags may come before and after it
-		command = flags.Arg(0)
+		line.command = flags.Arg(0)
 		if err := flags.Parse(flags.Args()[1:]); err != nil {
-			return "", nil, err
+			return line, err
 		}
 	}
 	if *showVersion {
-		command = "version"
+		line.command = "version"
 	}
-	switch command {
+	switch line.command {
 	case "serve", "check", "config", "health", "version":
 	case "help":
 		flags.Usage()
-		return "", nil, flag.ErrHelp
+		return line, flag.ErrHelp
 	default:
-		err = fmt.Errorf("no such command: %s", command)
+		err = fmt.Errorf("no such command: %s", line.command)
+	}
+	if line.json && line.command != "config" {
+		err = errors.New("--json is for config")
 	}
 	if flags.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument: %s", flags.Arg(0))
@@ -57,7 +69,7 @@ func parse(args []string, stderr io.Writer) (command string, envFiles []string, 
 	if err != nil {
 		fmt.Fprintf(stderr, "codexpool: %v\n\n%s", err, usage)
 	}
-	return command, envFiles, err
+	return line, err
 }
 
 // release is set by the linker where no checkout is: in the image.

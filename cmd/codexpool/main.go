@@ -85,25 +85,25 @@ func untilSignal() context.Context {
 // for the default of PROXY_CODEX_WORKDIR. Nothing is written outside of that folder and
 // CODEX_HOME.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, ready func(addr string)) int {
-	command, envFiles, err := parse(args, stderr)
+	line, err := parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
 	}
 	if err != nil {
 		return exitBadUsage
 	}
-	if command == "version" {
+	if line.command == "version" {
 		fmt.Fprintln(stdout, "codexpool", version())
 		return exitOK
 	}
-	cfg, err := configs.Load(environ, envFiles)
-	if command == "config" {
-		printConfig(stdout, cfg)
+	cfg, err := configs.Load(environ, line.envFiles)
+	if line.command == "config" {
+		printConfig(stdout, cfg.Settings(), line.json)
 		for _, w := range cfg.Warnings {
 			fmt.Fprintln(stderr, "codexpool: warning:", w)
 		}
 	}
-	if command == "health" && len(cfg.Settings()) > 0 {
+	if line.command == "health" && len(cfg.Settings()) > 0 {
 		err = nil // health needs only the daemon's address
 	}
 	if err != nil {
@@ -113,7 +113,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 	noColor := slices.ContainsFunc(only(environ, "NO_COLOR"), func(entry string) bool { return entry != "NO_COLOR=" })
 	log, waiting := logger(cfg.LogLevel, cfg.LogFormat, !noColor, stderr)
 	defer waiting.close()
-	switch command {
+	switch line.command {
 	case "serve":
 		m := metrics.New(version())
 		m.WatchLog(waiting.dropped.Load)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -93,6 +94,8 @@ func TestRunExitsWithTheCodeForArgsAndEnvironment(t *testing.T) {
 		{"a CLI that is not on PATH", nil, []string{"CODEX_BIN=no-such-program"}, 2, "executable file not found in $PATH"},
 		{"health needs no key", []string{"health"}, []string{"PROXY_ENV=", "PORT=1"}, 1, "connection refused"},
 		{"config", []string{"config"}, []string{"POOL_SIZE=3"}, 0, "POOL_SIZE"},
+		{"config as JSON", []string{"config", "--json"}, []string{"POOL_SIZE=3"}, 0, `"name": "POOL_SIZE",`},
+		{"JSON of another command", []string{"check", "--json"}, nil, 2, "--json is for config"},
 		{"unknown command", []string{"dance"}, nil, 2, "no such command: dance"},
 		{"unknown flag", []string{"--fast"}, nil, 2, "flag provided but not defined: -fast"},
 		{"too many words", []string{"check", "it"}, nil, 2, "unexpected argument: it"},
@@ -126,6 +129,27 @@ func TestRunPrintsEveryProblemOfTheConfiguration(t *testing.T) {
 	want := "codexpool: configuration:\n  LOG_LEVEL: \"loud\" is not one of debug, info, warn, error\n  POOL_SIZE: 0 is less than 1\n"
 	if !strings.HasPrefix(stderr, want) {
 		t.Errorf("got\n%s", stderr)
+	}
+}
+
+func TestConfigFitsATerminalAndIsTheSameAsJSON(t *testing.T) {
+	environ := []string{"PROXY_CODEX_WORKDIR=/w", "POOL_SIZE=3", "PROXY_API_KEY=sk-never-to-be-seen"}
+	_, text, _ := runOnce(t, []string{"config"}, environ...)
+	_, asJSON, _ := runOnce(t, []string{"config", "--json"}, environ...)
+	var settings []struct{ Name, Value, Source, Meaning string }
+	if err := json.Unmarshal([]byte(asJSON), &settings); err != nil || len(settings) < 40 {
+		t.Fatalf("%d settings, %v", len(settings), err)
+	}
+	for line := range strings.Lines(text) {
+		if len(line) > 80+len("\n") {
+			t.Errorf("%d columns: %s", len(line)-1, line)
+		}
+	}
+	words := strings.Join(strings.Fields(text), " ")
+	for _, s := range settings {
+		if want := fmt.Sprintf("%s=%s (%s) %s", s.Name, s.Value, s.Source, s.Meaning); !strings.Contains(words, want) {
+			t.Errorf("no %q in the text", want)
+		}
 	}
 }
 

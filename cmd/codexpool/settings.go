@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"text/tabwriter"
 
 	"codexpool/api"
 	"codexpool/codex"
@@ -82,18 +81,4 @@ func greet(stdout io.Writer, cfg configs.Config, addr net.Addr) {
 		auth = " -H 'Authorization: Bearer " + configs.DevKey + "'"
 	}
 	fmt.Fprintf(stdout, `The offline echo model answers; no network, no credential. Try: curl -N http://%s/v1/chat/completions%s -H 'Content-Type: application/json' -d '{"model":"codex-5","stream":true,"messages":[{"role":"user","content":"one two three"}]}'`+"\n", addr, auth)
-}
-
-// printConfig prints every setting with its value in effect. It prints nothing where the
-// settings could not be read.
-func printConfig(w io.Writer, cfg configs.Config) {
-	if len(cfg.Settings()) == 0 {
-		return
-	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "VARIABLE\tVALUE\tSOURCE\tMEANING")
-	for _, s := range cfg.Settings() {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", s.Name, s.Value, s.Source, s.Meaning)
-	}
-	table.Flush()
 }
