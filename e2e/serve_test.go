@@ -129,6 +129,8 @@ func TestLogFormatIsChosen(t *testing.T) {
 		{"", false, isJSON},
 		{"", true, isColored},
 		{"NO_COLOR=1", true, isPlain},
+		{"TERM=dumb", true, isPlain},
+		{"TERM=xterm", true, isColored},
 		{"LOG_FORMAT=json", false, isJSON},
 		{"LOG_FORMAT=json", true, isJSON},
 		{"LOG_FORMAT=tint", false, isPlain},

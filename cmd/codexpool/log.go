@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/lmittmann/tint"
@@ -39,6 +40,13 @@ func seconds(_ []string, a slog.Attr) slog.Attr {
 		a.Value = slog.Float64Value(a.Value.Duration().Seconds())
 	}
 	return a
+}
+
+// plain reports whether the environment asks for no color.
+func plain(environ []string) bool {
+	return slices.ContainsFunc(only(environ, "NO_COLOR", "TERM"), func(entry string) bool {
+		return entry == "TERM=dumb" || (variable(entry) == "NO_COLOR" && entry != "NO_COLOR=")
+	})
 }
 
 func terminal(w io.Writer) bool {

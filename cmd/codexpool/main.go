@@ -18,7 +18,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -110,8 +109,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 		fmt.Fprintf(stderr, "codexpool: configuration:\n  %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
 		return exitBadUsage
 	}
-	noColor := slices.ContainsFunc(only(environ, "NO_COLOR"), func(entry string) bool { return entry != "NO_COLOR=" })
-	log, waiting := logger(cfg.LogLevel, cfg.LogFormat, !noColor, stderr)
+	log, waiting := logger(cfg.LogLevel, cfg.LogFormat, !plain(environ), stderr)
 	defer waiting.close()
 	switch line.command {
 	case "serve":
