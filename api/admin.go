@@ -17,7 +17,7 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 		mux.Handle(method+" "+path, h)
 		mux.Handle(path, s.handle(route{name: "admin", quiet: true}, allowOnly(method))) // all other methods
 	}
-	for path, h := range map[string]handler{"/healthz": s.healthz, "/livez": s.livez, "/readyz": s.readyz, "/pool": s.showPool} {
+	for path, h := range map[string]handler{"/{$}": index(adminIndex), "/healthz": s.healthz, "/livez": s.livez, "/readyz": s.readyz, "/pool": s.showPool} {
 		handle("GET", path, s.handle(route{name: "admin", quiet: true}, h))
 	}
 	for name, h := range map[string]handler{"recycle": s.recycle, "drain": s.drain, "resume": s.resume} {

@@ -115,6 +115,7 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		{"POST", "/v1/completions", route{name: "completions", key: true, local: true, completion: true}, s.completions},
 		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels, local: true}, s.listModels},
 		{"GET", "/v1/models/*id", route{name: "model", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"GET", "/", route{name: "index", quiet: true}, index(publicIndex)},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
 		{"GET", "/readyz", route{name: "readyz", quiet: true}, s.readyz},

@@ -1,0 +1,39 @@
+package api
+
+import "net/http"
+
+// What GET / says, to whoever opened an address in a browser or has the wrong port.
+const (
+	publicIndex = `codexpool serves the OpenAI API here. Give clients this address with /v1 as their base URL.
+
+POST /v1/chat/completions   chat completions
+POST /v1/completions        the legacy form
+GET  /v1/models             the models
+GET  /v1/models/ID          one of them
+GET  /healthz               health: the process serves
+GET  /livez                 the same
+GET  /readyz                a completion may be sent here
+
+Metrics and the pool are on the admin listener, 127.0.0.1:11436 if nothing else is set.
+`
+	adminIndex = `This is the admin listener of codexpool. The OpenAI API is on the public one, port 11435 if nothing else is set.
+
+GET  /pool            the children, and why the last ones died
+POST /pool/recycle    replaces them, one after another
+POST /pool/drain      makes the daemon not ready, and rejects new completions
+POST /pool/resume     ends the drain
+GET  /metrics         for Prometheus
+GET  /healthz         health: the process serves
+GET  /livez           the same
+GET  /readyz          a completion may be sent to the public listener
+GET  /debug/pprof/    profiles of the daemon
+`
+)
+
+// index answers with a text.
+func index(text string) handler {
+	return func(res *response, _ *http.Request) error {
+		res.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		return res.send([]byte(text))
+	}
+}
