@@ -151,7 +151,7 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		return exitCode(err)
 	}
 
-	public, err := openDoor(net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), most, log)
+	public, err := listen("PORT", net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), most, log)
 	if err != nil {
 		log.Error("public listener (PROXY_HOST, PORT)", "err", err)
 		return exitFailed
@@ -160,7 +160,7 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	var admin *door
 	adminAddr := "off"
 	if cfg.AdminAddr != "" {
-		if admin, err = openDoor(cfg.AdminAddr, filesAdmin, log); err != nil {
+		if admin, err = listen("PROXY_ADMIN_ADDR", cfg.AdminAddr, filesAdmin, log); err != nil {
 			log.Error("admin listener (PROXY_ADMIN_ADDR)", "err", err)
 			return exitFailed
 		}
@@ -227,6 +227,15 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	<-kept
 	log.Info("stopped")
 	return exitOK
+}
+
+// listen opens a door at addr. Where another program listens, the error names the variable.
+func listen(variable, addr string, most int, log *slog.Logger) (*door, error) {
+	d, err := openDoor(addr, most, log)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("another program listens on %s: set %s to another port: %w", addr, variable, err)
+	}
+	return d, err
 }
 
 // idleTimeout must be longer than that of any balancer before us, such as Caddy's 2
