@@ -73,7 +73,7 @@ rolling: need-go $(CLI) ## two daemons restarted in turn behind HAProxy and Cadd
 	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run TestRollingRestart . | grep -E '^ *(---|ok|FAIL|rolling)'
 
 SOAK ?= 5m
-soak: need-go $(CLI) ## load with faults for SOAK=5m, the same again with SEED=n; and 10,000 leases
+soak: need-go $(CLI) ## load with faults, and 10,000 leases, in SOAK=5m; the same again with SEED=n
 	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'TestSoak|TestManyLeases' .
 
 ATTACK ?= 5m

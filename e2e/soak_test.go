@@ -21,14 +21,14 @@ import (
 )
 
 // TestSoakKeepsNothing lets twice as many clients as there are children
-// do what clients do, while children are killed, stopped and recycled. SOAK is how
-// long, SEED selects their choices: the choices repeat with it, the timing does not.
+// do what clients do, while children are killed, stopped and recycled. SOAK bounds
+// how long, SEED selects their choices: the choices repeat with it, the timing does not.
 func TestSoakKeepsNothing(t *testing.T) {
 	t.Parallel()
 	const size = 4
 	s := newSoak(t, start(t, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=5", "POOL_PROBE_MS=300", "POOL_PROBE_TIMEOUT_MS=500",
 		"PROXY_IDLE_TIMEOUT_MS=1000", "PROXY_STREAM_IDLE_TIMEOUT_MS=1000", "POOL_BACKOFF_MAX_MS=1000"))
-	length := lengthOf(t, "SOAK", 10*time.Second) // which becomes fifteen or twenty with the rests
+	length := soakLength(t)
 
 	s.run(time.Second, false) // connections and buffers that are made only once
 	s.rest(size)
@@ -75,6 +75,27 @@ func lengthOf(t *testing.T, variable string, otherwise time.Duration) time.Durat
 	}
 	return length
 }
+
+// soakLength is what remains of SOAK for load, or as long as a run of all tests can
+// afford.
+func soakLength(t *testing.T) time.Duration {
+	t.Helper()
+	const load, rests = 10 * time.Second, 10 * time.Second // the rests may take less
+	whole := soakWhole(t)
+	if whole == 0 {
+		return load
+	}
+	remains := whole - time.Since(runBegan) - rests
+	if remains < load {
+		t.Fatalf("SOAK: %v is too short: %v remain for load", whole, remains.Round(time.Second))
+	}
+	return remains
+}
+
+var runBegan = time.Now() // of this test binary
+
+// soakWhole is SOAK, which bounds all tests of a soak together; 0 in a run of all tests.
+func soakWhole(t *testing.T) time.Duration { return lengthOf(t, "SOAK", 0) }
 
 // soak is a daemon under load.
 type soak struct {
@@ -385,19 +406,27 @@ func (s *soak) accounts(size int) {
 }
 
 // TestManyLeasesOverRecycledChildren replaces children all the time, and no
-// client notices. A soak has ten thousand leases of real children; every run has
-// fewer, of played ones, which are quick: the daemon is the real one.
+// client notices. A soak has ten thousand leases of real children, or as many as fit
+// into a third of it; every run has fewer, of played ones, which are quick: the daemon is
+// the real one.
 func TestManyLeasesOverRecycledChildren(t *testing.T) {
-	fault, total := "none, and is quick", 3000
-	if os.Getenv("SOAK") != "" {
-		fault, total = "", 10_000
+	fault, most, whole := "none, and is quick", 3000, soakWhole(t)
+	if whole > 0 {
+		fault, most = "", 10_000
 	}
 	f := newFaulty(t)
 	f.set(fault)
 	d := start(t, "POOL_SIZE=4", "POOL_MAX_TURNS=50", "POOL_MIN_LIFE_MS=0", "CODEX_ECHO_DELAY_MS=0", "CODEX_BIN="+f.path)
-	d.load(total/2, 8)
+	total := 0
+	until := func(n int, share time.Duration) { // of the soak
+		for total < n && (whole == 0 || time.Since(runBegan) < whole/share) {
+			d.load(500, 8)
+			total += 500
+		}
+	}
+	until(most/2, 6)
 	half := d.weigh()
-	d.load(total/2, 8)
+	until(most, 3)
 	last := d.weigh()
 
 	// Worn children go one at a time, so that under load they serve some turns more.
@@ -406,7 +435,7 @@ func TestManyLeasesOverRecycledChildren(t *testing.T) {
 	if worn < float64(total)/200 || started != worn+4 {
 		t.Errorf("%v children were worn, %v started", worn, started)
 	}
-	t.Logf("%v children were worn; %+v at half time, %+v at the end", worn, half, last)
+	t.Logf("%d leases, %v children were worn; %+v at half time, %+v at the end", total, worn, half, last)
 	// Unlike in a soak every connection lives, so that the same heap is weighed within
 	// some ten kilobytes.
 	if last.heap > half.heap+256<<10 || last.goroutines > half.goroutines+8 || last.descriptors > half.descriptors+8 || last.children > half.children*1.5 {
