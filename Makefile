@@ -7,13 +7,22 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 MODULES     := . e2e e2e/deploy
 
+# What a machine must have.
+GO   := Go 1.26.8 or newer
+NODE := Node 20 or newer, or, where no e2e is run, set CODEX_BIN to a Codex CLI
+
 # The Codex CLI is fetched once, unless CODEX_BIN names one.
 FETCHED := configs/codex/node_modules/.package-lock.json
 ifdef CODEX_BIN
-override CODEX_BIN := $(if $(findstring /,$(CODEX_BIN)),$(abspath $(CODEX_BIN)),$(CODEX_BIN))
+override CODEX_BIN := $(if $(findstring /,$(CODEX_BIN)),$(shell realpath -ms -- '$(subst ','\'',$(CODEX_BIN))'),$(CODEX_BIN))
 export CODEX_BIN
 endif
 CLI     := $(if $(CODEX_BIN),,$(FETCHED))
+
+# git does not read a checkout of another user, and then Go cannot note the commit.
+ifneq ($(shell git rev-parse HEAD 2>&1 >/dev/null),)
+export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false
+endif
 
 # The OpenAI clients that e2e drives.
 CLIENTS := e2e/clients/node_modules/.package-lock.json
@@ -50,10 +59,12 @@ $(CLIENTS): e2e/clients/package-lock.json e2e/clients/package.json | need-npm
 	@cd e2e/clients && npm ci
 
 need-go:
-	@command -v go >/dev/null || { echo "go is missing: install Go 1.26.8 or newer" >&2; exit 1; }
+	@command -v go >/dev/null || { echo "go is missing: install $(GO)" >&2; exit 1; }
+	@out=$$(go list -m 2>&1) || { echo "$$out"; echo "go is too old ($$(GOTOOLCHAIN=local go version)), and fetched no newer one: install $(GO)"; exit 1; } >&2
 
 need-npm:
-	@command -v npm >/dev/null || { echo "npm is missing: install Node 20 or newer, or, where no e2e is run, set CODEX_BIN to a Codex CLI" >&2; exit 1; }
+	@for program in node npm; do command -v $$program >/dev/null || { echo "$$program is missing: install $(NODE)" >&2; exit 1; }; done
+	@major=$$(node --version | sed -E 's/^v([0-9]+).*/\1/'); [ "$$major" -ge 20 ] || { echo "node is too old ($$(node --version)): install $(NODE)" >&2; exit 1; }
 
 test: lint unit e2e ## everything that CI runs
 

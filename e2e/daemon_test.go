@@ -69,7 +69,7 @@ func prepare() (cleanUp func(), err error) {
 	}
 	if program == "" {
 		program = filepath.Join(temp, "codexpool")
-		build := exec.Command("go", "build", "-o", program, "./cmd/codexpool")
+		build := exec.Command("go", "build", "-buildvcs=false", "-o", program, "./cmd/codexpool")
 		build.Dir, build.Stderr = "..", os.Stderr
 		if err := build.Run(); err != nil {
 			return nil, fmt.Errorf("go build: %w", err)
@@ -86,7 +86,11 @@ func prepare() (cleanUp func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	// From here on, t.TempDir and codextest.Workdir lie in these.
+	// From here on, t.TempDir and codextest.Workdir lie in these, but what Go has built
+	// remains where it is.
+	if out, err := exec.Command("go", "env", "GOCACHE").Output(); err == nil {
+		os.Setenv("GOCACHE", strings.TrimSpace(string(out)))
+	}
 	os.Setenv("TMPDIR", temp)
 	os.Setenv("XDG_CACHE_HOME", homes)
 	cleanUp = func() {
