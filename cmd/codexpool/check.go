@@ -18,7 +18,8 @@ import (
 	"codexpool/upstream"
 )
 
-// check starts one child, calls it, and prints what was found. It calls no provider.
+// check starts one child, calls it, asks the provider for its models, and prints what was
+// found. It costs no tokens.
 func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger) int {
 	for _, w := range append(cfg.Warnings, tooSmall(os.DirFS("/"), os.Getuid(), cfg.PoolSize)...) {
 		fmt.Fprintln(stdout, "warning:   ", w)
@@ -47,13 +48,16 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		return exitFailed
 	}
 	defer p.Close()
-	fmt.Fprintln(stdout, "upstream:  ", p.choice, "(not called)")
+	fmt.Fprintln(stdout, "upstream:  ", p.choice)
 	fmt.Fprintln(stdout, "credential:", p.credential)
 	if err := probe(ctx, spawner(newSpawnConfig(cfg), found, p, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		if said := codex.Said(err); said != "" {
 			fmt.Fprintln(stdout, "child says:", said)
 		}
+		return exitFailed
+	}
+	if !p.verify(ctx, environ, stdout) {
 		return exitFailed
 	}
 	fmt.Fprintln(stdout, "ok")

@@ -12,7 +12,7 @@ import (
 const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]... [--json]
 
   serve    serve the API (the default)
-  check    start one child, call it, and print what was found
+  check    start one child, call it, ask the provider for its models (free), and print what was found
   config   print every setting with its value, source and meaning (--json: as JSON)
   health   report whether the running daemon is ready
   version  print the version

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -168,11 +170,22 @@ func TestCheckPrintsWhatItFound(t *testing.T) {
 
 func TestKeysAreNeverPrinted(t *testing.T) {
 	key := "sk-never-to-be-seen"
+	asked := 0
+	provider := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "Bearer "+key {
+			asked++
+		}
+	}))
+	defer provider.Close()
 	for _, command := range []string{"config", "check", "serve"} {
-		code, stdout, stderr := runOnce(t, []string{command}, "CODEX_BIN="+codextest.Binary(t), "PROXY_API_KEY="+key, "OPENAI_API_KEY="+key, "LOG_LEVEL=debug")
+		code, stdout, stderr := runOnce(t, []string{command}, "CODEX_BIN="+codextest.Binary(t), "CODEX_UPSTREAM="+provider.URL+"/v1",
+			"PROXY_API_KEY="+key, "CODEX_UPSTREAM_API_KEY="+key, "OPENAI_API_KEY="+key, "LOG_LEVEL=debug")
 		if code != 0 || strings.Contains(stdout+stderr, key) {
 			t.Errorf("%s: exit code %d\n%s\n%s", command, code, stdout, stderr)
 		}
+	}
+	if asked != 1 {
+		t.Errorf("the provider got the key %d times: this test proves little", asked)
 	}
 }
 

@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"codexpool/codex/codextest"
+)
+
+// runCheck runs codexpool check.
+func runCheck(t *testing.T, environ ...string) (output string, exitCode int) {
+	t.Helper()
+	cmd := exec.Command(program, "check")
+	cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"), "CODEX_BIN=" + codextest.Binary(t), markVar + "=" + runMark,
+		"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=" + codextest.Workdir(t), "CODEX_UPSTREAM_API_KEY=k-upstream",
+	}, environ...)
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+func TestCheckAsksTheProviderAndSaysWhatItProved(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		status int // of the list of models; 0 = nobody listens
+		want   string
+		code   int
+	}{
+		{200, "proved:     a child starts and answers; the provider accepts the credential\n", 0},
+		{403, "the provider accepts the credential, which may not list models\n", 0},
+		{404, "that says nothing about the credential\n", 0},
+		{401, "failed:     rejects the credential\n", 1},
+		{500, "failed:     is there, and fails\n", 1},
+		{0, "failed:     the provider cannot be reached: dial tcp", 1},
+	} {
+		asked := make(chan string, 2)
+		provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked <- r.Method + " " + r.URL.Path + " " + r.Header.Get("Authorization")
+			w.WriteHeader(tt.status)
+		}))
+		if tt.status == 0 {
+			provider.Close()
+		}
+		out, code := runCheck(t, "CODEX_UPSTREAM="+provider.URL+"/v1")
+		if code != tt.code || !strings.Contains(out, tt.want) || strings.HasSuffix(out, "\nok\n") != (code == 0) {
+			t.Errorf("status %d: exit code %d\n%s", tt.status, code, out)
+		}
+		if close(asked); tt.status != 0 && <-asked != "GET /v1/models Bearer k-upstream" {
+			t.Errorf("status %d: it asked otherwise", tt.status)
+		}
+		if code == 0 && !strings.Contains(out, "not proved: a completion, which would cost tokens\n") {
+			t.Errorf("status %d: it does not say what it did not try\n%s", tt.status, out)
+		}
+		provider.Close()
+	}
+}
+
+func TestCheckSaysWhichProxyIsOnTheWay(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ proxy, none, want string }{
+		{"", "", "network:    no proxy\n"},
+		{"http://u:secret-of-proxy@", "", "network:    through a proxy; in force: HTTP_PROXY\n"},
+		{"http://u:secret-of-proxy@", "llm.example", "network:    no proxy; in force: HTTP_PROXY, NO_PROXY\n"},
+	} {
+		through := false
+		proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { through = true }))
+		environ := []string{"CODEX_UPSTREAM=http://llm.example/v1", "NO_PROXY=" + tt.none}
+		if tt.proxy != "" {
+			environ = append(environ, "HTTP_PROXY="+tt.proxy+strings.TrimPrefix(proxy.URL, "http://"))
+		}
+		if tt.proxy == "" || tt.none != "" { // nothing may leave this machine
+			environ[0] = "CODEX_UPSTREAM=" + proxy.URL + "/v1"
+			environ[1] = strings.Replace(environ[1], "llm.example", "127.0.0.1", 1)
+		}
+		out, code := runCheck(t, environ...)
+		if !strings.Contains(out, tt.want) || code != 0 || !through || strings.Contains(out, "secret-of-proxy") {
+			t.Errorf("%v: exit code %d, through the proxy %v\n%s", environ, code, through, out)
+		}
+		proxy.Close()
+	}
+}
+
+func TestCheckOfTheEchoModelSaysThatNoProviderWasAsked(t *testing.T) {
+	t.Parallel()
+	out, code := runCheck(t, "CODEX_UPSTREAM=echo")
+	if code != 0 || !regexp.MustCompile(`(?m)^not proved: anything about a provider`).MatchString(out) || strings.Contains(out, "network:") {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+}
