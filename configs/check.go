@@ -241,7 +241,7 @@ func (c Config) warnings(values map[string]string) (found []string) {
 		found = append(found, "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM="+c.Upstream+" does not use it")
 	}
 	if strings.HasPrefix(c.Workdir+"/", "/tmp/") {
-		found = append(found, "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries")
+		found = append(found, "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same")
 	}
 	return found
 }

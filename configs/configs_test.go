@@ -235,7 +235,7 @@ func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 	t.Setenv("HOME", "/home/x")
 	openAIKey := "OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)"
 	upstreamKey := "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM=%s does not use it"
-	workdir := "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries"
+	workdir := "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same"
 	keys := []string{"OPENAI_API_KEY=sk-1", "CODEX_UPSTREAM_API_KEY=sk-2", "CODEX_HOME=" + t.TempDir()}
 	for _, tt := range []struct{ entries, want []string }{
 		{[]string{"POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "PATH=/bin"}, []string{
