@@ -3,8 +3,6 @@ package e2e
 import (
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -15,16 +13,11 @@ import (
 // runCheck runs codexpool check.
 func runCheck(t *testing.T, environ ...string) (output string, exitCode int) {
 	t.Helper()
-	cmd := exec.Command(program, "check")
-	cmd.Env = append([]string{
-		"PATH=" + os.Getenv("PATH"), "CODEX_BIN=" + codextest.Binary(t), markVar + "=" + runMark,
+	output, exitCode = subcommand(t, "check", append([]string{
+		"CODEX_BIN=" + codextest.Binary(t), markVar + "=" + runMark,
 		"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=" + codextest.Workdir(t), "CODEX_UPSTREAM_API_KEY=k-upstream",
-	}, environ...)
-	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	return string(out), cmd.ProcessState.ExitCode()
+	}, environ...)...)
+	return output + "\n", exitCode
 }
 
 func TestCheckAsksTheProviderAndSaysWhatItProved(t *testing.T) {
@@ -37,8 +30,8 @@ func TestCheckAsksTheProviderAndSaysWhatItProved(t *testing.T) {
 		{200, "proved:     a child starts and answers; the provider accepts the credential\n", 0},
 		{403, "the provider accepts the credential, which may not list models\n", 0},
 		{404, "that says nothing about the credential\n", 0},
-		{401, "failed:     rejects the credential\n", 1},
-		{500, "failed:     is there, and fails\n", 1},
+		{401, "failed:     the provider rejects the credential\n", 1},
+		{500, "failed:     the provider is there, and fails\n", 1},
 		{0, "failed:     the provider cannot be reached: dial tcp", 1},
 	} {
 		asked := make(chan string, 2)

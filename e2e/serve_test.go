@@ -28,7 +28,13 @@ import (
 // health runs codexpool health with the daemon's environment and these settings.
 func health(t *testing.T, environ ...string) (output string, exitCode int) {
 	t.Helper()
-	cmd := exec.Command(program, "health")
+	return subcommand(t, "health", environ...)
+}
+
+// subcommand runs one that ends by itself.
+func subcommand(t *testing.T, name string, environ ...string) (output string, exitCode int) {
+	t.Helper()
+	cmd := exec.Command(program, name)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, environ...)
 	out, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {

@@ -30,7 +30,7 @@ func (p *provider) verify(ctx context.Context, environ []string, stdout io.Write
 		finding, usable := p.finding(status)
 		fmt.Fprintf(stdout, "provider:   %s (status %d to GET /models)\n", finding, status)
 		if !usable {
-			fmt.Fprintln(stdout, "failed:    ", finding)
+			fmt.Fprintln(stdout, "failed:     the provider", finding)
 			return false
 		}
 		proved += "; the provider " + finding
