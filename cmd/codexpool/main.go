@@ -285,7 +285,8 @@ func (d drain) run() {
 	// next answer. A second signal ends this.
 	d.api.Unready()
 	time.Sleep(d.prestop)
-	// A stream that began before the signal did not say so: its connection closes with it.
+	// From here on a connection that is idle closes, and so does that of a stream which
+	// began before the signal, and could not say that it is the last on it.
 	d.public.SetKeepAlivesEnabled(false)
 	// 2. New completions, and those in the queue, fail. Turns that run may finish until
 	// the limit; then they end with an error. A client that does not read blocks even
