@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 )
 
@@ -30,4 +31,34 @@ func needs(t *testing.T, program string) (path string) {
 	}
 	t.Skipf("%s is missing: %s", program, install)
 	return ""
+}
+
+const needyVar = "CODEXPOOL_E2E_NEEDY" // makes the next test need a program that is missing
+
+func TestMissingProgramSkipsATestThatIsListedAndFailsInCI(t *testing.T) {
+	if os.Getenv(needyVar) != "" {
+		needs(t, "no-such-program")
+	}
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ci := range []string{"", "true"} {
+		list := filepath.Join(t.TempDir(), "missing")
+		if err := os.WriteFile(list, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(self, "-test.v", "-test.run=^"+t.Name()+"$")
+		cmd.Env = append(os.Environ(), needyVar+"=1", programVar+"="+program, missingVar+"="+list, "CI="+ci)
+		out, err := cmd.CombinedOutput()
+		listed, _ := os.ReadFile(list)
+		want := t.Name() + ": apt-get install no-such-program\n"
+		if ci == "" && (err != nil || string(listed) != want) {
+			t.Errorf("elsewhere: %v, listed %q\n%s", err, listed, out)
+		}
+		if ci != "" && (err == nil || len(listed) > 0) {
+			t.Errorf("in CI: %v, listed %q\n%s", err, listed, out)
+		}
+	}
 }
