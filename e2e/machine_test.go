@@ -50,11 +50,13 @@ func TestChildrenHaveTheDescriptorsThatTheDaemonMayHave(t *testing.T) {
 	}
 }
 
-func TestStartNamesALimitOfDescriptorsThatIsTooSmallForAChild(t *testing.T) {
+func TestCheckNamesALimitOfDescriptorsThatIsTooLow(t *testing.T) {
 	t.Parallel()
-	d := launch(t, within(t, "ulimit -n 60"), "POOL_SIZE=1")
-	if log := d.logged(); !strings.Contains(log, "a child needs 64 file descriptors, and the limit of the process (RLIMIT_NOFILE) is 60") {
-		t.Error("the log does not say so")
+	cmd := exec.Command(within(t, "ulimit -n 60"), "check")
+	cmd.Env = []string{"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/nowhere", "POOL_SIZE=1"}
+	out, err := cmd.CombinedOutput()
+	if want := "failed:     descriptors (ulimit -n, POOL_SIZE): the limit of 60 descriptors is too low"; err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("%v, without %q:\n%s", err, want, out)
 	}
 }
 

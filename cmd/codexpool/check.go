@@ -24,6 +24,10 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	for _, w := range append(cfg.Warnings, tooSmall(os.DirFS("/"), os.Getuid(), cfg.PoolSize)...) {
 		fmt.Fprintln(stdout, "warning:   ", w)
 	}
+	if _, _, err := descriptors(cfg.PoolSize, cfg.MaxWaiting); err != nil {
+		fmt.Fprintln(stdout, "failed:     descriptors (ulimit -n, POOL_SIZE):", err)
+		return exitFailed
+	}
 	fmt.Fprintln(stdout, "workdir:   ", cfg.Workdir)
 	if err := prepare(cfg.Workdir, log); err != nil {
 		fmt.Fprintln(stdout, "failed:     PROXY_CODEX_WORKDIR:", err)

@@ -17,7 +17,6 @@ import (
 
 // What the daemon and its children take, as measured.
 const (
-	childFiles    = 64 // up to 49, and some for what it opens for a moment
 	childThreads  = 38
 	daemonThreads = 30
 	childMB       = 35  // of its own, after some turns
@@ -33,35 +32,33 @@ type limit struct {
 // none is a limit that does not exist, or that cannot be read.
 const none = math.MaxInt64
 
-// tooSmall says which limits are too small for a pool of that size, with both numbers.
-// root is the root of the file system.
+// tooSmall says which limits are too small for a pool of that size, with both numbers;
+// that of descriptors is in door.go. root is the root of the file system.
 func tooSmall(root fs.FS, user, size int) (problems []string) {
-	compare := func(who string, need int, what string, limits ...limit) {
+	compare := func(need int, what string, limits ...limit) {
 		least := slices.MinFunc(limits, func(a, b limit) int { return cmp.Compare(a.value, b.value) })
 		if least.value < int64(need) {
-			problems = append(problems, fmt.Sprintf("%s needs %d %s, and %s is %d", who, need, what, least.name, least.value))
+			problems = append(problems, fmt.Sprintf("POOL_SIZE=%d needs %d %s, and %s is %d", size, need, what, least.name, least.value))
 		}
 	}
-	pool := fmt.Sprintf("POOL_SIZE=%d", size)
-	compare("a child", childFiles, "file descriptors", resource(root, "Max open files", "hard", "the limit of the process (RLIMIT_NOFILE)"))
 	threads := []limit{group(root, "pids", "pids.max")}
 	if user != 0 { // the limit is not for root
-		threads = append(threads, resource(root, "Max processes", "soft", "the limit of the user (RLIMIT_NPROC)"))
+		threads = append(threads, userLimit(root))
 	}
-	compare(pool, size*childThreads+daemonThreads, "processes and threads", threads...)
-	compare(pool, size*childMB+sharedMB, "MB of memory",
+	compare(size*childThreads+daemonThreads, "processes and threads", threads...)
+	compare(size*childMB+sharedMB, "MB of memory",
 		megabytes(group(root, "memory", "memory.max")), megabytes(group(root, "memory", "memory.limit_in_bytes")), memory(root))
 	return problems
 }
 
-// resource reads a limit of this process: its soft value or its hard one.
-func resource(root fs.FS, row, kind, name string) limit {
+// userLimit is how many processes the user may have.
+func userLimit(root fs.FS) limit {
+	l := limit{"the limit of the user (RLIMIT_NPROC)", none}
 	text, _ := fs.ReadFile(root, "proc/self/limits")
-	match := regexp.MustCompile(`(?m)^` + row + ` +(?<soft>\S+) +(?<hard>\S+)`)
-	if m := match.FindSubmatch(text); m != nil {
-		return limit{name, number(m[match.SubexpIndex(kind)])}
+	if m := regexp.MustCompile(`(?m)^Max processes +(\S+)`).FindSubmatch(text); m != nil { // the soft one
+		l.value = number(m[1])
 	}
-	return limit{name, none}
+	return l
 }
 
 // group reads the least limit of the control groups that this process is in. Both
