@@ -62,15 +62,3 @@ func (r *Relay) recheck(ctx context.Context) (accepted, conclusive bool) {
 	}
 	return false, false
 }
-
-// requestModels requests the list of models.
-func (r *Relay) requestModels(ctx context.Context) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.provider.Base.JoinPath("models").String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.authorize(req.Header); err != nil {
-		return nil, err
-	}
-	return r.transport.RoundTrip(req)
-}
