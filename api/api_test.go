@@ -848,7 +848,7 @@ func TestRoutesWithoutAModel(t *testing.T) {
 			{httptest.NewRequest("GET", "/models", nil), 401, `invalid_api_key`},
 			{httptest.NewRequest("POST", "//v1/chat/completions", strings.NewReader(hello)), 401, `invalid_api_key`},
 			{request("HEAD", "/chat/completions", ""), 200, ``},
-			{request("GET", "//", ""), 404, `not_found`},
+			{request("GET", "//", ""), 200, "codexpool serves"},
 			{request("POST", "/v1/v1/chat/completions", hello), 404, `not_found`},
 		} {
 			a := h.do(t, tt.request)
