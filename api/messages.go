@@ -325,6 +325,9 @@ func (r *messageReader) image(at string, value json.RawMessage) (raw json.RawMes
 	if err != nil {
 		return nil, "", badRequest(at+".url", "'%s.url' is not valid base64.", at)
 	}
+	if large(image) {
+		r.req.LargeImage = badRequest(at+".url", "'%s.url' must hold an image of at most %d pixels.", at, maxPixels)
+	}
 	// The content counts, not the declared type: image/jpg is no type, but in wide use.
 	if !slices.Contains([]string{"image/png", "image/jpeg", "image/webp", "image/gif"}, http.DetectContentType(image)) {
 		return nil, "", badRequest(at+".url", "'%s.url' must hold a PNG, JPEG, WebP or GIF image.", at)

@@ -34,6 +34,7 @@ type chatRequest struct {
 	Format        map[string]any             // of the answer, in the Responses API's words; nil = text
 	Tuned         map[string]json.RawMessage // fields for the provider, checked, by their names here
 	Ignored       map[string]bool            // fields that were accepted and have no effect
+	LargeImage    *Error                     // the error for a child that decodes images, nil where each is small enough
 	Needs         map[string]*Error          // what input has that not every provider takes, and the error where it does not
 
 	scanner
@@ -251,6 +252,8 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 		}
 	}
 	switch {
+	case relay == nil && req.LargeImage != nil:
+		return req.LargeImage
 	case req.Format != nil && !takes("text"):
 		return unsupported("response_format")
 	case req.ToolChoice.binds() && !takes("tool_choice"):
