@@ -103,6 +103,7 @@ type soak struct {
 	seed   uint64
 	phase  uint64
 	narrow *http.Client // whose connections hold little
+	bearer string       // the key of its clients
 
 	mu       sync.Mutex
 	outcomes map[string]int // guarded by mu
@@ -110,7 +111,7 @@ type soak struct {
 
 func newSoak(t *testing.T, d *daemon) *soak {
 	t.Helper()
-	s := &soak{daemon: d, seed: uint64(time.Now().UnixNano()) % 1e6, outcomes: map[string]int{}}
+	s := &soak{daemon: d, bearer: key, seed: uint64(time.Now().UnixNano()) % 1e6, outcomes: map[string]int{}}
 	if given := os.Getenv("SEED"); given != "" {
 		var err error
 		if s.seed, err = strconv.ParseUint(given, 10, 64); err != nil {
@@ -227,7 +228,7 @@ func (s *soak) try(w wish) (outcome string, err error) {
 	if err != nil {
 		return "", err
 	}
-	req.Header.Set("Authorization", "Bearer "+key)
+	req.Header.Set("Authorization", "Bearer "+s.bearer)
 	req.Header.Set("Content-Type", "application/json")
 	client := http.DefaultClient
 	if w.slow {
