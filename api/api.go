@@ -64,6 +64,7 @@ type Result struct {
 	Key        string        // name of the caller's key, "" where none was required or none is valid
 	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
 	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
+	Fault      Fault         // of whom the error is, "" where there was none
 	Took       time.Duration // duration of the whole request
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
@@ -240,7 +241,8 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 		attrs = append(attrs, slog.Int("child", res.child))
 	}
 	if e != nil && e.Status != StatusClientGone {
-		result.Code = e.logCode()
+		result.Code, result.Fault = e.logCode(), e.whose()
+		attrs = append(attrs, slog.String("fault", string(result.Fault)))
 	}
 	if e != nil {
 		attrs = append(attrs, slog.String("code", e.logCode()))

@@ -165,6 +165,9 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 	return func(yield func(codex.Event, error) bool) {
 		lease, err := admission.Acquire(ctx)
 		if err != nil {
+			if errors.Is(err, errTimeout) {
+				err = errTimeout.by(FaultCapacity)
+			}
 			yield(nil, err)
 			return
 		}
@@ -187,6 +190,9 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 			}
 			if t, ok := e.(codex.Tick); ok && t.Silent >= c.idle {
 				e, err = nil, errIdle
+			}
+			if late := (*Error)(nil); errors.As(err, &late) && call != nil && !call.Arrived() {
+				err = late.by(FaultChild)
 			}
 			if !yield(e, err) || err != nil {
 				return
