@@ -160,7 +160,7 @@ func (m *Metrics) PoolHooks() pool.Hooks {
 			m.probes.WithLabelValues("ok").Inc()
 			m.probeTime.Observe(took.Seconds())
 		},
-		Retired: func(_ context.Context, why pool.Reason) { m.deaths.WithLabelValues(string(why)).Inc() },
+		Retired: func(_ context.Context, d pool.Death) { m.deaths.WithLabelValues(string(d.Why)).Inc() },
 	}
 }
 

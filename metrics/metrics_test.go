@@ -37,7 +37,7 @@ func filled() *metrics.Metrics {
 	hooks := m.PoolHooks()
 	hooks.Spawned(ctx, 200*time.Millisecond, nil)
 	hooks.Spawned(ctx, time.Second, errors.New("no"))
-	hooks.Retired(ctx, pool.Age)
+	hooks.Retired(ctx, pool.Death{Why: pool.Age})
 	hooks.Probed(ctx, time.Millisecond, nil)
 	hooks.Probed(ctx, 4*time.Second, errors.New("no"))
 	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("another choice failed"), pool.ErrTimeout} {

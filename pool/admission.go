@@ -142,7 +142,7 @@ func (p *Pool) acquire(ctx context.Context, a *Admission) (*Lease, error) {
 			p.retire(res, why)
 			continue
 		}
-		return &Lease{pool: p, res: res}, nil
+		return &Lease{pool: p, res: res, began: time.Now()}, nil
 	}
 }
 
