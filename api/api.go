@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -65,15 +66,45 @@ type Result struct {
 	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
 	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
 	Fault      Fault         // of whom the error is, "" where there was none
+	SlowReader bool          // the client was connected, but did not read
+	Completion bool          // a completion was requested
+	Stream     bool          // as a stream
+	Model      string        // its id in the catalog, or "other"; "" where the request was rejected before
+	Retried    bool          // it ran on a second child, because the first died
+	Wait       time.Duration // in the queue; 0 also where there were several choices, as for Upstream
+	Upstream   time.Duration // from the request to the provider until the first piece of its answer; 0 where none came
+	Commit     Commit        // what made the stream's 200 be sent, "" where none was
+	Keepalives int           // comments that were sent in a silence
 	Took       time.Duration // duration of the whole request
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
 	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
 }
 
+// Commit is what made the 200 of a stream be sent.
+type Commit string
+
+// The reasons to send a stream's 200.
+const (
+	CommitToken Commit = "token" // the model began
+	CommitTimer Commit = "timer" // Config.Commit was over: a failure can be no status any more
+)
+
 // Stat is a snapshot of the server's own figures.
 type Stat struct {
-	Streams int // SSE streams that are open, those in the queue included
+	State      State          // whether a completion may be sent here
+	Running    map[string]int // requests that run, by route
+	Streams    int            // SSE streams that are open, those in the queue included
+	Queued     int            // of them, those that have had no child yet
+	MaxStreams int            // 0 = no limit
+	Silence    time.Duration  // the longest of all running turns since the child or the provider last sent anything
+	Provider   *ProviderStat  // nil where children call the provider themselves
+}
+
+// ProviderStat is what is known of the provider.
+type ProviderStat struct {
+	Running  int  // requests that are with it
+	Rejected bool // it has rejected our credential, or there is none
 }
 
 // Server is the public API. It is an http.Handler.
@@ -91,16 +122,22 @@ type Server struct {
 	bodies   bodies
 	decoding *semaphore.Weighted // as many bodies as there are cores
 
+	running map[string]*atomic.Int64 // requests, by route; the map never changes
+	turns   turns
 	streams atomic.Int64
-	unready atomic.Bool // /readyz answers 503
+	queued  atomic.Int64 // streams that have had no child yet
+	unready atomic.Bool  // /readyz answers 503
 }
 
 // New builds the routes. relay is nil where children call the provider themselves;
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
+	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now(), running: map[string]*atomic.Int64{}}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
+	for _, name := range slices.Concat(CompletionRoutes, OtherRoutes) {
+		s.running[name] = new(atomic.Int64)
+	}
 
 	router := httprouter.New()
 	router.RedirectTrailingSlash, router.RedirectFixedPath = false, false
@@ -144,7 +181,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.chain.Ser
 func (s *Server) Keys() []string { return s.auth.names() }
 
 // Stat reads the server's figures.
-func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
+func (s *Server) Stat() Stat {
+	stat := Stat{
+		State: s.state(), Running: map[string]int{}, Silence: s.turns.silence(),
+		Streams: int(s.streams.Load()), Queued: int(s.queued.Load()), MaxStreams: s.cfg.MaxStreams,
+	}
+	for name, n := range s.running {
+		stat.Running[name] = int(n.Load())
+	}
+	if s.relay != nil {
+		stat.Provider = &ProviderStat{Running: s.relay.Running(), Rejected: s.relay.Rejected()}
+	}
+	return stat
+}
 
 // Unready makes /readyz answer that the server is draining, so that load balancers
 // choose another, while the server still serves.
@@ -152,6 +201,12 @@ func (s *Server) Unready() { s.unready.Store(true) }
 
 // leaving reports whether clients should turn to another daemon.
 func (s *Server) leaving() bool { return s.unready.Load() || s.pool.Err() != nil }
+
+// The names of all routes, for whoever counts.
+var (
+	CompletionRoutes = []string{"chat", "completions"}
+	OtherRoutes      = []string{"models", "model", "index", "healthz", "livez", "readyz", "unmatched", "admin", "recycle", "drain", "resume"}
+)
 
 // route is what handle needs to know about a route.
 type route struct {
@@ -168,7 +223,13 @@ type handler func(*response, *http.Request) error
 // handle adapts a handler to net/http. It is the only place that looks at a
 // handler's error, writes it, logs it, and reports the request.
 func (s *Server) handle(rt route, h handler) http.Handler {
+	running := s.running[rt.name]
+	if running == nil {
+		panic("BUG: a route that is not in the lists of routes: " + rt.name)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		running.Add(1)
+		defer running.Add(-1)
 		res := newResponse(w, s.cfg.WriteTimeout)
 		if r.ContentLength != 0 {
 			// net/http reads a body that we do not read before it answers, however
@@ -219,8 +280,11 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 
 // report logs the one line of a request and passes its figures to observe.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
-	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens, Estimated: res.estimated}
+	result := res.result
+	result.Route, result.Key, result.Status, result.Took = rt.name, res.caller.Key, res.status, time.Since(res.began)
+	result.Completion, result.Retried = rt.completion && r.Method == http.MethodPost, res.retried.Load()
 	if e != nil && e.Status == StatusClientGone {
+		result.SlowReader = e.Code == "client_too_slow"
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	}
 	level := slog.LevelInfo
@@ -231,8 +295,8 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 		slog.Int("status", result.Status),
 		slog.Duration("took", result.Took),
 	}
-	if res.firstToken > 0 {
-		attrs = append(attrs, slog.Duration("first_token", res.firstToken))
+	if result.FirstToken > 0 {
+		attrs = append(attrs, slog.Duration("first_token", result.FirstToken))
 	}
 	if result.Key != "" {
 		attrs = append(attrs, slog.String("key", result.Key))
@@ -242,10 +306,12 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	}
 	if e != nil && e.Status != StatusClientGone {
 		result.Code, result.Fault = e.logCode(), e.whose()
-		attrs = append(attrs, slog.String("fault", string(result.Fault)))
 	}
 	if e != nil {
 		attrs = append(attrs, slog.String("code", e.logCode()))
+		if result.Fault != "" {
+			attrs = append(attrs, slog.String("fault", string(result.Fault)))
+		}
 		if e.cause != nil {
 			attrs = append(attrs, slog.Any("err", e.cause))
 		}

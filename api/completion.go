@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,13 +23,17 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	if err != nil {
 		return err
 	}
-	idle := s.cfg.IdleTimeout
+	res.result.Stream, res.result.Model = req.Stream, s.cfg.Models().label(req.Model)
+	idle, begun := s.cfg.IdleTimeout, func() {}
 	if req.Stream {
 		closed, err := s.openStream()
 		if err != nil {
 			return err
 		}
 		defer closed()
+		s.queued.Add(1)
+		begun = sync.OnceFunc(func() { s.queued.Add(-1) })
+		defer begun()
 		idle = s.cfg.StreamIdleTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), s.cfg.Timeout, errTimeout)
@@ -39,7 +44,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	}
 	defer admission.Close()
 	out := s.newReplier(res, r, req, f, admission.Keep)
-	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, admission: admission, body: held}
+	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, begun: begun, admission: admission, body: held}
 	c.unsent.Store(int32(c.choices))
 	for e, err := range merge(ctx, c.choices, c.answer) {
 		if err != nil {
@@ -75,6 +80,7 @@ type completion struct {
 	req       *chatRequest
 	choices   int
 	idle      time.Duration // longest silence of the model
+	begun     func()        // called with each child that the request gets
 	admission *pool.Admission
 
 	unsent atomic.Int32 // choices whose request is not with the provider yet
@@ -156,6 +162,7 @@ func (c *completion) retry(ctx context.Context, choice int) events {
 			return
 		}
 		defer second.Close()
+		c.res.retried.Store(true)
 		c.try(ctx, second, choice)(yield)
 	}
 }
@@ -163,7 +170,11 @@ func (c *completion) retry(ctx context.Context, choice int) events {
 // turn runs a turn on a child that it waits for.
 func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice int, call *upstream.Call) events {
 	return func(yield func(codex.Event, error) bool) {
+		alone, began := c.choices == 1, time.Now()
 		lease, err := admission.Acquire(ctx)
+		if alone {
+			c.res.result.Wait += time.Since(began)
+		}
 		if err != nil {
 			if errors.Is(err, errTimeout) {
 				err = errTimeout.by(FaultCapacity)
@@ -172,8 +183,14 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 			return
 		}
 		defer lease.Release()
-		if c.choices == 1 {
+		c.begun()
+		run := c.s.turns.begin(lease.Child(), c.res)
+		defer c.s.turns.end(run)
+		if alone {
 			c.res.child = lease.Child()
+			if call != nil {
+				defer func() { c.res.result.Upstream = call.FirstToken() }()
+			}
 		}
 		source := lease.Turn(ctx, c.params(choice, call))
 		if call != nil {
@@ -188,7 +205,7 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 			if err != nil && childToBlame(err, call) {
 				lease.Blame(err)
 			}
-			if t, ok := e.(codex.Tick); ok && t.Silent >= c.idle {
+			if silent := run.note(e); silent >= c.idle {
 				e, err = nil, errIdle
 			}
 			if late := (*Error)(nil); errors.As(err, &late) && call != nil && !call.Arrived() {

@@ -7,26 +7,24 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
-
-	"codexpool/codex"
 )
 
 // response is the ResponseWriter of one request, with what is reported about it
 // afterwards. Only the handler's goroutine uses it.
 type response struct {
 	http.ResponseWriter
+	result       Result // as far as the handler knows it
 	control      *http.ResponseController
 	writeTimeout time.Duration
 
-	began      time.Time
-	status     int  // 0 until the header was sent
-	stream     bool // the header with text/event-stream was sent
-	firstToken time.Duration
-	child      int // pid of the child that served it; 0 where there was none, or several choices
-	caller     Caller
-	tokens     codex.Usage
-	estimated  codex.Usage
+	began   time.Time
+	status  int  // 0 until the header was sent
+	stream  bool // the header with text/event-stream was sent
+	child   int  // pid of the child that served it; 0 where there was none, or several choices
+	caller  Caller
+	retried atomic.Bool // set by the goroutine of a choice
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {
@@ -86,8 +84,8 @@ func (res *response) sse() {
 
 // token notes that the first text is here.
 func (res *response) token() {
-	if res.firstToken == 0 {
-		res.firstToken = time.Since(res.began)
+	if res.result.FirstToken == 0 {
+		res.result.FirstToken = time.Since(res.began)
 	}
 }
 
