@@ -18,7 +18,7 @@ import (
 // nothing that a caller writes may make a series.
 func TestSeriesAreTheSameWhateverComes(t *testing.T) {
 	const total, atOnce, most = 2000, 16, 1500
-	d := start(t, "CODEX_ECHO_DELAY_MS=1", "POOL_SIZE=2", "LOG_LEVEL=error")
+	d := start(t, "CODEX_ECHO_DELAY_MS=1", "POOL_SIZE=2")
 	before := ours(d.metrics())
 	if len(before) > most {
 		t.Errorf("%d series before the first request", len(before))
