@@ -122,11 +122,12 @@ type Server struct {
 	bodies   bodies
 	decoding *semaphore.Weighted // as many bodies as there are cores
 
-	running map[string]*atomic.Int64 // requests, by route; the map never changes
-	turns   turns
-	streams atomic.Int64
-	queued  atomic.Int64 // streams that have had no child yet
-	unready atomic.Bool  // /readyz answers 503
+	running  map[string]*atomic.Int64 // requests, by route; the map never changes
+	turns    turns
+	refusals refusals
+	streams  atomic.Int64
+	queued   atomic.Int64 // streams that have had no child yet
+	unready  atomic.Bool  // /readyz answers 503
 }
 
 // New builds the routes. relay is nil where children call the provider themselves;
@@ -134,6 +135,7 @@ type Server struct {
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
 	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now(), running: map[string]*atomic.Int64{}}
+	s.refusals.log = log
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 	for _, name := range slices.Concat(CompletionRoutes, OtherRoutes) {
 		s.running[name] = new(atomic.Int64)
@@ -231,6 +233,7 @@ func (s *Server) handle(rt route, h handler) http.Handler {
 		running.Add(1)
 		defer running.Add(-1)
 		res := newResponse(w, s.cfg.WriteTimeout)
+		res.access.client = address(r)
 		if r.ContentLength != 0 {
 			// net/http reads a body that we do not read before it answers, however
 			// slowly it comes. Without a body this deadline would end the request.
@@ -276,50 +279,4 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 		}
 	}
 	return h(res, r)
-}
-
-// report logs the one line of a request and passes its figures to observe.
-func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
-	result := res.result
-	result.Route, result.Key, result.Status, result.Took = rt.name, res.caller.Key, res.status, time.Since(res.began)
-	result.Completion, result.Retried = rt.completion && r.Method == http.MethodPost, res.retried.Load()
-	if e != nil && e.Status == StatusClientGone {
-		result.SlowReader = e.Code == "client_too_slow"
-		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
-	}
-	level := slog.LevelInfo
-	attrs := []slog.Attr{
-		slog.String("req", res.Header().Get("X-Request-Id")),
-		slog.String("route", rt.name),
-		slog.String("method", r.Method),
-		slog.Int("status", result.Status),
-		slog.Duration("took", result.Took),
-	}
-	if result.FirstToken > 0 {
-		attrs = append(attrs, slog.Duration("first_token", result.FirstToken))
-	}
-	if result.Key != "" {
-		attrs = append(attrs, slog.String("key", result.Key))
-	}
-	if res.child != 0 {
-		attrs = append(attrs, slog.Int("child", res.child))
-	}
-	if e != nil && e.Status != StatusClientGone {
-		result.Code, result.Fault = e.logCode(), e.whose()
-	}
-	if e != nil {
-		attrs = append(attrs, slog.String("code", e.logCode()))
-		if result.Fault != "" {
-			attrs = append(attrs, slog.String("fault", string(result.Fault)))
-		}
-		if e.cause != nil {
-			attrs = append(attrs, slog.Any("err", e.cause))
-		}
-		level = e.level()
-	}
-	if rt.quiet && e == nil {
-		level = slog.LevelDebug
-	}
-	s.log.LogAttrs(r.Context(), level, "request", attrs...)
-	s.observe(r.Context(), result)
 }

@@ -23,6 +23,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	if err != nil {
 		return err
 	}
+	res.access.effort, res.access.choices = req.Effort, req.choices()
 	res.result.Stream, res.result.Model = req.Stream, s.cfg.Models().label(req.Model)
 	idle, begun := s.cfg.IdleTimeout, func() {}
 	if req.Stream {
@@ -43,6 +44,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 		return err
 	}
 	defer admission.Close()
+	res.access.admitted = true
 	out := s.newReplier(res, r, req, f, admission.Keep)
 	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, begun: begun, admission: admission, body: held}
 	c.unsent.Store(int32(c.choices))
@@ -189,7 +191,10 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 		if alone {
 			c.res.child = lease.Child()
 			if call != nil {
-				defer func() { c.res.result.Upstream = call.FirstToken() }()
+				defer func() {
+					c.res.result.Upstream = call.FirstToken()
+					c.res.access.status, c.res.access.request = call.Answered()
+				}()
 			}
 		}
 		source := lease.Turn(ctx, c.params(choice, call))

@@ -77,6 +77,9 @@ func (b *reply) note(choice int, e codex.Event) error {
 		b.estimates[choice] = &e.Usage
 		b.res.result.Estimated = total(b.estimates)
 	case codex.Completed:
+		if len(b.usage) == 1 {
+			b.res.access.finish = string(e.Finish)
+		}
 		if b.text && e.Finish == codex.FinishToolCalls && !b.said[choice] {
 			return foreign("function_call", nil)
 		}

@@ -16,6 +16,7 @@ import (
 type response struct {
 	http.ResponseWriter
 	result       Result // as far as the handler knows it
+	access       access
 	control      *http.ResponseController
 	writeTimeout time.Duration
 
@@ -51,6 +52,7 @@ func (res *response) send(b []byte) error {
 	if res.status == 0 {
 		res.WriteHeader(http.StatusOK)
 	}
+	res.access.bytes += int64(len(b))
 	if _, err := res.Write(b); err != nil {
 		return &goneError{err}
 	}

@@ -27,7 +27,14 @@ type Call struct {
 	arrived atomic.Bool
 	posted  time.Time    // when the relay sent it; the relay's goroutine only
 	first   atomic.Int64 // nanoseconds from then to the first piece of the answer; 0 before it
+	reply   atomic.Pointer[reply]
 	answer  *answer
+}
+
+// reply is what the header of the provider's answer says.
+type reply struct {
+	status  int
+	request string
 }
 
 // Request is what a call sends to the provider.
@@ -59,6 +66,15 @@ func (c *Call) Done() {
 	c.relay.mu.Lock()
 	defer c.relay.mu.Unlock()
 	delete(c.relay.calls, c.Key)
+}
+
+// Answered is the status of the provider's answer and its own id of the request, which
+// its support asks for. They are 0 and "" where it did not answer, or gave none.
+func (c *Call) Answered() (status int, request string) {
+	if r := c.reply.Load(); r != nil {
+		return r.status, r.request
+	}
+	return 0, ""
 }
 
 // Arrived reports whether a child has sent a request for this call.

@@ -137,6 +137,11 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 	if err != nil {
 		return nil, &Failure{Cause: err}
 	}
+	answered := &reply{status: res.StatusCode}
+	if id := res.Header.Get("X-Request-Id"); fitsHeader(id) {
+		answered.request = id
+	}
+	call.reply.Store(answered)
 	r.hooks.limits(ctx, res.Header)
 	r.noteCredential(res)
 	if res.StatusCode == http.StatusOK && isStream(res.Header) {
