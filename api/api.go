@@ -25,7 +25,8 @@ import (
 
 // Config configures the API. All fields count: there are no defaults here.
 type Config struct {
-	Keys          []string      // bearer keys; none = no key is required
+	Keyless       bool          // no key is required
+	Keys          []Key         // bearer keys, until SetKeys
 	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
 	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
 	ProtectModels bool          // require a key on the model routes
@@ -78,7 +79,7 @@ type Server struct {
 	relay   *upstream.Relay // nil where children call the provider themselves
 	log     *slog.Logger
 	observe func(context.Context, Result)
-	auth    auth
+	keys    *keyring
 	chain   http.Handler
 	began   time.Time
 
@@ -93,7 +94,7 @@ type Server struct {
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
+	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, keys: newKeyring(cfg.Keyless, cfg.Keys), began: time.Now()}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 
 	router := httprouter.New()
@@ -106,10 +107,10 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		route
 		handler
 	}{
-		{"POST", "/v1/chat/completions", route{name: "chat", key: true, local: true, completion: true}, s.chatCompletions},
-		{"POST", "/v1/completions", route{name: "completions", key: true, local: true, completion: true}, s.completions},
-		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels, local: true}, s.listModels},
-		{"GET", "/v1/models/*id", route{name: "model", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"POST", "/v1/chat/completions", route{name: "chat", right: "chat", key: true, local: true, completion: true}, s.chatCompletions},
+		{"POST", "/v1/completions", route{name: "completions", right: "completions", key: true, local: true, completion: true}, s.completions},
+		{"GET", "/v1/models", route{name: "models", right: "models", key: cfg.ProtectModels, local: true}, s.listModels},
+		{"GET", "/v1/models/*id", route{name: "model", right: "models", key: cfg.ProtectModels, local: true}, s.getModel},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
 		{"GET", "/readyz", route{name: "readyz", quiet: true}, s.readyz},
@@ -128,7 +129,11 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.chain.ServeHTTP(w, r) }
 
 // Keys lists the names of the keys that callers may have.
-func (s *Server) Keys() []string { return s.auth.names() }
+func (s *Server) Keys() []string { return s.keys.names() }
+
+// SetKeys replaces the keys. Requests that run go on. What a key has used stays, if its
+// name does.
+func (s *Server) SetKeys(keys []Key) { s.keys.set(keys) }
 
 // Stat reads the server's figures.
 func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
@@ -140,10 +145,11 @@ func (s *Server) Unready() { s.unready.Store(true) }
 // route is what handle needs to know about a route.
 type route struct {
 	name       string
-	key        bool // requires a bearer key
-	local      bool // is subject to LoopbackOnly
-	completion bool // is turned away while the pool drains
-	quiet      bool // is logged at debug only
+	right      string // its name in Key.Routes; "" = every key may use it
+	key        bool   // requires a bearer key
+	local      bool   // is subject to LoopbackOnly
+	completion bool   // is turned away while the pool drains
+	quiet      bool   // is logged at debug only
 }
 
 // handler is one route. An error that it returns has not been written yet.
@@ -193,7 +199,10 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 		return errNotLocal
 	}
 	if rt.key {
-		if res.caller, err = s.auth.authenticate(r); err != nil {
+		if res.caller, err = s.keys.authenticate(r); err != nil {
+			return err
+		}
+		if err := res.caller.account.may(rt.right); err != nil {
 			return err
 		}
 	}

@@ -85,6 +85,9 @@ func (s *Server) decode(res *response, r *http.Request, f form, held *share) (*c
 	}
 	defer s.decoding.Release(1)
 	req, err := s.parse(r.Context(), body, f)
+	if err == nil {
+		err = res.caller.account.mayUse(s.cfg.Models(), req.Model)
+	}
 	if err == nil && len(req.Ignored) > 0 {
 		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
 	}

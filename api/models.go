@@ -95,13 +95,17 @@ func (s *Server) model(id string) modelBody {
 	return modelBody{ID: id, Object: "model", Created: s.began.Unix(), OwnedBy: "codexpool"}
 }
 
+// listModels lists the models that the caller may use.
 func (s *Server) listModels(res *response, _ *http.Request) error {
 	list := struct {
 		Object string      `json:"object"`
 		Data   []modelBody `json:"data"`
-	}{Object: "list"}
-	for _, name := range s.cfg.Models().names() {
-		list.Data = append(list.Data, s.model(name))
+	}{Object: "list", Data: []modelBody{}}
+	models := s.cfg.Models()
+	for _, name := range models.names() {
+		if id, _, _ := models.resolve(name); res.caller.account.mayUse(models, id) == nil {
+			list.Data = append(list.Data, s.model(name))
+		}
 	}
 	s.cacheModels(res)
 	return res.json(http.StatusOK, list)
@@ -109,8 +113,13 @@ func (s *Server) listModels(res *response, _ *http.Request) error {
 
 func (s *Server) getModel(res *response, r *http.Request) error {
 	name := strings.TrimPrefix(httprouter.ParamsFromContext(r.Context()).ByName("id"), "/") // ids of other upstreams have slashes
-	if _, _, ok := s.cfg.Models().resolve(name); !ok {
+	models := s.cfg.Models()
+	id, _, ok := models.resolve(name)
+	if !ok {
 		return modelNotFound(name)
+	}
+	if err := res.caller.account.mayUse(models, id); err != nil {
+		return err
 	}
 	s.cacheModels(res)
 	return res.json(http.StatusOK, s.model(name))

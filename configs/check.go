@@ -34,7 +34,7 @@ func (c Config) check(values map[string]string) []error {
 	c.checkWords(&p)
 	c.checkNumbers(&p)
 	c.checkTimes(&p)
-	for _, problem := range []error{c.checkKeys(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
+	for _, problem := range []error{c.checkKeys(), c.checkKeysFile(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
 		if problem != nil {
 			p = append(p, problem)
 		}
@@ -101,9 +101,9 @@ func (c Config) checkKeys() error {
 	switch {
 	case slices.Contains(c.APIKeys, ""):
 		return errors.New("PROXY_API_KEY: one of its keys is empty")
-	case len(c.APIKeys) == 0 && !c.Dev():
+	case c.Keyless() && !c.Dev():
 		return errors.New("PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)")
-	case len(c.APIKeys) == 0 && !Loopback(c.Host):
+	case c.Keyless() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
 	case devKey && c.Dev() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not %q", c.Host)
@@ -111,6 +111,11 @@ func (c Config) checkKeys() error {
 		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs a key of its own")
 	}
 	return nil
+}
+
+func (c Config) checkKeysFile() error {
+	_, err := c.Keys()
+	return err
 }
 
 func (c Config) checkOrigins() error {

@@ -9,19 +9,22 @@ import (
 )
 
 const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]...
+       codexpool key new NAME
 
   serve    serve the API (the default)
   check    start one child, call it, and print what was found
   config   print every setting with its value, source and meaning
   health   report whether the running daemon is ready
+  key new  make a key: print it once, and the block for PROXY_API_KEYS_FILE
   version  print the version
 
 Settings are environment variables; see codexpool config. An env file is read
 before the environment, which wins.
 `
 
-// parse reads the command line. It prints what is wrong with it to stderr.
-func parse(args []string, stderr io.Writer) (command string, envFiles []string, err error) {
+// parse reads the command line. It prints what is wrong with it to stderr. Only the
+// command key has operands.
+func parse(args []string, stderr io.Writer) (command string, operands, envFiles []string, err error) {
 	flags := flag.NewFlagSet("codexpool", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage) }
@@ -31,23 +34,25 @@ func parse(args []string, stderr io.Writer) (command string, envFiles []string, 
 	})
 	showVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
 	command = "serve"
 	if flags.NArg() > 0 { // flags may come before and after it
 		command = flags.Arg(0)
 		if err := flags.Parse(flags.Args()[1:]); err != nil {
-			return "", nil, err
+			return "", nil, nil, err
 		}
 	}
 	if *showVersion {
 		command = "version"
 	}
 	switch command {
+	case "key":
+		return command, flags.Args(), envFiles, nil
 	case "serve", "check", "config", "health", "version":
 	case "help":
 		flags.Usage()
-		return "", nil, flag.ErrHelp
+		return "", nil, nil, flag.ErrHelp
 	default:
 		err = fmt.Errorf("no such command: %s", command)
 	}
@@ -57,7 +62,7 @@ func parse(args []string, stderr io.Writer) (command string, envFiles []string, 
 	if err != nil {
 		fmt.Fprintf(stderr, "codexpool: %v\n\n%s", err, usage)
 	}
-	return command, envFiles, err
+	return command, nil, envFiles, err
 }
 
 // release is set by the linker where no checkout is: in the image.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"net"
 	"os"
@@ -54,7 +55,7 @@ func runOnce(t *testing.T, args []string, environ ...string) (code int, stdout, 
 	defer cancel()
 	var out, errs buffer
 	environ = append([]string{"PROXY_ENV=dev", "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "POOL_SIZE=1", "PROXY_CODEX_WORKDIR=" + t.TempDir()}, environ...)
-	code = run(ctx, args, environ, &out, &errs, func(string) { cancel() })
+	code = run(ctx, func() <-chan struct{} { return nil }, args, environ, &out, &errs, func(string) { cancel() })
 	return code, out.String(), errs.String()
 }
 
@@ -198,13 +199,17 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := apiConfig(cfg, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} }, &provider{choice: "c", credential: "k"})
+	keys, err := cfg.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := apiConfig(cfg, keys, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} }, &provider{choice: "c", credential: "k"})
 	models := api.Models{Prefix: "codev-5", Default: "m", Catalog: []codex.Model{{ID: "m", Default: true}}}
 	if diff := cmp.Diff(models, got.Models()); diff != "" {
 		t.Errorf("models (-want +got)\n%s", diff)
 	}
 	want := api.Config{
-		Keys: []string{"codexpool-dev"}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
+		Keys: []api.Key{{Name: "1", Digest: sha256.Sum256([]byte("codexpool-dev"))}}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
 		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
 		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond,
@@ -213,7 +218,7 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
-		if v.Field(i).IsZero() {
+		if v.Field(i).IsZero() && v.Type().Field(i).Name != "Keyless" { // there is a key
 			t.Errorf("this test does not check %s", v.Type().Field(i).Name)
 		}
 	}
