@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/pool"
 	"codexpool/upstream"
@@ -27,6 +28,7 @@ import (
 type Config struct {
 	Keyless       bool          // no key is required
 	Keys          []Key         // bearer keys, until SetKeys
+	Requests      limits.Rate   // of completions, for keys that have no limit of their own; zero = no limit
 	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
 	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
 	ProtectModels bool          // require a key on the model routes
@@ -94,7 +96,7 @@ type Server struct {
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, keys: newKeyring(cfg.Keyless, cfg.Keys), began: time.Now()}
+	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests), began: time.Now()}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 
 	router := httprouter.New()
@@ -111,6 +113,7 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		{"POST", "/v1/completions", route{name: "completions", right: "completions", key: true, local: true, completion: true}, s.completions},
 		{"GET", "/v1/models", route{name: "models", right: "models", key: cfg.ProtectModels, local: true}, s.listModels},
 		{"GET", "/v1/models/*id", route{name: "model", right: "models", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"GET", "/v1/usage", route{name: "usage", key: true, local: true}, s.showUsage},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
 		{"GET", "/readyz", route{name: "readyz", quiet: true}, s.readyz},
@@ -205,6 +208,11 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 		if err := res.caller.account.may(rt.right); err != nil {
 			return err
 		}
+		if rt.completion && r.Method == http.MethodPost {
+			if err := s.admit(res, r); err != nil {
+				return err
+			}
+		}
 	}
 	return h(res, r)
 }
@@ -244,6 +252,9 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	}
 	if rt.quiet && e == nil {
 		level = slog.LevelDebug
+	}
+	if res.admitted {
+		res.caller.account.usage.add(res.tokens)
 	}
 	s.log.LogAttrs(r.Context(), level, "request", attrs...)
 	s.observe(r.Context(), result)

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"codexpool/api/limits"
 )
 
 // Key is a key that a client may use, with its rights and limits.
@@ -38,7 +40,21 @@ type account struct {
 
 // use is what a key has used.
 type use struct {
+	limits  limits.Account
+	usage   usageCount
 	streams atomic.Int64 // that are open
+}
+
+// set gives the limits of a key to what it uses.
+func (u *use) set(key Key, requests limits.Rate) {
+	if key.RequestsPerMinute > 0 {
+		requests = limits.Rate{Most: key.RequestsPerMinute, Per: time.Minute}
+	}
+	tokens := limits.Rate{}
+	if key.TokensPerMinute > 0 {
+		tokens = limits.Rate{Most: key.TokensPerMinute, Per: time.Minute}
+	}
+	u.limits.Set(requests, tokens)
 }
 
 // keyring is the keys of now. It may be changed while requests are authenticated.
@@ -47,16 +63,18 @@ type use struct {
 // the time that a search takes says nothing about any key, however many there are: nobody
 // can choose a key whose salted digest begins like that of another.
 type keyring struct {
-	open   bool // no key is required
-	salt   [sha256.Size]byte
-	nobody *account // the caller where no key is required
+	open     bool        // no key is required
+	requests limits.Rate // of keys that have none of their own
+	salt     [sha256.Size]byte
+	nobody   *account // the caller where no key is required
 
 	changing sync.Mutex
 	accounts atomic.Pointer[map[[sha256.Size]byte]*account]
 }
 
-func newKeyring(open bool, keys []Key) *keyring {
-	k := &keyring{open: open, nobody: &account{use: new(use)}}
+func newKeyring(open bool, keys []Key, requests limits.Rate) *keyring {
+	k := &keyring{open: open, requests: requests, nobody: &account{use: new(use)}}
+	k.nobody.set(Key{}, requests)
 	rand.Read(k.salt[:])
 	k.accounts.Store(&map[[sha256.Size]byte]*account{})
 	k.set(keys)
@@ -77,6 +95,7 @@ func (k *keyring) set(keys []Key) {
 		if a.use == nil {
 			a.use = new(use)
 		}
+		a.use.set(key, k.requests)
 		accounts[k.salted(key.Digest)] = a
 	}
 	k.accounts.Store(&accounts)

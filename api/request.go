@@ -22,6 +22,7 @@ type chatRequest struct {
 	Model         string // its catalog id
 	Effort        string // "" = the model's default
 	Summary       string // of the reasoning: auto, concise, detailed or none; "" = not requested
+	Bytes         int    // of the body, for each conversation
 	Conversations [][]chatMessage
 	N             int // answers to each conversation
 	Stream        bool
@@ -72,6 +73,7 @@ func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, 
 	if req.Conversations == nil {
 		return nil, badRequest(f.input, "'%s' is missing.", f.input)
 	}
+	req.Bytes = len(body) / max(len(req.Conversations), 1)
 	if err := req.check(s.cfg); err != nil {
 		return nil, err
 	}

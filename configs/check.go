@@ -69,6 +69,8 @@ func (c Config) checkNumbers(p *problems) {
 	atLeast("POOL_MAX_CHILD_BYTES", c.MaxChildBytes, 0)
 	p.add(!(c.Jitter >= 0 && c.Jitter < 1), "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter) // written so that NaN fails too
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
+	atLeast("PROXY_RATE_LIMIT_MAX", int64(c.RateMax), 0)
+	p.add(c.RateMax > maxKeyLimit, "PROXY_RATE_LIMIT_MAX", "%d is more than %d", c.RateMax, maxKeyLimit)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
 	p.add(c.MaxBody > maxBody, "PROXY_MAX_BODY_BYTES", "%d is more than %d, the most that one line of a child can hold", c.MaxBody, maxBody)
 	p.add(c.MaxBodies < c.MaxBody, "PROXY_MAX_BODY_TOTAL_BYTES", "%d is less than PROXY_MAX_BODY_BYTES (%d)", c.MaxBodies, c.MaxBody)
@@ -86,6 +88,7 @@ func (c Config) checkTimes(p *problems) {
 		{"PROXY_IDLE_TIMEOUT_MS", c.IdleTimeout},
 		{"PROXY_STREAM_IDLE_TIMEOUT_MS", c.StreamIdleTimeout},
 		{"PROXY_WRITE_TIMEOUT_MS", c.WriteTimeout},
+		{"PROXY_RATE_LIMIT_WINDOW_MS", c.RateWindow},
 		{"CODEX_START_TIMEOUT_MS", c.StartTimeout},
 		{"CODEX_STOP_GRACE_MS", c.StopGrace},
 		{"POOL_ACQUIRE_TIMEOUT_MS", c.AcquireTimeout},

@@ -3,6 +3,7 @@ package e2e
 import (
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -190,5 +191,49 @@ func TestManyKeysCostGoodClientsNothing(t *testing.T) {
 	}
 	if len(keys) != 201 || !keys["other"] {
 		t.Errorf("%d keys have series", len(keys))
+	}
+}
+
+// TestLimitsOfAKeyHoldOverHTTP has one key for each limit.
+func TestLimitsOfAKeyHoldOverHTTP(t *testing.T) {
+	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=100", "PROXY_RATE_LIMIT_MAX=1", "PROXY_API_KEYS_FILE="+keysFile(t,
+		keyBlock("requests", "requests_per_minute = 30"), keyBlock("tokens", "tokens_per_minute = 1", "requests_per_minute = 60"), keyBlock("streams", "streams = 1", "requests_per_minute = 60")))
+	ask := func(key string, stream bool) *http.Response {
+		return d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", chatBody("one two three", stream))
+	}
+	const limited, busy = "429 rate_limit_error rate_limited - *", "429 rate_limit_error concurrency_exceeded - *"
+	first := ask("k-e2e", false)
+	first.Body.Close()
+	if got := failure(t, ask("k-e2e", false)); first.StatusCode != 200 || first.Header.Get("x-ratelimit-limit-requests") != "1" || got != limited {
+		t.Errorf("PROXY_RATE_LIMIT_MAX: %d, then %s", first.StatusCode, got)
+	}
+	for range 30 {
+		d.as("requests", "{")
+	}
+	last := ask("requests", false)
+	wait, err := time.ParseDuration(last.Header.Get("Retry-After") + "s")
+	if got := failure(t, last); got != limited || err != nil || wait > 2*time.Second {
+		t.Errorf("requests: %s, %v", got, wait)
+	}
+	time.Sleep(wait)
+	if status := d.as("requests", chatBody("hi", false)); status != 200 {
+		t.Errorf("after %v: %d", wait, status)
+	}
+	if status := d.as("tokens", chatBody("one two three", false)); status != 200 {
+		t.Errorf("tokens: %d", status)
+	}
+	if got := failure(t, ask("tokens", false)); got != limited {
+		t.Errorf("in debt: %s", got)
+	}
+	open := ask("streams", true)
+	if got := failure(t, ask("streams", true)); got != busy {
+		t.Errorf("a second stream: %s", got)
+	}
+	open.Body.Close()
+	eventually(t, 5*time.Second, "end of the stream", func() bool { return d.as("streams", chatBody("hi", true)) == 200 })
+	res := d.request("GET", "/v1/usage", "Bearer tokens", "", "")
+	defer res.Body.Close()
+	if body, err := io.ReadAll(res.Body); err != nil || !strings.Contains(string(body), `"today":{"requests":1,"input_tokens":3,"cached_tokens":0,"output_tokens":3,`) {
+		t.Errorf("%v %s", err, body)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/codex/codextest"
 	"codexpool/configs"
@@ -191,7 +192,7 @@ func TestPoolConfigHasEverySetting(t *testing.T) {
 // and expects each in the API's configuration.
 func TestAPIConfigHasEverySetting(t *testing.T) {
 	cfg, err := configs.Load([]string{
-		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*",
+		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*", "PROXY_RATE_LIMIT_MAX=4", "PROXY_RATE_LIMIT_WINDOW_MS=9",
 		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2", "PROXY_MAX_BODY_TOTAL_BYTES=5", "PROXY_MAX_CHAT_CHOICES=3",
 		"PROXY_SSE_KEEPALIVE_MS=3", "PROXY_SSE_COMMIT_MS=4", "PROXY_TIMEOUT_MS=5", "PROXY_IDLE_TIMEOUT_MS=6",
 		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "PROXY_CODEX_WORKDIR=/w",
@@ -209,13 +210,17 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 		t.Errorf("models (-want +got)\n%s", diff)
 	}
 	want := api.Config{
-		Keys: []api.Key{{Name: "1", Digest: sha256.Sum256([]byte("codexpool-dev"))}}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
+		Keys: []api.Key{{Name: "1", Digest: sha256.Sum256([]byte("codexpool-dev"))}}, Requests: limits.Rate{Most: 4, Per: 9 * time.Millisecond}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
 		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
 		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond,
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models")); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+	cfg.RateLimit = false
+	if off := requestRate(cfg); off != (limits.Rate{}) {
+		t.Errorf("PROXY_RATE_LIMIT_ENABLED=false leaves %v", off)
 	}
 	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
 		if v.Field(i).IsZero() && v.Type().Field(i).Name != "Keyless" { // there is a key

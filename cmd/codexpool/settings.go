@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 
 	"codexpool/api"
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/configs"
 	"codexpool/pool"
@@ -52,7 +53,7 @@ func apiConfig(cfg configs.Config, keys []configs.Key, found func() cli, p *prov
 		prefix = "codev-5"
 	}
 	return api.Config{
-		Keyless: cfg.Keyless(), Keys: apiKeys(keys), LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Keyless: cfg.Keyless(), Keys: apiKeys(keys), Requests: requestRate(cfg), LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models: func() api.Models {
 			c := found()
 			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream()}
@@ -63,6 +64,14 @@ func apiConfig(cfg configs.Config, keys []configs.Key, found func() cli, p *prov
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
 		WriteTimeout: cfg.WriteTimeout,
 	}
+}
+
+// requestRate is the limit of keys that have none of their own.
+func requestRate(cfg configs.Config) limits.Rate {
+	if !cfg.RateLimit || cfg.RateMax == 0 {
+		return limits.Rate{}
+	}
+	return limits.Rate{Most: cfg.RateMax, Per: cfg.RateWindow}
 }
 
 // apiKeys are the keys in the API's words, which are the same.
