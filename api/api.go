@@ -138,6 +138,9 @@ func (s *Server) Keys() []string { return s.keys.names() }
 // name does.
 func (s *Server) SetKeys(keys []Key) { s.keys.set(keys) }
 
+// KeyStreams is how many streams each key has open, those in the queue included, if any.
+func (s *Server) KeyStreams() map[string]int { return s.keys.streams() }
+
 // Stat reads the server's figures.
 func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
 

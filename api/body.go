@@ -108,7 +108,7 @@ func (s *Server) readBody(res *response, r *http.Request, held *share) ([]byte, 
 	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
 		return nil, errTooLarge // the client waits for our answer before it sends the body
 	}
-	if err := s.pool.Room(r.Context()); err != nil {
+	if err := s.pool.Room(r.Context(), res.caller.Key); err != nil {
 		e := describe(r.Context(), err)
 		e.Close = true // the body is not read
 		return nil, e

@@ -114,6 +114,17 @@ func (k *keyring) names() (names []string) {
 	return names
 }
 
+// streams is how many streams each key has open, if any.
+func (k *keyring) streams() map[string]int {
+	open := map[string]int{}
+	for _, a := range *k.accounts.Load() {
+		if n := a.use.streams.Load(); n > 0 {
+			open[a.Name] = int(n)
+		}
+	}
+	return open
+}
+
 // authenticate returns the caller of a request, or rejects one without a valid key, where
 // keys are required.
 func (k *keyring) authenticate(r *http.Request) (Caller, error) {

@@ -237,3 +237,55 @@ func TestLimitsOfAKeyHoldOverHTTP(t *testing.T) {
 		t.Errorf("%v %s", err, body)
 	}
 }
+
+// TestFloodOfOneKeyDoesNotStarveAnother: key a keeps 60 requests in the queue, and key b
+// sends one now and then.
+func TestFloodOfOneKeyDoesNotStarveAnother(t *testing.T) {
+	const word, size = 50, 2 // milliseconds of a turn, and how many run at once
+	d := start(t, fmt.Sprint("POOL_SIZE=", size), fmt.Sprint("CODEX_ECHO_DELAY_MS=", word), "POOL_MAX_WAITING=60",
+		"PROXY_API_KEYS_FILE="+keysFile(t, keyBlock("a"), keyBlock("b")))
+	stop := make(chan struct{})
+	var flood sync.WaitGroup
+	var mu sync.Mutex
+	ended := map[int]int{} // of key a, by status
+	for range 60 + size {
+		flood.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				status := d.as("a", chatBody("hi", false))
+				mu.Lock()
+				ended[status]++
+				mu.Unlock()
+			}
+		})
+	}
+	eventually(t, 20*time.Second, "full queue", func() bool { return d.metrics()[`codexpool_key_waiting{key="a"}`] >= 59 })
+	served := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return ended[200]
+	}
+	for range 10 {
+		before := served()
+		if status := d.as("b", chatBody("hi", false)); status != 200 {
+			t.Errorf("b got %d", status)
+		}
+		// Two turns before it, as many beside those and beside its own, and those whose answers are on their way.
+		if others := served() - before; others > 4*size {
+			t.Errorf("b waited for %d others", others)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	close(stop)
+	flood.Wait()
+	if ended[503] == 0 || ended[200] < 30 || len(ended) != 2 {
+		t.Errorf("a got %v", ended)
+	}
+	if m := d.metrics(); m[`codexpool_http_errors_total{error="pool_saturated",route="chat"}`] != float64(ended[503]) || m[`codexpool_key_waiting{key="a"}`] != 0 {
+		t.Error("what was dismissed is not counted as saturation")
+	}
+}

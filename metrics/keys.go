@@ -83,6 +83,46 @@ func (k *keySeries) observe(r api.Result) {
 	}
 }
 
+// WatchKeyUse reads, at each scrape, how many open streams and how many requests in the
+// queue each key has.
+func (m *Metrics) WatchKeyUse(streams, waiting func() map[string]int) {
+	m.registry.MustRegister(keyCollector{&m.keys, streams, waiting})
+}
+
+var (
+	keyStreamsDesc = prometheus.NewDesc("codexpool_key_streams", "SSE streams of each key, open or waiting for a child.", []string{"key"}, nil)
+	keyWaitingDesc = prometheus.NewDesc("codexpool_key_waiting", "Requests of each key in the queue for a child.", []string{"key"}, nil)
+)
+
+type keyCollector struct {
+	keys             *keySeries
+	streams, waiting func() map[string]int
+}
+
+func (c keyCollector) Describe(descs chan<- *prometheus.Desc) {
+	descs <- keyStreamsDesc
+	descs <- keyWaitingDesc
+}
+
+func (c keyCollector) Collect(metrics chan<- prometheus.Metric) {
+	for desc, read := range map[*prometheus.Desc]func() map[string]int{keyStreamsDesc: c.streams, keyWaitingDesc: c.waiting} {
+		for label, n := range c.keys.sums(read()) {
+			metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), label)
+		}
+	}
+}
+
+// sums adds up figures of keys that exist, by their labels.
+func (k *keySeries) sums(figures map[string]int) map[string]int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	sums := map[string]int{}
+	for name, label := range k.labels {
+		sums[label] += figures[name]
+	}
+	return sums
+}
+
 // byKind are the tokens of a request; cached ones are a part of input, reasoning ones of
 // output.
 func byKind(r api.Result) map[string]int64 {

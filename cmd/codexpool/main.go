@@ -181,6 +181,7 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 	m.WatchAPI(server.Stat)
 	m.WatchConnections(public.opened, most)
 	m.SetKeys(server.Keys())
+	m.WatchKeyUse(server.KeyStreams, children.Waiting)
 	if cfg.APIKeysFile != "" {
 		watching, stop := context.WithCancel(context.Background())
 		ended := watchKeys(watching, hangups(), cfg, server, m, log)
