@@ -17,6 +17,8 @@ require (
 	github.com/rs/cors v1.11.1
 	golang.org/x/image v0.48.0
 	golang.org/x/sync v0.24.0
+	golang.org/x/term v0.46.0
+	golang.org/x/time v0.16.0
 	golang.org/x/tools v0.52.0
 )
 

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/pool"
 	"codexpool/upstream"
@@ -26,7 +27,9 @@ import (
 
 // Config configures the API. All fields count: there are no defaults here.
 type Config struct {
-	Keys          []string      // bearer keys; none = no key is required
+	Keyless       bool          // no key is required
+	Keys          []Key         // bearer keys, until SetKeys
+	Requests      limits.Rate   // of completions, for keys that have no limit of their own; zero = no limit
 	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
 	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
 	ProtectModels bool          // require a key on the model routes
@@ -82,7 +85,7 @@ type Server struct {
 	relay   *upstream.Relay // nil where children call the provider themselves
 	log     *slog.Logger
 	observe func(context.Context, Result)
-	auth    auth
+	keys    *keyring
 	chain   http.Handler
 	began   time.Time
 	models  modelCache
@@ -98,7 +101,7 @@ type Server struct {
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
+	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests), began: time.Now()}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 
 	router := httprouter.New()
@@ -111,10 +114,11 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		route
 		handler
 	}{
-		{"POST", "/v1/chat/completions", route{name: "chat", key: true, local: true, completion: true}, s.chatCompletions},
-		{"POST", "/v1/completions", route{name: "completions", key: true, local: true, completion: true}, s.completions},
-		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels, local: true}, s.listModels},
-		{"GET", "/v1/models/*id", route{name: "model", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"POST", "/v1/chat/completions", route{name: "chat", right: "chat", key: true, local: true, completion: true}, s.chatCompletions},
+		{"POST", "/v1/completions", route{name: "completions", right: "completions", key: true, local: true, completion: true}, s.completions},
+		{"GET", "/v1/models", route{name: "models", right: "models", key: cfg.ProtectModels, local: true}, s.listModels},
+		{"GET", "/v1/models/*id", route{name: "model", right: "models", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"GET", "/v1/usage", route{name: "usage", key: true, local: true}, s.showUsage},
 		{"GET", "/", route{name: "index", quiet: true}, index(publicIndex)},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
@@ -140,7 +144,14 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.chain.ServeHTTP(w, r) }
 
 // Keys lists the names of the keys that callers may have.
-func (s *Server) Keys() []string { return s.auth.names() }
+func (s *Server) Keys() []string { return s.keys.names() }
+
+// SetKeys replaces the keys. Requests that run go on. What a key has used stays, if its
+// name does.
+func (s *Server) SetKeys(keys []Key) { s.keys.set(keys) }
+
+// KeyStreams is how many streams each key has open, those in the queue included, if any.
+func (s *Server) KeyStreams() map[string]int { return s.keys.streams() }
 
 // Stat reads the server's figures.
 func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
@@ -155,10 +166,11 @@ func (s *Server) leaving() bool { return s.unready.Load() || s.pool.Err() != nil
 // route is what handle needs to know about a route.
 type route struct {
 	name       string
-	key        bool // requires a bearer key
-	local      bool // is subject to LoopbackOnly
-	completion bool // is turned away while the pool drains
-	quiet      bool // is logged at debug only
+	right      string // its name in Key.Routes; "" = every key may use it
+	key        bool   // requires a bearer key
+	local      bool   // is subject to LoopbackOnly
+	completion bool   // is turned away while the pool drains
+	quiet      bool   // is logged at debug only
 }
 
 // handler is one route. An error that it returns has not been written yet.
@@ -209,8 +221,16 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 		return errNotLocal
 	}
 	if rt.key {
-		if res.caller, err = s.auth.authenticate(r); err != nil {
+		if res.caller, err = s.keys.authenticate(r); err != nil {
 			return err
+		}
+		if err := res.caller.account.may(rt.right); err != nil {
+			return err
+		}
+		if rt.completion && r.Method == http.MethodPost {
+			if err := s.admit(res, r); err != nil {
+				return err
+			}
 		}
 	}
 	return h(res, r)
@@ -251,6 +271,9 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	}
 	if rt.quiet && e == nil {
 		level = slog.LevelDebug
+	}
+	if res.admitted {
+		res.caller.account.usage.add(res.tokens)
 	}
 	s.log.LogAttrs(r.Context(), level, "request", attrs...)
 	s.observe(r.Context(), result)

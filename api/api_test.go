@@ -3,6 +3,7 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -56,7 +57,7 @@ var models = api.Models{Prefix: "codex-5", Default: "gpt-a", Catalog: []codex.Mo
 
 func config() api.Config {
 	return api.Config{
-		Keys:          []string{key, "another"},
+		Keys:          []api.Key{{Name: "1", Digest: sha256.Sum256([]byte(key))}, {Name: "2", Digest: sha256.Sum256([]byte("another"))}},
 		Models:        func() api.Models { return models },
 		ProtectModels: true, Sandbox: "read-only", Upstream: api.Upstream{Choice: "echo", Credential: "none"},
 		CacheKey: true, MaxBody: 1 << 20, MaxBodies: 1 << 24, MaxChoices: 4, MaxPlaces: 5, Keepalive: 15 * time.Second, Commit: 2 * time.Second,

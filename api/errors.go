@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"codexpool/codex"
 	"codexpool/pool"
@@ -129,6 +130,7 @@ var (
 	errIdle           = &Error{Status: 504, Type: timeoutError, Code: "idle_timeout", Message: "The model was silent for too long.", Final: true}
 	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long.", Final: true}
 	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
+	errOwnStreams     = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open with this API key.", Retry: true}
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
 	errLongAnswer     = &Error{Status: 502, Type: serverError, Code: "answer_too_large", Message: "The answer is too large to be sent in one piece.", Final: true}
 	errNoRoom         = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "The bodies of all requests together are too large at the moment.", Retry: true, Close: true}
@@ -139,11 +141,17 @@ var (
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must be JSON, with the header 'Content-Type: application/json'."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
+	errRoute          = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This API key may not use this route."}
+	errModel          = &Error{Status: 403, Type: permission, Code: "permission_denied", Param: "model", Message: "This API key may not use this model."}
 	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no secret key, so it answers only requests from this machine, with a loopback Host and Origin. Set PROXY_API_KEY to a key of your own."}
 	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer only requests from this machine, with a loopback Host and Origin."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
 	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not support this method."}
 )
+
+func keyExpired(at time.Time) *Error {
+	return &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "This API key expired at " + at.Format(time.RFC3339) + "."}
+}
 
 func modelNotFound(name string) *Error {
 	return &Error{Status: 404, Type: invalidRequest, Code: "model_not_found", Param: "model", Message: fmt.Sprintf("The model %.100q does not exist.", name)}

@@ -23,6 +23,7 @@ type chatRequest struct {
 	Effort        string // "" = the model's default
 	EffortField   string // where it was given, for errors
 	Summary       string // of the reasoning: auto, concise, detailed or none; "" = not requested
+	Bytes         int    // of the body, for each conversation
 	Conversations [][]chatMessage
 	N             int // answers to each conversation
 	Stream        bool
@@ -98,6 +99,7 @@ func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, 
 	if err != nil {
 		return nil, err
 	}
+	req.Bytes = len(body) / max(len(req.Conversations), 1)
 	if err := req.check(s.cfg); err != nil {
 		return nil, err
 	}

@@ -307,7 +307,7 @@ func TestBodyOfCurlNeedsNoTypeWhereAKeyIsRequired(t *testing.T) {
 		if a := h.do(t, curl()); a.Code != 200 || !strings.Contains(a.Body.String(), `"content":"hi"`) {
 			t.Errorf("with a key: %d %s", a.Code, a.Body)
 		}
-		cfg.Keys = nil
+		cfg.Keyless, cfg.Keys = true, nil
 		h = open(t, cfg, 1)
 		if a := h.do(t, curl()); a.Code != 415 || !strings.Contains(a.Body.String(), "Content-Type: application/json") {
 			t.Errorf("without keys: %d %s", a.Code, a.Body)

@@ -25,6 +25,7 @@ type response struct {
 	firstToken time.Duration
 	child      int // pid of the child that served it; 0 where there was none, or several choices
 	caller     Caller
+	admitted   bool // by the limits of the caller's key
 	tokens     codex.Usage
 	estimated  codex.Usage
 }

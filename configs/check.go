@@ -38,7 +38,7 @@ func (c Config) check(values map[string]string) []error {
 	c.checkWords(&p)
 	c.checkNumbers(&p)
 	c.checkTimes(&p)
-	for _, problem := range []error{c.checkKeys(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
+	for _, problem := range []error{c.checkKeys(), c.checkKeysFile(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
 		if problem != nil {
 			p = append(p, problem)
 		}
@@ -74,6 +74,8 @@ func (c Config) checkNumbers(p *problems) {
 	p.add(c.MaxChildBytes != 0 && c.MaxChildBytes < freshChild, "POOL_MAX_CHILD_BYTES", "%d is less than %d, which a child takes when it has just started; 0 = no limit", c.MaxChildBytes, freshChild)
 	p.add(!(c.Jitter >= 0 && c.Jitter < 1), "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter) // written so that NaN fails too
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
+	atLeast("PROXY_RATE_LIMIT_MAX", int64(c.RateMax), 0)
+	p.add(c.RateMax > maxKeyLimit, "PROXY_RATE_LIMIT_MAX", "%d is more than %d", c.RateMax, maxKeyLimit)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
 	p.add(c.MaxBody > maxBody, "PROXY_MAX_BODY_BYTES", "%d is more than %d, the most that one line of a child can hold", c.MaxBody, maxBody)
 	p.add(c.MaxBodies < c.MaxBody, "PROXY_MAX_BODY_TOTAL_BYTES", "%d is less than PROXY_MAX_BODY_BYTES (%d)", c.MaxBodies, c.MaxBody)
@@ -91,6 +93,7 @@ func (c Config) checkTimes(p *problems) {
 		{"PROXY_IDLE_TIMEOUT_MS", c.IdleTimeout},
 		{"PROXY_STREAM_IDLE_TIMEOUT_MS", c.StreamIdleTimeout},
 		{"PROXY_WRITE_TIMEOUT_MS", c.WriteTimeout},
+		{"PROXY_RATE_LIMIT_WINDOW_MS", c.RateWindow},
 		{"CODEX_START_TIMEOUT_MS", c.StartTimeout},
 		{"CODEX_STOP_GRACE_MS", c.StopGrace},
 		{"POOL_ACQUIRE_TIMEOUT_MS", c.AcquireTimeout},
@@ -106,9 +109,9 @@ func (c Config) checkKeys() error {
 	switch {
 	case slices.Contains(c.APIKeys, ""):
 		return errors.New("PROXY_API_KEY: one of its keys is empty")
-	case len(c.APIKeys) == 0 && !c.Dev():
+	case c.Keyless() && !c.Dev():
 		return errors.New("PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)")
-	case len(c.APIKeys) == 0 && !Loopback(c.Host):
+	case c.Keyless() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
 	case devKey && c.Dev() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not %q", c.Host)
@@ -116,6 +119,11 @@ func (c Config) checkKeys() error {
 		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs a key of its own")
 	}
 	return nil
+}
+
+func (c Config) checkKeysFile() error {
+	_, err := c.Keys()
+	return err
 }
 
 func (c Config) checkOrigins() error {

@@ -145,7 +145,7 @@ func (c *Config) resolvePaths() (errs []error) {
 	for _, p := range []struct {
 		variable string
 		path     *string
-	}{{"CODEX_HOME", &c.Home}, {"PROXY_CODEX_WORKDIR", &c.Workdir}} {
+	}{{"CODEX_HOME", &c.Home}, {"PROXY_CODEX_WORKDIR", &c.Workdir}, {"PROXY_API_KEYS_FILE", &c.APIKeysFile}} {
 		if *p.path == "" {
 			continue
 		}

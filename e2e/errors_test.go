@@ -64,8 +64,8 @@ func (d *daemon) request(method, path, authorization, contentType, body string) 
 }
 
 // TestErrorTableHoldsRowByRow covers the errors row by row, with the real CLI
-// and over HTTP. The rows for a key's own rights and limits come
-// with named keys.
+// and over HTTP. The rows for a key's own limits are in
+// limits_test.go.
 func TestErrorTableHoldsRowByRow(t *testing.T) {
 	const chat, bearer, kind = "/v1/chat/completions", "Bearer " + key, "application/json"
 	words := func(code string) string {
@@ -73,6 +73,19 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	}
 	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	d, up := withRelay(t, codextest.Text("ok"))
+	limited := start(t, "POOL_SIZE=1", "PROXY_API_KEYS_FILE="+keysFile(t, keyBlock("lister", `routes = ["models"]`),
+		keyBlock("guest", "expires = 2026-01-01T00:00:00Z"), keyBlock("stranger", `models = ["x"]`)))
+	for _, tt := range []struct{ name, key, want string }{
+		{"an expired key", "guest", "401 authentication_error invalid_api_key -"},
+		{"a key without a right to the route", "lister", "403 permission_error permission_denied -"},
+		{"a key without a right to the model", "stranger", "403 permission_error permission_denied model"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := failure(t, limited.request("POST", chat, "Bearer "+tt.key, kind, chatBody("hi", false))); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
 	for _, tt := range []struct{ name, method, path, key, kind, body, want string }{
 		{"no key", "POST", chat, "", kind, chatBody("hi", false), "401 authentication_error invalid_api_key -"},
 		{"a wrong key", "POST", chat, "Bearer nope", kind, chatBody("hi", false), "401 authentication_error invalid_api_key -"},

@@ -39,7 +39,7 @@ type Metrics struct {
 	firstToken  *prometheus.HistogramVec
 	tokens      *prometheus.CounterVec
 	estimated   *prometheus.CounterVec
-	keyRequests *prometheus.CounterVec
+	keys        keySeries
 
 	upstreamRequests  *prometheus.CounterVec
 	upstreamFirstByte prometheus.Observer
@@ -89,7 +89,8 @@ func New(version string) *Metrics {
 	m.firstToken = histogram(tokenBuckets, "codexpool_time_to_first_token_seconds", "Time from a request to the first text of its answer, by route.", "route")
 	m.tokens = counter("codexpool_tokens_total", "Tokens as the upstream counted them; cached ones are a part of input, reasoning ones of output.", "kind")
 	m.estimated = counter("codexpool_estimated_tokens_total", "Tokens of answers that were cut at a stop sequence, which the upstream does not count: a quarter of their bytes.", "kind")
-	m.keyRequests = counter("codexpool_key_requests_total", "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.", "key", "outcome")
+	m.keys.requests = counter("codexpool_key_requests_total", "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.", "key", "outcome")
+	m.keys.tokens = counter("codexpool_key_tokens_total", "Tokens of each key as the upstream counted them, by the key's name and type; cached ones are a part of input, reasoning ones of output.", "key", "type")
 	m.upstreamLimit = gauge("codexpool_upstream_limit", "The provider's rate limits as it last reported them, and what remains of them.", "kind", "unit")
 	m.upstreamUsed = gauge("codexpool_upstream_used_ratio", "The used part of the provider's usage windows, as it last reported it.", "window")
 	m.upstreamRequests = counter("codexpool_upstream_requests_total", "Requests to the provider, each try counted, by its status (0 = no answer) and whether the connection was warm.", "code", "connection")
@@ -121,13 +122,22 @@ func (m *Metrics) SetCLI(version string) {
 	m.info.WithLabelValues(m.version, version).Set(1)
 }
 
-// SetKeys makes the series of the keys with these names exist.
-func (m *Metrics) SetKeys(names []string) {
-	for _, name := range names {
-		for _, outcome := range requestOutcomes {
-			m.keyRequests.WithLabelValues(name, outcome)
+// WatchKeys reads, at each scrape, whether the keys file as it is now is in force, and
+// since when a file is.
+func (m *Metrics) WatchKeys(stat func() (ok bool, at time.Time)) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "codexpool_keys_reload_success", Help: "1 = the keys file as it is now is in force; 0 = it has a mistake, and the keys before it stay.",
+	}, func() float64 {
+		if ok, _ := stat(); ok {
+			return 1
 		}
-	}
+		return 0
+	}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "codexpool_keys_reload_timestamp_seconds", Help: "When a keys file last came into force.",
+	}, func() float64 {
+		_, at := stat()
+		return float64(at.UnixMilli()) / 1000
+	}))
 }
 
 // Handler serves the metrics page.
@@ -218,10 +228,8 @@ func (m *Metrics) ObserveRequest(_ context.Context, r api.Result) {
 	if r.Code != "" {
 		m.errors.WithLabelValues(r.Route, r.Code).Inc()
 	}
-	if r.Key != "" {
-		m.keyRequests.WithLabelValues(r.Key, requestOutcome(r)).Inc()
-	}
-	for kind, n := range map[string]int64{"input": r.Tokens.Input, "cached": r.Tokens.Cached, "output": r.Tokens.Output, "reasoning": r.Tokens.Reasoning} {
+	m.keys.observe(r)
+	for kind, n := range byKind(r) {
 		m.tokens.WithLabelValues(kind).Add(float64(n))
 	}
 	m.estimated.WithLabelValues("input").Add(float64(r.Estimated.Input))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"strings"
@@ -47,6 +48,8 @@ func filled() *metrics.Metrics {
 	defer cancel()
 	hooks.Acquired(late, 3*time.Millisecond, context.Cause(late))
 	m.SetKeys([]string{"1", "2"})
+	m.WatchKeyUse(func() map[string]int { return map[string]int{"1": 3, "gone": 1} }, func() map[string]int { return map[string]int{"2": 4} })
+	m.WatchKeys(func() (bool, time.Time) { return true, time.Unix(1800000000, 0) })
 	relay := m.RelayHooks()
 	relay.Request(ctx, 200, true, 40*time.Millisecond)
 	relay.Request(ctx, 0, false, time.Second)
@@ -107,4 +110,50 @@ func TestNamesFollowPrometheusRules(t *testing.T) {
 func TestRegistriesAreIndependent(t *testing.T) {
 	filled()
 	filled()
+}
+
+// TestKeysHaveSeriesWhileTheyExist: what is not in the keys file makes no series, however
+// many keys there are.
+func TestKeysHaveSeriesWhileTheyExist(t *testing.T) {
+	m := metrics.New("v1.2.3")
+	names := make([]string, 201)
+	for i := range names {
+		names[i] = fmt.Sprintf("k%03d", i)
+	}
+	count := func() (keys map[string]float64) {
+		t.Helper()
+		families, err := m.Registry().Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = map[string]float64{}
+		for _, f := range families {
+			if f.GetName() != "codexpool_key_requests_total" {
+				continue
+			}
+			for _, s := range f.GetMetric() {
+				for _, l := range s.GetLabel() {
+					if l.GetName() == "key" {
+						keys[l.GetValue()] += s.GetCounter().GetValue()
+					}
+				}
+			}
+		}
+		return keys
+	}
+	used := func(name string) {
+		m.ObserveRequest(context.Background(), api.Result{Route: "chat", Key: name, Status: 200})
+	}
+	m.SetKeys(names)
+	used("k000")
+	used("k200")
+	used("nobody")
+	if got := count(); len(got) != 201 || got["k000"] != 1 || got["other"] != 1 || got["k199"] != 0 {
+		t.Errorf("%d keys: %v", len(got), got)
+	}
+	m.SetKeys([]string{"a", "k000"})
+	used("k001") // a request that began before its key was removed
+	if got := count(); fmt.Sprint(got) != "map[a:0 k000:1]" {
+		t.Errorf("%v", got)
+	}
 }

@@ -1,0 +1,130 @@
+package metrics
+
+import (
+	"sync"
+
+	"codexpool/api"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// maxKeys is how many keys have series of their own. The others share those of otherKeys.
+const (
+	maxKeys   = 200
+	otherKeys = "other"
+)
+
+// keySeries are the series of the keys that exist.
+type keySeries struct {
+	requests, tokens *prometheus.CounterVec
+
+	mu     sync.Mutex
+	labels map[string]string // of each key that exists, by its name; guarded by mu
+}
+
+// SetKeys makes the series of the keys with these names exist, and no others. A key that
+// has series of its own keeps them.
+func (m *Metrics) SetKeys(names []string) { m.keys.set(names) }
+
+func (k *keySeries) set(names []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	labels, own := map[string]string{}, 0
+	for _, name := range names {
+		if k.labels[name] == name {
+			labels[name] = name
+			own++
+		}
+	}
+	for _, name := range names {
+		if _, has := labels[name]; has {
+			continue
+		}
+		if labels[name] = otherKeys; own < maxKeys {
+			labels[name] = name
+			own++
+		}
+	}
+	stay := map[string]bool{}
+	for _, label := range labels {
+		stay[label] = true
+		k.begin(label)
+	}
+	for _, label := range k.labels {
+		if !stay[label] {
+			k.requests.DeletePartialMatch(prometheus.Labels{"key": label})
+			k.tokens.DeletePartialMatch(prometheus.Labels{"key": label})
+		}
+	}
+	k.labels = labels
+}
+
+// begin makes the series of a key exist.
+func (k *keySeries) begin(label string) {
+	for _, outcome := range requestOutcomes {
+		k.requests.WithLabelValues(label, outcome)
+	}
+	for kind := range byKind(api.Result{}) {
+		k.tokens.WithLabelValues(label, kind)
+	}
+}
+
+// observe counts a request of a key, if the key still exists.
+func (k *keySeries) observe(r api.Result) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	label, exists := k.labels[r.Key]
+	if !exists {
+		return
+	}
+	k.requests.WithLabelValues(label, requestOutcome(r)).Inc()
+	for kind, n := range byKind(r) {
+		k.tokens.WithLabelValues(label, kind).Add(float64(n))
+	}
+}
+
+// WatchKeyUse reads, at each scrape, how many open streams and how many requests in the
+// queue each key has.
+func (m *Metrics) WatchKeyUse(streams, waiting func() map[string]int) {
+	m.registry.MustRegister(keyCollector{&m.keys, streams, waiting})
+}
+
+var (
+	keyStreamsDesc = prometheus.NewDesc("codexpool_key_streams", "SSE streams of each key, open or waiting for a child.", []string{"key"}, nil)
+	keyWaitingDesc = prometheus.NewDesc("codexpool_key_waiting", "Requests of each key in the queue for a child.", []string{"key"}, nil)
+)
+
+type keyCollector struct {
+	keys             *keySeries
+	streams, waiting func() map[string]int
+}
+
+func (c keyCollector) Describe(descs chan<- *prometheus.Desc) {
+	descs <- keyStreamsDesc
+	descs <- keyWaitingDesc
+}
+
+func (c keyCollector) Collect(metrics chan<- prometheus.Metric) {
+	for desc, read := range map[*prometheus.Desc]func() map[string]int{keyStreamsDesc: c.streams, keyWaitingDesc: c.waiting} {
+		for label, n := range c.keys.sums(read()) {
+			metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), label)
+		}
+	}
+}
+
+// sums adds up figures of keys that exist, by their labels.
+func (k *keySeries) sums(figures map[string]int) map[string]int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	sums := map[string]int{}
+	for name, label := range k.labels {
+		sums[label] += figures[name]
+	}
+	return sums
+}
+
+// byKind are the tokens of a request; cached ones are a part of input, reasoning ones of
+// output.
+func byKind(r api.Result) map[string]int64 {
+	return map[string]int64{"input": r.Tokens.Input, "cached": r.Tokens.Cached, "output": r.Tokens.Output, "reasoning": r.Tokens.Reasoning}
+}
