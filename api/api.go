@@ -29,6 +29,7 @@ import (
 type Config struct {
 	Keyless       bool          // no key is required
 	Keys          []Key         // bearer keys, until SetKeys
+	Shared        *limits.Redis // shares the limits of keys with other daemons; nil = they are this one's
 	Requests      limits.Rate   // of completions, for keys that have no limit of their own; zero = no limit
 	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
 	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
@@ -101,7 +102,7 @@ type Server struct {
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests), began: time.Now()}
+	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests, cfg.Shared), began: time.Now()}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 
 	router := httprouter.New()

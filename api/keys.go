@@ -40,9 +40,13 @@ type account struct {
 
 // use is what a key has used.
 type use struct {
-	limits  limits.Account
+	limits  *limits.Account
 	usage   usageCount
 	streams atomic.Int64 // that are open
+}
+
+func newUse(name string, shared *limits.Redis) *use {
+	return &use{limits: limits.NewAccount(name, shared)}
 }
 
 // set gives the limits of a key to what it uses.
@@ -65,6 +69,7 @@ func (u *use) set(key Key, requests limits.Rate) {
 type keyring struct {
 	open     bool        // no key is required
 	requests limits.Rate // of keys that have none of their own
+	shared   *limits.Redis
 	salt     [sha256.Size]byte
 	nobody   *account // the caller where no key is required
 
@@ -72,8 +77,8 @@ type keyring struct {
 	accounts atomic.Pointer[map[[sha256.Size]byte]*account]
 }
 
-func newKeyring(open bool, keys []Key, requests limits.Rate) *keyring {
-	k := &keyring{open: open, requests: requests, nobody: &account{use: new(use)}}
+func newKeyring(open bool, keys []Key, requests limits.Rate, shared *limits.Redis) *keyring {
+	k := &keyring{open: open, requests: requests, shared: shared, nobody: &account{use: newUse("", shared)}}
 	k.nobody.set(Key{}, requests)
 	rand.Read(k.salt[:])
 	k.accounts.Store(&map[[sha256.Size]byte]*account{})
@@ -93,7 +98,7 @@ func (k *keyring) set(keys []Key) {
 	for _, key := range keys {
 		a := &account{Key: key, use: before[key.Name]}
 		if a.use == nil {
-			a.use = new(use)
+			a.use = newUse(key.Name, k.shared)
 		}
 		a.use.set(key, k.requests)
 		accounts[k.salted(key.Digest)] = a

@@ -38,7 +38,7 @@ func (c Config) check(values map[string]string) []error {
 	c.checkWords(&p)
 	c.checkNumbers(&p)
 	c.checkTimes(&p)
-	for _, problem := range []error{c.checkKeys(), c.checkKeysFile(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
+	for _, problem := range []error{c.checkKeys(), c.checkKeysFile(), c.checkRedis(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
 		if problem != nil {
 			p = append(p, problem)
 		}
@@ -124,6 +124,15 @@ func (c Config) checkKeys() error {
 func (c Config) checkKeysFile() error {
 	_, err := c.Keys()
 	return err
+}
+
+func (c Config) checkRedis() error {
+	u, err := url.Parse(c.RedisURL)
+	if c.RedisURL != "" && (err != nil || u.Host == "" || (u.Scheme != "redis" && u.Scheme != "rediss")) {
+		// The value is not repeated: it may hold a password.
+		return errors.New("PROXY_RATE_LIMIT_REDIS_URL: it is not the URL of a Redis server, such as rediss://user:password@host:6379/0")
+	}
+	return nil
 }
 
 func (c Config) checkOrigins() error {

@@ -52,6 +52,8 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 			with("PROXY_API_KEY=a,,b", "PROXY_CORS_ALLOWED_ORIGINS=nope"),
 			"PROXY_API_KEY: one of its keys is empty\n" + `PROXY_CORS_ALLOWED_ORIGINS: "nope" is not an origin such as https://app.example`,
 		},
+		{with("PROXY_RATE_LIMIT_REDIS_URL=http://:SECRET@h"), "PROXY_RATE_LIMIT_REDIS_URL: it is not the URL of a Redis server, such as rediss://user:password@host:6379/0"},
+		{with("PROXY_RATE_LIMIT_MAX=-1", "PROXY_RATE_LIMIT_WINDOW_MS=0"), "PROXY_RATE_LIMIT_MAX: -1 is less than 0\nPROXY_RATE_LIMIT_WINDOW_MS: it must be more than 0"},
 		{with("POOL_JITTER=1"), "POOL_JITTER: 1 is not at least 0 and less than 1"},
 		{with("POOL_BACKOFF_MIN_MS=9", "POOL_BACKOFF_MAX_MS=8"), "POOL_BACKOFF_MIN_MS: it must be at most POOL_BACKOFF_MAX_MS"},
 		{with("PROXY_WRITE_TIMEOUT_MS=0"), "PROXY_WRITE_TIMEOUT_MS: it must be more than 0"},

@@ -83,6 +83,29 @@ func (k *keySeries) observe(r api.Result) {
 	}
 }
 
+// WatchRedis reads, at each scrape, whether the limits of keys are shared through Redis
+// now, and how many calls have failed.
+func (m *Metrics) WatchRedis(stat func() (up bool, errors int64)) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "codexpool_ratelimit_redis_up", Help: "1 = the limits of keys are shared through Redis; 0 = it cannot be used, and this daemon limits keys by itself.",
+	}, func() float64 {
+		up, _ := stat()
+		return truth(up)
+	}), prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "codexpool_ratelimit_redis_errors_total", Help: "Calls of Redis that failed or were too slow.",
+	}, func() float64 {
+		_, errors := stat()
+		return float64(errors)
+	}))
+}
+
+func truth(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
 // WatchKeyUse reads, at each scrape, how many open streams and how many requests in the
 // queue each key has.
 func (m *Metrics) WatchKeyUse(streams, waiting func() map[string]int) {

@@ -128,10 +128,8 @@ func (m *Metrics) WatchKeys(stat func() (ok bool, at time.Time)) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "codexpool_keys_reload_success", Help: "1 = the keys file as it is now is in force; 0 = it has a mistake, and the keys before it stay.",
 	}, func() float64 {
-		if ok, _ := stat(); ok {
-			return 1
-		}
-		return 0
+		ok, _ := stat()
+		return truth(ok)
 	}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "codexpool_keys_reload_timestamp_seconds", Help: "When a keys file last came into force.",
 	}, func() float64 {

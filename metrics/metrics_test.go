@@ -49,6 +49,7 @@ func filled() *metrics.Metrics {
 	hooks.Acquired(late, 3*time.Millisecond, context.Cause(late))
 	m.SetKeys([]string{"1", "2"})
 	m.WatchKeyUse(func() map[string]int { return map[string]int{"1": 3, "gone": 1} }, func() map[string]int { return map[string]int{"2": 4} })
+	m.WatchRedis(func() (bool, int64) { return true, 7 })
 	m.WatchKeys(func() (bool, time.Time) { return true, time.Unix(1800000000, 0) })
 	relay := m.RelayHooks()
 	relay.Request(ctx, 200, true, 40*time.Millisecond)

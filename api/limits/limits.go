@@ -33,8 +33,18 @@ type Verdict struct {
 
 // Account has the buckets of one key. Its methods may be called by several goroutines.
 type Account struct {
+	key    string // of its buckets in shared
+	shared *Redis
+
 	mu               sync.Mutex
 	requests, tokens bucket // guarded by mu
+}
+
+// NewAccount makes an account without limits. Where shared is not nil, all accounts of
+// this name share their buckets there, and those here are for the times when it cannot be
+// used.
+func NewAccount(name string, shared *Redis) *Account {
+	return &Account{key: "codexpool:{" + name + "}:", shared: shared} // a cluster keeps both buckets together
 }
 
 // Set changes the limits. What was used stays used.
@@ -47,7 +57,11 @@ func (a *Account) Set(requests, tokens Rate) {
 
 // Take admits a request and takes it from its bucket, or rejects it and takes nothing: it
 // is rejected where no request remains, and while the tokens are in debt.
-func (a *Account) Take(context.Context) Verdict {
+func (a *Account) Take(ctx context.Context) Verdict {
+	requests, tokens := a.rates()
+	if v, ok := a.takeShared(ctx, requests, tokens); ok {
+		return v
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
@@ -59,10 +73,49 @@ func (a *Account) Take(context.Context) Verdict {
 }
 
 // Charge takes tokens from their bucket, more than it has if need be: that is a debt.
-func (a *Account) Charge(_ context.Context, tokens int) {
+func (a *Account) Charge(ctx context.Context, tokens int) {
+	_, limit := a.rates()
+	if limit == (Rate{}) {
+		return
+	}
+	if _, _, ok := a.shared.take(ctx, true, ask{a.key + "tokens", limit, tokens}); ok {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.tokens.take(time.Now(), tokens)
+}
+
+func (a *Account) rates() (requests, tokens Rate) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.requests.Rate, a.tokens.Rate
+}
+
+// takeShared is Take where the buckets are shared, and there are any.
+func (a *Account) takeShared(ctx context.Context, requests, tokens Rate) (v Verdict, ok bool) {
+	var asks []ask
+	if requests != (Rate{}) {
+		asks = append(asks, ask{a.key + "requests", requests, 1})
+	}
+	if tokens != (Rate{}) {
+		asks = append(asks, ask{a.key + "tokens", tokens, 0})
+	}
+	if len(asks) == 0 {
+		return Verdict{}, true
+	}
+	wait, has, ok := a.shared.take(ctx, false, asks...)
+	if !ok {
+		return Verdict{}, false
+	}
+	v.Wait = wait
+	if requests != (Rate{}) {
+		v.Requests = requests.quota(has[0])
+	}
+	if tokens != (Rate{}) {
+		v.Tokens = tokens.quota(has[len(has)-1])
+	}
+	return v, true
 }
 
 const year = 365 * 24 * time.Hour
@@ -100,12 +153,17 @@ func (b *bucket) until(now time.Time, n float64) time.Duration {
 
 // lasts is how long the bucket takes to refill by n, in whole microseconds: what is less
 // is an error of rounding.
-func (b *bucket) lasts(n float64) time.Duration {
+func (r Rate) lasts(n float64) time.Duration {
 	if n <= 0 {
 		return 0
 	}
-	seconds := min(n/float64(b.limiter.Limit()), year.Seconds()) // a Duration holds no more than centuries
+	seconds := min(n/float64(r.Most)*r.Per.Seconds(), year.Seconds()) // a Duration holds no more than centuries
 	return time.Duration(seconds * float64(time.Second)).Round(time.Microsecond)
+}
+
+// quota is a bucket that has so much.
+func (r Rate) quota(has float64) *Quota {
+	return &Quota{Limit: r.Most, Remaining: max(0, int(math.Floor(has+1e-6))), Reset: r.lasts(float64(r.Most) - has)}
 }
 
 // take takes n, and more than there is if need be.
@@ -122,6 +180,5 @@ func (b *bucket) quota(now time.Time) *Quota {
 	if b.limiter == nil {
 		return nil
 	}
-	has := b.limiter.TokensAt(now)
-	return &Quota{Limit: b.Most, Remaining: max(0, int(math.Floor(has+1e-6))), Reset: b.lasts(float64(b.Most) - has)}
+	return b.Rate.quota(b.limiter.TokensAt(now))
 }

@@ -11,7 +11,7 @@ import (
 
 func TestRequestsAreAdmittedUpToTheLimitAndRegainedEvenly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var a limits.Account
+		a := limits.NewAccount("k", nil)
 		a.Set(limits.Rate{Most: 3, Per: time.Minute}, limits.Rate{})
 		for _, want := range []struct {
 			remaining   int
@@ -36,7 +36,7 @@ func TestRequestsAreAdmittedUpToTheLimitAndRegainedEvenly(t *testing.T) {
 // TestDebtOfTokensRejectsUntilItIsPaid: the last answer may have cost more than there was.
 func TestDebtOfTokensRejectsUntilItIsPaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var a limits.Account
+		a := limits.NewAccount("k", nil)
 		a.Set(limits.Rate{Most: 2, Per: time.Minute}, limits.Rate{Most: 60, Per: time.Minute})
 		if v := a.Take(t.Context()); v.Wait != 0 || v.Tokens.Remaining != 60 {
 			t.Fatalf("%+v", v)
@@ -64,7 +64,7 @@ func TestWaitIsExact(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))
 		for range 2000 {
 			r := limits.Rate{Most: 1 + random.IntN(1000), Per: time.Duration(1 + random.IntN(int(time.Hour)))}
-			var a limits.Account
+			a := limits.NewAccount("k", nil)
 			a.Set(r, limits.Rate{Most: 1 + random.IntN(100000), Per: time.Minute})
 			for a.Take(t.Context()).Wait == 0 {
 				time.Sleep(time.Duration(random.IntN(int(r.Per)/r.Most+1)) / 2)
@@ -87,7 +87,7 @@ func TestWaitIsExact(t *testing.T) {
 
 func TestLimitsChangeWithoutForgettingWhatWasUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var a limits.Account
+		a := limits.NewAccount("k", nil)
 		if v := a.Take(t.Context()); v.Requests != nil || v.Wait != 0 {
 			t.Errorf("without limits %+v", v)
 		}

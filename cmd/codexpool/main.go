@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/configs"
 	"codexpool/metrics"
@@ -178,7 +179,16 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		log.Error("configuration", "err", err)
 		return exitBadUsage
 	}
-	server := api.New(apiConfig(cfg, keys, found.known, up), children, up.relay, log, m.ObserveRequest)
+	var shared *limits.Redis
+	if cfg.RedisURL != "" {
+		if shared, err = limits.OpenRedis(cfg.RedisURL, log); err != nil {
+			log.Error("PROXY_RATE_LIMIT_REDIS_URL", "err", err)
+			return exitBadUsage
+		}
+		defer shared.Close()
+		m.WatchRedis(shared.Stat)
+	}
+	server := api.New(apiConfig(cfg, keys, shared, found.known, up), children, up.relay, log, m.ObserveRequest)
 	m.WatchAPI(server.Stat)
 	m.WatchConnections(public.opened, most)
 	m.SetKeys(server.Keys())

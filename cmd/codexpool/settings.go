@@ -46,7 +46,7 @@ func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, 
 	}
 }
 
-func apiConfig(cfg configs.Config, keys []configs.Key, found func() cli, p *provider) api.Config {
+func apiConfig(cfg configs.Config, keys []configs.Key, shared *limits.Redis, found func() cli, p *provider) api.Config {
 	prefix := "codex-5"
 	if cfg.Dev() {
 		prefix = "codev-5"
@@ -56,7 +56,7 @@ func apiConfig(cfg configs.Config, keys []configs.Key, found func() cli, p *prov
 		refused = []string{"minimal", "ultra"}
 	}
 	return api.Config{
-		Keyless: cfg.Keyless(), Keys: apiKeys(keys), Requests: requestRate(cfg), LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Keyless: cfg.Keyless(), Keys: apiKeys(keys), Requests: requestRate(cfg), Shared: shared, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models: func() api.Models {
 			c := found()
 			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
