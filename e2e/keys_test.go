@@ -154,12 +154,18 @@ func TestSIGHUPAsksToStopWhereStandardInputIsATerminal(t *testing.T) {
 	}
 }
 
+// manyKeys are entries of so many keys, with limits that nobody reaches.
+func manyKeys(n int) []string {
+	blocks := make([]string, n)
+	for i := range blocks {
+		blocks[i] = keyBlock(fmt.Sprintf("key-%d", i), "requests_per_minute = 60000", "tokens_per_minute = 1000000", "streams = 8")
+	}
+	return blocks
+}
+
 // TestManyKeysCostGoodClientsNothing has a keys file of 5,000 keys, which changes.
 func TestManyKeysCostGoodClientsNothing(t *testing.T) {
-	blocks := make([]string, 5000)
-	for i := range blocks {
-		blocks[i] = keyBlock(fmt.Sprintf("key-%d", i), "requests_per_minute = 6000", "tokens_per_minute = 1000000", "streams = 8")
-	}
+	blocks := manyKeys(5000)
 	path := keysFile(t, blocks...)
 	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=0", "PROXY_API_KEYS_FILE="+path)
 	d.load(20, 4)
