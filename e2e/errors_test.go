@@ -114,6 +114,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		{"upstream rejects the request", codextest.Status(422, words("c")), "422 t c p"},
 		{"upstream rejects our credential", codextest.Status(401, words("c")), "502 server_error upstream_auth -"},
 		{"upstream's usage limit", retryAfter(429, "9", words("insufficient_quota")), "429 rate_limit_error usage_limit_reached - *"},
+		{"a firewall before upstream", page(403, "<html>"), "502 server_error upstream_blocked -"},
 		{"upstream's rate limit", retryAfter(429, "9", words("rate_limit_exceeded")), "429 rate_limit_error upstream_rate_limited - *"},
 		{"upstream is overloaded", retryAfter(503, "9", ""), "503 server_error upstream_overloaded - *"},
 		{"upstream fails", codextest.Status(500, ""), "502 server_error upstream_error -"},
@@ -154,7 +155,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	})
 	t.Run("silence and no room", func(t *testing.T) {
 		reached := make(chan struct{}, 8)
-		up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 			reached <- struct{}{}
 			silent(w, r)
 		})
@@ -184,7 +185,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	})
 	t.Run("the whole request", func(t *testing.T) {
 		t.Parallel()
-		up := codextest.NewUpstream(t, silent)
+		up := newUpstream(t, silent)
 		d := start(t, "POOL_SIZE=1", "PROXY_TIMEOUT_MS=500", "CODEX_UPSTREAM="+up.URL+"/v1")
 		if got, want := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))), "504 timeout_error request_timeout -"; got != want {
 			t.Errorf("got %s, want %s", got, want)

@@ -22,10 +22,7 @@ import (
 // redisServer starts a Redis server with these options and returns its address.
 func redisServer(t testing.TB, options ...string) (process *os.Process, addr string) {
 	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("redis-server is not installed")
-	}
+	binary := installed(t, "redis-server")
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
