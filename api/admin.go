@@ -4,13 +4,20 @@ import (
 	"errors"
 	"net/http"
 	"net/http/pprof"
+	"slices"
 	"time"
 
 	"codexpool/codex"
 	"codexpool/pool"
 )
 
-// Admin is the handler of the admin listener, which is never public.
+// monitored are the admin routes that another machine may read where AdminPublic is
+// set: they change nothing, and show no prompt.
+var monitored = []string{"/metrics", "/healthz", "/livez", "/readyz"}
+
+// Admin is the handler of the admin listener, which has no key. Everything but the
+// monitored routes answers only who is on this machine: docker exec, kubectl exec and
+// SSH are.
 func (s *Server) Admin(metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	handle := func(method, path string, h http.Handler) {
@@ -34,7 +41,9 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	foreign := http.NewCrossOriginProtection()
 	forbidden := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocalAdmin })
 	return requestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if (!s.cfg.AdminPublic && !fromHere(r)) || foreign.Check(r) != nil {
+		local := loopback(r.RemoteAddr) && fromHere(r)
+		open := s.cfg.AdminPublic && slices.Contains(monitored, r.URL.Path)
+		if !(local || open) || foreign.Check(r) != nil {
 			forbidden.ServeHTTP(w, r)
 			return
 		}

@@ -28,7 +28,7 @@ import (
 type Config struct {
 	Keys          []string      // bearer keys; none = no key is required
 	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
-	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
+	AdminPublic   bool          // answer other machines too on the admin routes for monitoring
 	ProtectModels bool          // require a key on the model routes
 	CORS          bool          // answer cross-origin requests from Origins
 	Origins       []string      // exact origins, or "*" for all

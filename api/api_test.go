@@ -876,25 +876,6 @@ func TestModelIDMayHaveASlash(t *testing.T) {
 	})
 }
 
-func TestAdminRoutesAreForThisMachine(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for _, public := range []bool{false, true} {
-			cfg := config()
-			cfg.AdminPublic = public
-			admin := open(t, cfg, 1).Admin(http.NotFoundHandler())
-			for host, want := range map[string]int{"localhost:11436": 200, "evil.example": map[bool]int{false: 403, true: 200}[public]} {
-				r := httptest.NewRequest("GET", "/readyz", nil)
-				r.Host = host
-				w := httptest.NewRecorder()
-				admin.ServeHTTP(w, r)
-				if w.Code != want || w.Header().Get("X-Request-Id") == "" {
-					t.Errorf("public %v, %s: %d", public, host, w.Code)
-				}
-			}
-		}
-	})
-}
-
 // deadlines is a ResponseWriter that notes the read deadlines of its connection.
 type deadlines struct {
 	*httptest.ResponseRecorder

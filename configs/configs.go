@@ -43,7 +43,7 @@ type Config struct {
 	Host        string `env:"PROXY_HOST" default:"127.0.0.1" mean:"address of the public listener, such as 127.0.0.1, 0.0.0.0 or ::1"`
 	Port        int    `env:"PORT" default:"11435" mean:"TCP port of the public listener; 0 = any free port"`
 	AdminAddr   string `env:"PROXY_ADMIN_ADDR" default:"127.0.0.1:11436" empty:"off" mean:"HOST:PORT of the admin listener, which serves /metrics, /pool, /debug/pprof and the health routes; it requires no key; set but empty = no admin listener"`
-	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" default:"false" mean:"true = PROXY_ADMIN_ADDR may be other than loopback, and requests with any Host are answered: whoever reaches the port can read /pool, drain the pool and recycle children"`
+	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" default:"false" mean:"true = PROXY_ADMIN_ADDR may be other than loopback, and other machines may read /metrics and the health routes; the other admin routes answer only this machine, whatever this says"`
 
 	APIKeys       []string `group:"Who may call" env:"PROXY_API_KEY" secret:"yes" mean:"bearer keys that clients may use, comma-separated; logs and metrics name a key by its number in this list, from 1; in the queue, keys are served in turn; empty = clients need no key, which is allowed only in dev and with a loopback PROXY_HOST"`
 	ProtectModels bool     `env:"PROXY_PROTECT_MODELS" default:"true" dev:"false" mean:"true = clients need a key for /v1/models too"`

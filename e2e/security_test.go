@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -133,6 +134,66 @@ func TestPromptsAndAnswersAreNotOnDisk(t *testing.T) {
 	if err != nil || files == 0 {
 		t.Errorf("%d files, %v: this test proves nothing", files, err)
 	}
+}
+
+// TestAnotherMachineReadsMetricsAndHealthAtMost calls the admin listener as the image
+// has it, from an address of this machine that is not loopback: nothing is sent out.
+func TestAnotherMachineReadsMetricsAndHealthAtMost(t *testing.T) {
+	t.Parallel()
+	d := start(t, "POOL_SIZE=1", "PROXY_ADMIN_ADDR=0.0.0.0:0", "PROXY_ADMIN_PUBLIC=true")
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(d.admin, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func(host, method, path string) int {
+		t.Helper()
+		req, err := http.NewRequest(method, "http://"+net.JoinHostPort(host, port)+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+	elsewhere := ownAddress(t)
+	for _, tt := range []struct {
+		method, path string
+		want         int // from elsewhere; here it is 200
+	}{
+		{"GET", "/metrics", 200},
+		{"GET", "/readyz", 200},
+		{"GET", "/pool", 403},
+		{"POST", "/pool/drain", 403},
+		{"POST", "/pool/resume", 403},
+		{"GET", "/debug/pprof/", 403},
+		{"GET", "/debug/pprof/heap", 403},
+	} {
+		if got := call(elsewhere, tt.method, tt.path); got != tt.want {
+			t.Errorf("%s %s from elsewhere: %d, want %d", tt.method, tt.path, got, tt.want)
+		}
+		if got := call("127.0.0.1", tt.method, tt.path); got != 200 {
+			t.Errorf("%s %s from here: %d", tt.method, tt.path, got)
+		}
+	}
+}
+
+// ownAddress is an address of this machine that is not loopback.
+func ownAddress(t *testing.T) string {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range addrs {
+		if ip, ok := addr.(*net.IPNet); ok && ip.IP.To4() != nil && !ip.IP.IsLoopback() {
+			return ip.IP.String()
+		}
+	}
+	t.Skip("this machine has only loopback addresses")
+	return ""
 }
 
 func TestHomesAreClosedToOtherUsers(t *testing.T) {
