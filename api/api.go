@@ -9,6 +9,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime"
@@ -60,7 +61,7 @@ type Upstream struct {
 
 // Result describes one finished request, for observe, the function given to New.
 type Result struct {
-	Route      string        // a name of the route table, or "unmatched"
+	Route      string        // a name of the route table, "options", or "unmatched"
 	Key        string        // name of the caller's key, "" where none was required or none is valid
 	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
 	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
@@ -68,6 +69,8 @@ type Result struct {
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
 	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
+
+	CrossOrigin string // what became of a request that a page of another origin sent; "" where none did
 }
 
 // Stat is a snapshot of the server's own figures.
@@ -219,6 +222,7 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 // report logs the one line of a request and passes its figures to observe.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens, Estimated: res.estimated}
+	result.CrossOrigin = crossOrigin(r, res.Header())
 	if e != nil && e.Status == StatusClientGone {
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	}
@@ -249,7 +253,9 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 		}
 		level = e.level()
 	}
-	if rt.quiet && e == nil {
+	if result.CrossOrigin == CrossOriginRefused {
+		attrs = append(attrs, slog.String("origin", fmt.Sprintf("%.200s", r.Header.Get("Origin"))))
+	} else if rt.quiet && e == nil {
 		level = slog.LevelDebug
 	}
 	s.log.LogAttrs(r.Context(), level, "request", attrs...)

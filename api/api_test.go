@@ -966,13 +966,6 @@ func TestRequestIDIsTheClientsOwnWhereItIsSafe(t *testing.T) {
 }
 
 func TestCrossOriginRequests(t *testing.T) {
-	preflight := func(origin string) *http.Request {
-		r := httptest.NewRequest("OPTIONS", "/v1/chat/completions", nil)
-		r.Header.Set("Origin", origin)
-		r.Header.Set("Access-Control-Request-Method", "POST")
-		r.Header.Set("Access-Control-Request-Headers", "authorization,content-type")
-		return r
-	}
 	for _, tt := range []struct {
 		origins                   []string
 		origin                    string

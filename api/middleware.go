@@ -4,10 +4,7 @@ import (
 	"crypto/rand"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
-
-	"github.com/rs/cors"
 )
 
 var clientID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
@@ -67,27 +64,4 @@ func plainPath(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// cors answers cross-origin requests, and every OPTIONS.
-func (s *Server) cors(next http.Handler) http.Handler {
-	options := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodOptions {
-			w.WriteHeader(http.StatusNoContent)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-	if !s.cfg.CORS || len(s.cfg.Origins) == 0 {
-		return options
-	}
-	return cors.New(cors.Options{
-		AllowedOrigins: s.cfg.Origins,
-		AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
-		AllowedHeaders: []string{"*"},
-		ExposedHeaders: []string{"X-Request-Id", "Retry-After", "X-Should-Retry", "X-Codexpool-Ignored"},
-		// A key is sent by hand, not by the browser: credentials are only for exact origins.
-		AllowCredentials: !slices.Contains(s.cfg.Origins, "*"),
-		MaxAge:           600,
-	}).Handler(options)
 }

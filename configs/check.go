@@ -118,7 +118,16 @@ func (c Config) checkKeys() error {
 	return nil
 }
 
+// checkOrigins allows * in dev alone: in production it would let any web page call the
+// API, and beside exact origins, which may send credentials, it would open those too.
 func (c Config) checkOrigins() error {
+	all := slices.Contains(c.CORSOrigins, "*")
+	switch {
+	case all && len(c.CORSOrigins) > 1:
+		return errors.New("PROXY_CORS_ALLOWED_ORIGINS: * stands for every origin, so it must stand alone; list exact origins only, or only *")
+	case all && c.CORS && !c.Dev():
+		return errors.New("PROXY_CORS_ALLOWED_ORIGINS: production needs exact origins such as https://app.example; with * any web page could call the API")
+	}
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
 		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != origin || strings.Contains(origin, "*")) {

@@ -62,6 +62,10 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; set PROXY_ADMIN_PUBLIC=true to allow it`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=a.example"), `PROXY_CORS_ALLOWED_ORIGINS: "a.example" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://*.example"), `PROXY_CORS_ALLOWED_ORIGINS: "https://*.example" is not an origin such as https://app.example`},
+		{with("PROXY_CORS_ALLOWED_ORIGINS=*"), "PROXY_CORS_ALLOWED_ORIGINS: production needs exact origins such as https://app.example; with * any web page could call the API"},
+		{[]string{"PROXY_ENV=dev", "PROXY_CORS_ALLOWED_ORIGINS=https://a,*"}, "PROXY_CORS_ALLOWED_ORIGINS: * stands for every origin, so it must stand alone; list exact origins only, or only *"},
+		{with("PROXY_CORS_ALLOWED_ORIGINS=null"), `PROXY_CORS_ALLOWED_ORIGINS: "null" is not an origin such as https://app.example`},
+		{with("PROXY_CORS_ALLOWED_ORIGINS=https://a/"), `PROXY_CORS_ALLOWED_ORIGINS: "https://a/" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://a?q"), `PROXY_CORS_ALLOWED_ORIGINS: "https://a?q" is not an origin such as https://app.example`},
 		{[]string{"PROXY_ENV=dev", "PROXY_API_KEY=k,codexpool-dev", "PROXY_HOST=0.0.0.0"}, `PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not "0.0.0.0"`},
 		{with("PROXY_SANDBOX_MODE=danger-full-access"), `PROXY_SANDBOX_MODE: "danger-full-access" is not one of read-only`},
@@ -81,6 +85,15 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("%q:\ngot  %v\nwant %s", tt.env, err, tt.want)
 		}
+	}
+}
+
+func TestOriginsOfAppsMayBeListed(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	list := "https://app.example:8443,http://localhost:3000,app://obsidian.md,capacitor://localhost,vscode-webview://1a2b3c,chrome-extension://abcdefghijklmnop"
+	cfg, err := configs.Load(with("PROXY_CORS_ALLOWED_ORIGINS="+list), nil)
+	if err != nil || strings.Join(cfg.CORSOrigins, ",") != list {
+		t.Errorf("%q, %v", cfg.CORSOrigins, err)
 	}
 }
 

@@ -40,6 +40,7 @@ type Metrics struct {
 	tokens      *prometheus.CounterVec
 	estimated   *prometheus.CounterVec
 	keyRequests *prometheus.CounterVec
+	crossOrigin *prometheus.CounterVec
 
 	upstreamRequests  *prometheus.CounterVec
 	upstreamFirstByte prometheus.Observer
@@ -90,6 +91,7 @@ func New(version string) *Metrics {
 	m.tokens = counter("codexpool_tokens_total", "Tokens as the upstream counted them; cached ones are a part of input, reasoning ones of output.", "kind")
 	m.estimated = counter("codexpool_estimated_tokens_total", "Tokens of answers that were cut at a stop sequence, which the upstream does not count: a quarter of their bytes.", "kind")
 	m.keyRequests = counter("codexpool_key_requests_total", "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.", "key", "outcome")
+	m.crossOrigin = counter("codexpool_cors_requests_total", "Requests of web pages of another origin, by kind and whether the page may read the answer.", "kind", "result")
 	m.upstreamLimit = gauge("codexpool_upstream_limit", "The provider's rate limits as it last reported them, and what remains of them.", "kind", "unit")
 	m.upstreamUsed = gauge("codexpool_upstream_used_ratio", "The used part of the provider's usage windows, as it last reported it.", "window")
 	m.upstreamRequests = counter("codexpool_upstream_requests_total", "Requests to the provider, each try counted, by its status (0 = no answer) and whether the connection was warm.", "code", "connection")
@@ -108,6 +110,10 @@ func New(version string) *Metrics {
 	for _, outcome := range []string{"ok", "error"} {
 		m.starts.WithLabelValues(outcome)
 		m.probes.WithLabelValues(outcome)
+	}
+	for _, kind := range []string{"preflight", "actual"} {
+		m.crossOrigin.WithLabelValues(kind, api.CrossOriginAllowed)
+		m.crossOrigin.WithLabelValues(kind, api.CrossOriginRefused)
 	}
 	for _, outcome := range waitOutcomes {
 		m.acquireWait.WithLabelValues(outcome)
@@ -220,6 +226,13 @@ func (m *Metrics) ObserveRequest(_ context.Context, r api.Result) {
 	}
 	if r.Key != "" {
 		m.keyRequests.WithLabelValues(r.Key, requestOutcome(r)).Inc()
+	}
+	if r.CrossOrigin != "" {
+		kind := "actual"
+		if r.Route == "options" {
+			kind = "preflight"
+		}
+		m.crossOrigin.WithLabelValues(kind, r.CrossOrigin).Inc()
 	}
 	for kind, n := range map[string]int64{"input": r.Tokens.Input, "cached": r.Tokens.Cached, "output": r.Tokens.Output, "reasoning": r.Tokens.Reasoning} {
 		m.tokens.WithLabelValues(kind).Add(float64(n))

@@ -63,6 +63,9 @@ func filled() *metrics.Metrics {
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 429, Code: "concurrency_exceeded"})
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 429, Code: "usage_limit_reached"})
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: api.StatusClientGone})
+	m.ObserveRequest(ctx, api.Result{Route: "options", Status: 204, CrossOrigin: api.CrossOriginAllowed})
+	m.ObserveRequest(ctx, api.Result{Route: "options", Status: 204, CrossOrigin: api.CrossOriginRefused})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 200, CrossOrigin: api.CrossOriginAllowed})
 	return m
 }
 
