@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -36,6 +37,8 @@ type Config struct {
 	Models        func() Models // the models of now; called for each request
 	Sandbox       string        // for /healthz
 	Upstream      Upstream      // for /pool
+
+	TrustedProxies []netip.Prefix // proxies that are believed what they say of their clients
 
 	CacheKey      bool  // give the provider a prompt_cache_key where the caller gave none
 	DefaultStream bool  // for requests without the field stream
@@ -86,6 +89,8 @@ type Server struct {
 	log     *slog.Logger
 	observe func(context.Context, Result)
 	auth    auth
+	guesses *guesses
+	routes  []routePath // that a key can be limited to
 	chain   http.Handler
 	began   time.Time
 	models  modelCache
@@ -101,7 +106,7 @@ type Server struct {
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now()}
+	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), guesses: newGuesses(), began: time.Now()}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 
 	router := httprouter.New()
@@ -114,10 +119,11 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		route
 		handler
 	}{
-		{"POST", "/v1/chat/completions", route{name: "chat", key: true, local: true, completion: true}, s.chatCompletions},
-		{"POST", "/v1/completions", route{name: "completions", key: true, local: true, completion: true}, s.completions},
-		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels, local: true}, s.listModels},
-		{"GET", "/v1/models/*id", route{name: "model", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"POST", "/v1/chat/completions", route{name: "chat", right: "chat", key: true, local: true, completion: true}, s.chatCompletions},
+		{"POST", "/v1/completions", route{name: "completions", right: "completions", key: true, local: true, completion: true}, s.completions},
+		{"GET", "/v1/models", route{name: "models", right: "models", key: cfg.ProtectModels, local: true}, s.listModels},
+		{"GET", "/v1/models/*id", route{name: "model", right: "models", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"GET", "/verify", route{name: "verify", quiet: true}, s.verify},
 		{"GET", "/", route{name: "index", quiet: true}, index(publicIndex)},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
@@ -134,6 +140,9 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		for _, path := range paths {
 			router.Handler(r.method, path, s.handle(r.route, r.handler))
 			router.Handler("HEAD", path, s.handle(r.route, head))
+			if r.right != "" {
+				s.routes = append(s.routes, routePath{path, r.right})
+			}
 		}
 	}
 	s.chain = requestID(s.farewell(plainPath(s.cors(router))))
@@ -158,10 +167,19 @@ func (s *Server) leaving() bool { return s.unready.Load() || s.pool.Err() != nil
 // route is what handle needs to know about a route.
 type route struct {
 	name       string
-	key        bool // requires a bearer key
-	local      bool // is subject to LoopbackOnly
-	completion bool // is turned away while the pool drains
-	quiet      bool // is logged at debug only
+	right      string // its name in Key.Routes; "" = every key may use it
+	key        bool   // requires a bearer key
+	local      bool   // is subject to LoopbackOnly
+	completion bool   // is turned away while the pool drains
+	quiet      bool   // is logged at debug only
+}
+
+// routePath is a path of a route, as the router has it, and the right that it needs.
+type routePath struct{ path, right string }
+
+func (r routePath) matches(path string) bool {
+	prefix, wild := strings.CutSuffix(r.path, "*id")
+	return path == r.path || wild && strings.HasPrefix(path, prefix)
 }
 
 // handler is one route. An error that it returns has not been written yet.
@@ -212,11 +230,17 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 		return errNotLocal
 	}
 	if rt.key {
-		if res.caller, err = s.auth.authenticate(r); err != nil {
+		if res.caller, err = s.admit(r, rt.right); err != nil {
 			return err
 		}
 	}
 	return h(res, r)
+}
+
+// admit returns the caller of a request, or rejects one without a valid key, or whose
+// key has not the right. All keys have equal rights.
+func (s *Server) admit(r *http.Request, _ string) (Caller, error) {
+	return s.auth.authenticate(r)
 }
 
 // report logs the one line of a request and passes its figures to observe.

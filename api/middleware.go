@@ -47,17 +47,22 @@ func (a lastAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 var slashes = regexp.MustCompile(`/{2,}`)
 
+// plain is the one spelling of a path that the routes have.
+func plain(path string) string {
+	path = slashes.ReplaceAllString(path, "/")
+	if path == "/" {
+		return path
+	}
+	return strings.TrimSuffix(path, "/")
+}
+
 // plainPath makes a path with a trailing or a doubled slash the same route: a redirect
 // would lose the body of a POST.
 func plainPath(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		plain := slashes.ReplaceAllString(r.URL.Path, "/")
-		if plain != "/" {
-			plain = strings.TrimSuffix(plain, "/")
-		}
-		if plain != r.URL.Path {
+		if path := plain(r.URL.Path); path != r.URL.Path {
 			u := *r.URL
-			u.Path, u.RawPath = plain, ""
+			u.Path, u.RawPath = path, ""
 			r2 := *r
 			r2.URL = &u
 			r = &r2

@@ -62,6 +62,8 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; set PROXY_ADMIN_PUBLIC=true to allow it`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=a.example"), `PROXY_CORS_ALLOWED_ORIGINS: "a.example" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://*.example"), `PROXY_CORS_ALLOWED_ORIGINS: "https://*.example" is not an origin such as https://app.example`},
+		{with("PROXY_TRUSTED_PROXIES=10.0.0.1,proxy"), `PROXY_TRUSTED_PROXIES: "proxy" is neither an address nor a network such as 10.0.0.0/8`},
+		{with("PROXY_TRUSTED_PROXIES=0.0.0.0/0"), `PROXY_TRUSTED_PROXIES: "0.0.0.0/0" would trust everyone: list the proxies themselves, or their network`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=*"), "PROXY_CORS_ALLOWED_ORIGINS: production needs exact origins such as https://app.example; with * any web page could call the API"},
 		{[]string{"PROXY_ENV=dev", "PROXY_CORS_ALLOWED_ORIGINS=https://a,*"}, "PROXY_CORS_ALLOWED_ORIGINS: * stands for every origin, so it must stand alone; list exact origins only, or only *"},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=null"), `PROXY_CORS_ALLOWED_ORIGINS: "null" is not an origin such as https://app.example`},
@@ -84,6 +86,19 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		_, err := configs.Load(tt.env, nil)
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("%q:\ngot  %v\nwant %s", tt.env, err, tt.want)
+		}
+	}
+}
+
+func TestTrustedProxiesAreAddressesOrNetworks(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	cfg, err := configs.Load(with("PROXY_TRUSTED_PROXIES=127.0.0.1, ::1 ,10.1.2.3/8"), nil)
+	if got, want := fmt.Sprint(cfg.TrustedProxies), "[127.0.0.1/32 ::1/128 10.0.0.0/8]"; err != nil || got != want {
+		t.Errorf("got %s, want %s, %v", got, want, err)
+	}
+	for _, s := range cfg.Settings() {
+		if want := "127.0.0.1/32,::1/128,10.0.0.0/8"; s.Name == "PROXY_TRUSTED_PROXIES" && s.Value != want {
+			t.Errorf("shown as %s, want %s", s.Value, want)
 		}
 	}
 }
