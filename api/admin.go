@@ -30,6 +30,10 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	for name, h := range map[string]handler{"recycle": s.recycle, "drain": s.drain, "resume": s.resume} {
 		handle("POST", "/pool/"+name, s.handle(route{name: name}, h))
 	}
+	bypass := map[string]handler{"POST /auth/bypass": s.openBypass, "DELETE /auth/bypass": s.closeBypass, "/auth/bypass": allowOnly("POST, DELETE")}
+	for pattern, h := range bypass {
+		mux.Handle(pattern, s.handle(route{name: "bypass"}, h))
+	}
 	handle("GET", "/metrics", metrics)
 	handle("GET", "/debug/pprof/", http.HandlerFunc(pprof.Index))
 	for name, h := range map[string]http.HandlerFunc{"cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace} {
@@ -51,7 +55,7 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	}))
 }
 
-// allowOnly rejects a request of a wrong method, and names the right one.
+// allowOnly rejects a request of a wrong method, and names what is right.
 func allowOnly(method string) handler {
 	if method == http.MethodGet {
 		method = "GET, HEAD"

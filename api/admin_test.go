@@ -198,6 +198,7 @@ func TestAdminRoutesAcceptTheirOwnMethodOnly(t *testing.T) {
 			{"GET", "/pool/recycle", "405 POST"},
 			{"GET", "/pool/drain", "405 POST"},
 			{"PUT", "/pool/resume", "405 POST"},
+			{"GET", "/auth/bypass", "405 POST, DELETE"},
 			{"GET", "/pool/other", "404 "},
 			{"HEAD", "/pool", "200 "},
 			{"GET", "/debug/pprof/cmdline", "200 "},
@@ -238,7 +239,7 @@ func TestAdminRoutesAreForThisMachine(t *testing.T) {
 	routes := map[string]string{
 		"/metrics": "GET", "/healthz": "GET", "/livez": "GET", "/readyz": "GET",
 		"/pool": "GET", "/pool/drain": "POST", "/pool/resume": "POST", "/pool/recycle": "POST",
-		"/debug/pprof/": "GET", "/debug/pprof/cmdline": "GET", "/nothing": "GET", "/metrics/../pool": "GET",
+		"/auth/bypass?minutes=5": "POST", "/debug/pprof/": "GET", "/debug/pprof/cmdline": "GET", "/nothing": "GET", "/metrics/../pool": "GET",
 	}
 	for _, tt := range []struct {
 		name, peer, host    string
@@ -270,7 +271,7 @@ func TestAdminRoutesAreForThisMachine(t *testing.T) {
 						t.Errorf("%s, public %v, %s: %d", tt.name, public, path, w.Code)
 					}
 				}
-				if !tt.operated && (h.pool.Err() != nil || h.pool.Stat().Worn > 0) {
+				if !tt.operated && (h.pool.Err() != nil || h.pool.Stat().Worn > 0 || !h.Stat().BypassUntil.IsZero()) {
 					t.Errorf("%s, public %v: a refused request had its way", tt.name, public)
 				}
 			}

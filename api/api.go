@@ -39,6 +39,7 @@ type Config struct {
 	Upstream      Upstream      // for /pool
 
 	TrustedProxies []netip.Prefix // proxies that are believed what they say of their clients
+	BypassUntil    time.Time      // until then /verify lets everyone pass; zero = it never does
 
 	CacheKey      bool  // give the provider a prompt_cache_key where the caller gave none
 	DefaultStream bool  // for requests without the field stream
@@ -74,11 +75,13 @@ type Result struct {
 	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
 
 	CrossOrigin string // what became of a request that a page of another origin sent; "" where none did
+	Bypassed    bool   // /verify let it pass without a key that may
 }
 
 // Stat is a snapshot of the server's own figures.
 type Stat struct {
-	Streams int // SSE streams that are open, those in the queue included
+	Streams     int       // SSE streams that are open, those in the queue included
+	BypassUntil time.Time // when the ForwardAuth bypass ends; zero = it is closed
 }
 
 // Server is the public API. It is an http.Handler.
@@ -90,6 +93,7 @@ type Server struct {
 	observe func(context.Context, Result)
 	auth    auth
 	guesses *guesses
+	bypass  bypass
 	routes  []routePath // that a key can be limited to
 	chain   http.Handler
 	began   time.Time
@@ -108,6 +112,8 @@ type Server struct {
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
 	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), guesses: newGuesses(), began: time.Now()}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
+
+	s.bypass.set(cfg.BypassUntil)
 
 	router := httprouter.New()
 	router.RedirectTrailingSlash, router.RedirectFixedPath = false, false
@@ -155,7 +161,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.chain.Ser
 func (s *Server) Keys() []string { return s.auth.names() }
 
 // Stat reads the server's figures.
-func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
+func (s *Server) Stat() Stat {
+	return Stat{Streams: int(s.streams.Load()), BypassUntil: s.bypass.until()}
+}
 
 // Unready makes /readyz answer that the server is draining, so that load balancers
 // choose another, while the server still serves.
@@ -246,7 +254,7 @@ func (s *Server) admit(r *http.Request, _ string) (Caller, error) {
 // report logs the one line of a request and passes its figures to observe.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens, Estimated: res.estimated}
-	result.CrossOrigin = crossOrigin(r, res.Header())
+	result.CrossOrigin, result.Bypassed = crossOrigin(r, res.Header()), res.bypassed
 	if e != nil && e.Status == StatusClientGone {
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	}

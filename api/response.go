@@ -27,6 +27,7 @@ type response struct {
 	caller     Caller
 	tokens     codex.Usage
 	estimated  codex.Usage
+	bypassed   bool // /verify let it pass without a key that may
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {

@@ -82,6 +82,7 @@ func (c Config) checkNumbers(p *problems) {
 
 func (c Config) checkTimes(p *problems) {
 	p.add(c.ProbeTimeout > 8*time.Second, "POOL_PROBE_TIMEOUT_MS", "it must be at most 8000, because any call to a child fails after 10 s")
+	p.add(time.Until(c.BypassUntil) > 24*time.Hour, "PROXY_FORWARDAUTH_BYPASS_UNTIL", "%s is more than 24 hours ahead: choose an earlier time, and open it again then if need be", c.BypassUntil.Format(time.RFC3339))
 	p.add(c.BackoffMin > c.BackoffMax, "POOL_BACKOFF_MIN_MS", "it must be at most POOL_BACKOFF_MAX_MS")
 	for _, d := range []struct {
 		variable string
@@ -248,6 +249,13 @@ func (c Config) warnings(values map[string]string) (found []string) {
 	}
 	if c.UpstreamKey != "" && slices.Contains([]string{Echo, ChatGPT, Direct}, c.Upstream) {
 		found = append(found, "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM="+c.Upstream+" does not use it")
+	}
+	switch until := c.BypassUntil.Format(time.RFC3339); {
+	case c.BypassUntil.IsZero():
+	case time.Until(c.BypassUntil) > 0:
+		found = append(found, "PROXY_FORWARDAUTH_BYPASS_UNTIL: /verify lets everyone pass until "+until)
+	default:
+		found = append(found, "PROXY_FORWARDAUTH_BYPASS_UNTIL has no effect: "+until+" has passed")
 	}
 	if strings.HasPrefix(c.Workdir+"/", "/tmp/") {
 		found = append(found, "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same")

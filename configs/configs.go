@@ -52,6 +52,8 @@ type Config struct {
 
 	TrustedProxies []netip.Prefix `env:"PROXY_TRUSTED_PROXIES" mean:"addresses or networks of the proxies in front, comma-separated, such as 127.0.0.1,10.0.0.0/8; only these are believed what X-Forwarded-For says of the client's address, and for /verify what X-Forwarded-Method, -Uri and -Host say of its request; empty = none"`
 
+	BypassUntil time.Time `env:"PROXY_FORWARDAUTH_BYPASS_UNTIL" mean:"for an emergency: until this time, such as 2026-01-31T15:04:05Z, at most 24 hours ahead, /verify lets everyone pass, so that an edge goes on without its keys; the API still requires its own; POST and DELETE /auth/bypass on the admin listener do the same without a restart; empty = none"`
+
 	DefaultStream     bool          `group:"Requests" env:"PROXY_DEFAULT_STREAM" default:"false" mean:"true = stream the answer to a request that does not contain stream"`
 	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" default:"0" mean:"most streams that are open at once, those in the queue included; one more fails with 429 concurrency_exceeded; 0 = no limit"`
 	Keepalive         time.Duration `env:"PROXY_SSE_KEEPALIVE_MS" default:"15000" mean:"silence after which an open stream gets a comment, which keeps the connection open, in milliseconds; 0 = no comments. A client that cannot parse comments gets none: it sends the header X-No-Keepalive: 1 or the parameter ?no_keepalive=1, or its User-Agent contains Obsidian or Electron"`

@@ -62,6 +62,8 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; set PROXY_ADMIN_PUBLIC=true to allow it`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=a.example"), `PROXY_CORS_ALLOWED_ORIGINS: "a.example" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://*.example"), `PROXY_CORS_ALLOWED_ORIGINS: "https://*.example" is not an origin such as https://app.example`},
+		{with("PROXY_FORWARDAUTH_BYPASS_UNTIL=tomorrow"), `PROXY_FORWARDAUTH_BYPASS_UNTIL: "tomorrow" is not a time such as 2026-01-31T15:04:05Z`},
+		{with("PROXY_FORWARDAUTH_BYPASS_UNTIL=9999-12-31T00:00:00Z"), "PROXY_FORWARDAUTH_BYPASS_UNTIL: 9999-12-31T00:00:00Z is more than 24 hours ahead: choose an earlier time, and open it again then if need be"},
 		{with("PROXY_TRUSTED_PROXIES=10.0.0.1,proxy"), `PROXY_TRUSTED_PROXIES: "proxy" is neither an address nor a network such as 10.0.0.0/8`},
 		{with("PROXY_TRUSTED_PROXIES=0.0.0.0/0"), `PROXY_TRUSTED_PROXIES: "0.0.0.0/0" would trust everyone: list the proxies themselves, or their network`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=*"), "PROXY_CORS_ALLOWED_ORIGINS: production needs exact origins such as https://app.example; with * any web page could call the API"},
@@ -264,6 +266,7 @@ func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 	openAIKey := "OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)"
 	upstreamKey := "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM=%s does not use it"
 	workdir := "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same"
+	soon := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
 	keys := []string{"OPENAI_API_KEY=sk-1", "CODEX_UPSTREAM_API_KEY=sk-2", "CODEX_HOME=" + t.TempDir()}
 	for _, tt := range []struct{ entries, want []string }{
 		{[]string{"POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "PATH=/bin"}, []string{
@@ -275,6 +278,8 @@ func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 		{append(keys, "CODEX_UPSTREAM=echo"), []string{openAIKey, fmt.Sprintf(upstreamKey, "echo")}},
 		{append(keys, "CODEX_UPSTREAM=chatgpt"), []string{openAIKey, fmt.Sprintf(upstreamKey, "chatgpt")}},
 		{append(keys, "CODEX_UPSTREAM=direct"), []string{fmt.Sprintf(upstreamKey, "direct")}}, // children inherit OPENAI_API_KEY
+		{[]string{"PROXY_FORWARDAUTH_BYPASS_UNTIL=" + soon}, []string{"PROXY_FORWARDAUTH_BYPASS_UNTIL: /verify lets everyone pass until " + soon}},
+		{[]string{"PROXY_FORWARDAUTH_BYPASS_UNTIL=2020-01-01T00:00:00Z"}, []string{"PROXY_FORWARDAUTH_BYPASS_UNTIL has no effect: 2020-01-01T00:00:00Z has passed"}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmp"}, []string{workdir}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmp/a/b"}, []string{workdir}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmpfs"}, nil},

@@ -131,8 +131,11 @@ func networks(s string) (any, error) {
 	return list, nil
 }
 
-// plain removes strconv's own words from a parse error.
+// plain removes the standard library's own words from a parse error.
 func plain(parse env.ParseError) error {
+	if at := (*time.ParseError)(nil); errors.As(parse.Err, &at) {
+		return fmt.Errorf("%q is not a time such as 2026-01-31T15:04:05Z", at.Value)
+	}
 	if number := (*strconv.NumError)(nil); errors.As(parse.Err, &number) {
 		return fmt.Errorf("%q is not a valid %s", number.Num, parse.Type)
 	}

@@ -55,6 +55,11 @@ func format(v any) string {
 	switch v := v.(type) {
 	case time.Duration:
 		return strconv.FormatInt(v.Milliseconds(), 10)
+	case time.Time:
+		if v.IsZero() {
+			return ""
+		}
+		return v.Format(time.RFC3339)
 	case []netip.Prefix:
 		var list []string
 		for _, network := range v {

@@ -55,7 +55,7 @@ func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
 		refused = []string{"minimal", "ultra"}
 	}
 	return api.Config{
-		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, TrustedProxies: cfg.TrustedProxies, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, TrustedProxies: cfg.TrustedProxies, BypassUntil: cfg.BypassUntil, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models: func() api.Models {
 			c := found()
 			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
