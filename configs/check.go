@@ -113,11 +113,26 @@ func (c Config) checkKeys() error {
 		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
 	case devKey && c.Dev() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not %q", c.Host)
-	case devKey && !c.Dev():
-		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs a key of its own")
+	case c.Dev():
+		return nil
+	}
+	for i, key := range c.APIKeys {
+		switch {
+		case slices.Contains(wellKnown, key):
+			return fmt.Errorf("PROXY_API_KEY: key %d is public, because a README or profile has it; production needs a secret one, such as openssl rand -hex 24 prints", i+1)
+		case len(key) < minKey:
+			return fmt.Errorf("PROXY_API_KEY: key %d has fewer than %d characters and could be guessed; production needs a long random one, such as openssl rand -hex 24 prints", i+1, minKey)
+		}
 	}
 	return nil
 }
+
+// wellKnown are keys that anyone may know: that of the dev profile, and that of the Node
+// proxy's README.
+var wellKnown = []string{DevKey, "codex-local-secret"}
+
+// minKey is the length of the shortest key that production accepts.
+const minKey = 20
 
 // checkOrigins allows * in dev alone: in production it would let any web page call the
 // API, and beside exact origins, which may send credentials, it would open those too.

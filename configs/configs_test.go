@@ -12,8 +12,11 @@ import (
 	"codexpool/configs"
 )
 
+// secret is as long as production wants a key to be.
+const secret = "12345678901234567890"
+
 // good is a production environment without a problem.
-var good = []string{"HOME=/home/x", "PROXY_API_KEY=k1", "CODEX_UPSTREAM=http://127.0.0.1:9/v1"}
+var good = []string{"HOME=/home/x", "PROXY_API_KEY=" + secret, "CODEX_UPSTREAM=http://127.0.0.1:9/v1"}
 
 func with(entries ...string) []string { return append(slices.Clone(good), entries...) }
 
@@ -56,7 +59,9 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("POOL_BACKOFF_MIN_MS=9", "POOL_BACKOFF_MAX_MS=8"), "POOL_BACKOFF_MIN_MS: it must be at most POOL_BACKOFF_MAX_MS"},
 		{with("PROXY_WRITE_TIMEOUT_MS=0"), "PROXY_WRITE_TIMEOUT_MS: it must be more than 0"},
 		{with("PROXY_API_KEY=a,,b"), "PROXY_API_KEY: one of its keys is empty"},
-		{with("PROXY_API_KEY=codexpool-dev"), "PROXY_API_KEY: the dev profile's key is public; production needs a key of its own"},
+		{with("PROXY_API_KEY=codexpool-dev"), "PROXY_API_KEY: key 1 is public, because a README or profile has it; production needs a secret one, such as openssl rand -hex 24 prints"},
+		{with("PROXY_API_KEY=" + secret + ",codex-local-secret"), "PROXY_API_KEY: key 2 is public, because a README or profile has it; production needs a secret one, such as openssl rand -hex 24 prints"},
+		{with("PROXY_API_KEY=" + secret + "," + secret[1:]), "PROXY_API_KEY: key 2 has fewer than 20 characters and could be guessed; production needs a long random one, such as openssl rand -hex 24 prints"},
 		{[]string{"PROXY_ENV=dev", "PROXY_HOST=0.0.0.0"}, `PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not "0.0.0.0"`},
 		{with("PROXY_ADMIN_ADDR=9090"), `PROXY_ADMIN_ADDR: "9090" is not HOST:PORT`},
 		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; set PROXY_ADMIN_PUBLIC=true to allow it`},
@@ -166,7 +171,7 @@ func TestEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) {
 	}
 	first := write("first.env", "PORT=1\nPOOL_SIZE=1\nPOOL_MAX_WAITING=1\n# a comment\nPROXY_API_KEY='k one'\n")
 	second := write("second.env", "POOL_SIZE=2\nPOOL_MAX_WAITING=2\nPOOL_MAX_TURNS=\n")
-	cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "POOL_MAX_WAITING=3", "PORT="}, []string{first, second})
+	cfg, err := configs.Load([]string{"PROXY_ENV=dev", "CODEX_UPSTREAM=echo", "POOL_MAX_WAITING=3", "PORT="}, []string{first, second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +211,7 @@ func TestEnvFileIsReadUnchangedOrRejectedWithoutQuotingIt(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo"}, []string{path}); err != nil || len(cfg.APIKeys) != 1 || cfg.APIKeys[0] != want {
+		if cfg, err := configs.Load([]string{"PROXY_ENV=dev"}, []string{path}); err != nil || len(cfg.APIKeys) != 1 || cfg.APIKeys[0] != want {
 			t.Errorf("%q: %q, %v", text, cfg.APIKeys, err)
 		}
 	}
@@ -239,7 +244,7 @@ func TestValuesAreBroughtIntoOneForm(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	folder := t.TempDir()
 	t.Chdir(folder)
-	cfg, err := configs.Load(with("PROXY_API_KEY= a ,b", "CODEX_UPSTREAM_API_KEY=sk-1\n", "PROXY_CORS_ALLOWED_ORIGINS=https://a, https://b", "PROXY_HOST=[::1]", "CODEX_HOME=.", "PROXY_CODEX_WORKDIR=work"), nil)
+	cfg, err := configs.Load(with("PROXY_ENV=dev", "PROXY_API_KEY= a ,b", "CODEX_UPSTREAM_API_KEY=sk-1\n", "PROXY_CORS_ALLOWED_ORIGINS=https://a, https://b", "PROXY_HOST=[::1]", "CODEX_HOME=.", "PROXY_CODEX_WORKDIR=work"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,11 +350,11 @@ func TestUpstreamIsChosenByTheCredential(t *testing.T) {
 	}{
 		{[]string{"PROXY_ENV=dev"}, configs.Echo},
 		{[]string{"PROXY_ENV=dev", "OPENAI_API_KEY=sk"}, configs.OpenAI},
-		{[]string{"PROXY_API_KEY=k", "CODEX_UPSTREAM_API_KEY=sk"}, configs.OpenAI},
-		{[]string{"PROXY_API_KEY=k", "OPENAI_API_KEY=sk", "CODEX_UPSTREAM=echo"}, configs.Echo},
+		{[]string{"PROXY_API_KEY=" + secret, "CODEX_UPSTREAM_API_KEY=sk"}, configs.OpenAI},
+		{[]string{"PROXY_API_KEY=" + secret, "OPENAI_API_KEY=sk", "CODEX_UPSTREAM=echo"}, configs.Echo},
 		{with("CODEX_UPSTREAM_API_KEY=sk"), "http://127.0.0.1:9/v1"},
-		{[]string{"PROXY_API_KEY=k", "CODEX_HOME=."}, configs.ChatGPT},
-		{[]string{"PROXY_API_KEY=k", "CODEX_HOME=.", "OPENAI_API_KEY=sk"}, configs.OpenAI},
+		{[]string{"PROXY_API_KEY=" + secret, "CODEX_HOME=."}, configs.ChatGPT},
+		{[]string{"PROXY_API_KEY=" + secret, "CODEX_HOME=.", "OPENAI_API_KEY=sk"}, configs.OpenAI},
 		{[]string{"PROXY_ENV=dev", "CODEX_HOME=" + t.TempDir()}, configs.Echo},
 	} {
 		cfg, err := configs.Load(tt.env, nil)
@@ -362,11 +367,11 @@ func TestUpstreamIsChosenByTheCredential(t *testing.T) {
 func TestProfilesLoad(t *testing.T) {
 	t.Setenv("HOME", "/home/x") // a folder below /tmp would be a warning
 	profiles, err := filepath.Glob("profiles/*.env")
-	if err != nil || len(profiles) < 2 {
+	if err != nil || len(profiles) < 3 {
 		t.Fatal("no profiles", err)
 	}
 	for _, path := range profiles {
-		cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "PROXY_API_KEY=from-elsewhere"}, []string{path})
+		cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "PROXY_API_KEY=" + secret}, []string{path})
 		if err != nil || len(cfg.Warnings) > 0 {
 			t.Errorf("%s: %v %v", path, err, cfg.Warnings)
 		}

@@ -282,23 +282,35 @@ func TestImagesAreNotFetched(t *testing.T) {
 // everybody: it does not start with them.
 func TestProductionRejectsUnsafeSettings(t *testing.T) {
 	t.Parallel()
+	const good = "PROXY_API_KEY=" + key + " "
 	for _, tt := range []struct {
 		settings string
 		problem  string // how the error begins
+		fix      string // what it says to do
 	}{
-		{"PROXY_API_KEY=", "PROXY_API_KEY: "},
-		{"PROXY_API_KEY=codexpool-dev", "PROXY_API_KEY: "},
-		{"PROXY_ENV=dev PROXY_API_KEY= PROXY_HOST=0.0.0.0", "PROXY_API_KEY: "},
-		{"PROXY_ENV=dev PROXY_API_KEY=codexpool-dev PROXY_HOST=0.0.0.0", "PROXY_API_KEY: "},
-		{"PROXY_API_KEY=k PROXY_ADMIN_ADDR=0.0.0.0:11436", "PROXY_ADMIN_ADDR: "},
-		{"PROXY_API_KEY=k PROXY_SANDBOX_MODE=danger-full-access", "PROXY_SANDBOX_MODE: "},
-		{"PROXY_API_KEY=k CODEX_UPSTREAM=", "CODEX_UPSTREAM: "},
+		{"PROXY_API_KEY=", "PROXY_API_KEY: ", "production needs a key"},
+		{"PROXY_API_KEY=codexpool-dev", "PROXY_API_KEY: key 1 is public", "openssl rand"},
+		{"PROXY_API_KEY=" + key + ",k-2", "PROXY_API_KEY: key 2 has fewer than 20 characters", "openssl rand"},
+		{"PROXY_ENV=dev PROXY_API_KEY= PROXY_HOST=0.0.0.0", "PROXY_API_KEY: ", "must be a loopback address"},
+		{"PROXY_ENV=dev PROXY_API_KEY=codexpool-dev PROXY_HOST=0.0.0.0", "PROXY_API_KEY: ", "must be a loopback address"},
+		{good + "PROXY_CORS_ALLOWED_ORIGINS=*", "PROXY_CORS_ALLOWED_ORIGINS: ", "exact origins such as https://app.example"},
+		{good + "PROXY_CORS_ALLOWED_ORIGINS=*,https://app.example", "PROXY_CORS_ALLOWED_ORIGINS: ", "exact origins only"},
+		{good + "PROXY_ADMIN_ADDR=0.0.0.0:11436", "PROXY_ADMIN_ADDR: ", "PROXY_ADMIN_PUBLIC=true"},
+		{good + "PROXY_FORWARDAUTH_BYPASS_UNTIL=9999-12-31T00:00:00Z", "PROXY_FORWARDAUTH_BYPASS_UNTIL: ", "choose an earlier time"},
+		{good + "PROXY_TRUSTED_PROXIES=0.0.0.0/0", "PROXY_TRUSTED_PROXIES: ", "list the proxies"},
+		{good + "PROXY_SANDBOX_MODE=danger-full-access", "PROXY_SANDBOX_MODE: ", "read-only"},
+		{good + "CODEX_UPSTREAM=", "CODEX_UPSTREAM: ", "set it to openai"},
 	} {
 		cmd := exec.Command(program)
 		cmd.Env = append([]string{"HOME=" + os.Getenv("HOME"), "CODEX_UPSTREAM=echo", "PORT=0", "CODEX_BIN=/nowhere/codex"}, strings.Fields(tt.settings)...)
 		out, _ := cmd.CombinedOutput()
-		if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(string(out), "\n  "+tt.problem) {
+		_, problem, found := strings.Cut(string(out), "\n  "+tt.problem)
+		problem, _, _ = strings.Cut(problem, "\n")
+		if code := cmd.ProcessState.ExitCode(); code != 2 || !found || !strings.Contains(tt.problem+problem, tt.fix) {
 			t.Errorf("%s: exit code %d\n%s", tt.settings, code, out)
+		}
+		if strings.Contains(string(out), key) {
+			t.Errorf("%s: a key is shown\n%s", tt.settings, out)
 		}
 	}
 }
