@@ -9,8 +9,10 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -32,13 +34,16 @@ type Config struct {
 	Shared        *limits.Redis // shares the limits of keys with other daemons; nil = they are this one's
 	Requests      limits.Rate   // of completions, for keys that have no limit of their own; zero = no limit
 	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
-	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
+	AdminPublic   bool          // answer other machines too on the admin routes for monitoring
 	ProtectModels bool          // require a key on the model routes
 	CORS          bool          // answer cross-origin requests from Origins
 	Origins       []string      // exact origins, or "*" for all
 	Models        func() Models // the models of now; called for each request
 	Sandbox       string        // for /healthz
 	Upstream      Upstream      // for /pool
+
+	TrustedProxies []netip.Prefix // proxies that are believed what they say of their clients
+	BypassUntil    time.Time      // until then /verify lets everyone pass; zero = it never does
 
 	CacheKey      bool  // give the provider a prompt_cache_key where the caller gave none
 	DefaultStream bool  // for requests without the field stream
@@ -64,7 +69,7 @@ type Upstream struct {
 
 // Result describes one finished request, for observe, the function given to New.
 type Result struct {
-	Route      string        // a name of the route table, or "unmatched"
+	Route      string        // a name of the route table, "options", or "unmatched"
 	Key        string        // name of the caller's key, "" where none was required or none is valid
 	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
 	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
@@ -72,11 +77,15 @@ type Result struct {
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
 	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
+
+	CrossOrigin string // what became of a request that a page of another origin sent; "" where none did
+	Bypassed    bool   // /verify let it pass without a key that may
 }
 
 // Stat is a snapshot of the server's own figures.
 type Stat struct {
-	Streams int // SSE streams that are open, those in the queue included
+	Streams     int       // SSE streams that are open, those in the queue included
+	BypassUntil time.Time // when the ForwardAuth bypass ends; zero = it is closed
 }
 
 // Server is the public API. It is an http.Handler.
@@ -87,6 +96,9 @@ type Server struct {
 	log     *slog.Logger
 	observe func(context.Context, Result)
 	keys    *keyring
+	guesses *guesses
+	bypass  bypass
+	routes  []routePath // that a key can be limited to
 	chain   http.Handler
 	began   time.Time
 	models  modelCache
@@ -102,8 +114,13 @@ type Server struct {
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests, cfg.Shared), began: time.Now()}
+	s := &Server{
+		cfg: cfg, pool: p, relay: relay, log: log, observe: observe, began: time.Now(),
+		keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests, cfg.Shared), guesses: newGuesses(),
+	}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
+
+	s.bypass.set(cfg.BypassUntil)
 
 	router := httprouter.New()
 	router.RedirectTrailingSlash, router.RedirectFixedPath = false, false
@@ -120,6 +137,7 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		{"GET", "/v1/models", route{name: "models", right: "models", key: cfg.ProtectModels, local: true}, s.listModels},
 		{"GET", "/v1/models/*id", route{name: "model", right: "models", key: cfg.ProtectModels, local: true}, s.getModel},
 		{"GET", "/v1/usage", route{name: "usage", key: true, local: true}, s.showUsage},
+		{"GET", "/verify", route{name: "verify", quiet: true}, s.verify},
 		{"GET", "/", route{name: "index", quiet: true}, index(publicIndex)},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
@@ -136,6 +154,9 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		for _, path := range paths {
 			router.Handler(r.method, path, s.handle(r.route, r.handler))
 			router.Handler("HEAD", path, s.handle(r.route, head))
+			if r.right != "" {
+				s.routes = append(s.routes, routePath{path, r.right})
+			}
 		}
 	}
 	s.chain = requestID(s.farewell(plainPath(s.cors(router))))
@@ -155,7 +176,9 @@ func (s *Server) SetKeys(keys []Key) { s.keys.set(keys) }
 func (s *Server) KeyStreams() map[string]int { return s.keys.streams() }
 
 // Stat reads the server's figures.
-func (s *Server) Stat() Stat { return Stat{Streams: int(s.streams.Load())} }
+func (s *Server) Stat() Stat {
+	return Stat{Streams: int(s.streams.Load()), BypassUntil: s.bypass.until()}
+}
 
 // Unready makes /readyz answer that the server is draining, so that load balancers
 // choose another, while the server still serves.
@@ -172,6 +195,14 @@ type route struct {
 	local      bool   // is subject to LoopbackOnly
 	completion bool   // is turned away while the pool drains
 	quiet      bool   // is logged at debug only
+}
+
+// routePath is a path of a route, as the router has it, and the right that it needs.
+type routePath struct{ path, right string }
+
+func (r routePath) matches(path string) bool {
+	prefix, wild := strings.CutSuffix(r.path, "*id")
+	return path == r.path || wild && strings.HasPrefix(path, prefix)
 }
 
 // handler is one route. An error that it returns has not been written yet.
@@ -222,10 +253,7 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 		return errNotLocal
 	}
 	if rt.key {
-		if res.caller, err = s.keys.authenticate(r); err != nil {
-			return err
-		}
-		if err := res.caller.account.may(rt.right); err != nil {
+		if res.caller, err = s.identify(r, rt.right); err != nil {
 			return err
 		}
 		if rt.completion && r.Method == http.MethodPost {
@@ -237,9 +265,20 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 	return h(res, r)
 }
 
+// identify returns the caller of a request. It rejects one without a valid key, and names
+// the caller where the key has not the right.
+func (s *Server) identify(r *http.Request, right string) (Caller, error) {
+	caller, err := s.keys.authenticate(r)
+	if err == nil {
+		err = caller.account.may(right)
+	}
+	return caller, err
+}
+
 // report logs the one line of a request and passes its figures to observe.
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens, Estimated: res.estimated}
+	result.CrossOrigin, result.Bypassed = crossOrigin(r, res.Header()), res.bypassed
 	if e != nil && e.Status == StatusClientGone {
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	}
@@ -270,7 +309,9 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	if e != nil && res.stream {
 		attrs = append(attrs, slog.Int64("sent_bytes", res.sent)) // how far it came before it was cut
 	}
-	if rt.quiet && e == nil {
+	if result.CrossOrigin == CrossOriginRefused {
+		attrs = append(attrs, slog.String("origin", fmt.Sprintf("%.200s", r.Header.Get("Origin"))))
+	} else if rt.quiet && e == nil {
 		level = slog.LevelDebug
 	}
 	if res.admitted {

@@ -158,6 +158,7 @@ var (
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
 	errRoute          = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This API key may not use this route."}
 	errModel          = &Error{Status: 403, Type: permission, Code: "permission_denied", Param: "model", Message: "This API key may not use this model."}
+	errTooManyKeys    = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Too many wrong API keys came from this address. Try again in a minute."}
 	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no secret key, so it answers only requests from this machine, with a loopback Host and Origin. Set PROXY_API_KEY to a key of your own."}
 	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer only requests from this machine, with a loopback Host and Origin."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}

@@ -29,6 +29,7 @@ type response struct {
 	admitted   bool // by the limits of the caller's key
 	tokens     codex.Usage
 	estimated  codex.Usage
+	bypassed   bool // /verify let it pass without a key that may
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {

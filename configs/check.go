@@ -84,6 +84,7 @@ func (c Config) checkNumbers(p *problems) {
 
 func (c Config) checkTimes(p *problems) {
 	p.add(c.ProbeTimeout > 8*time.Second, "POOL_PROBE_TIMEOUT_MS", "it must be at most 8000, because any call to a child fails after 10 s")
+	p.add(time.Until(c.BypassUntil) > 24*time.Hour, "PROXY_FORWARDAUTH_BYPASS_UNTIL", "%s is more than 24 hours ahead: choose an earlier time, and open it again then if need be", c.BypassUntil.Format(time.RFC3339))
 	p.add(c.BackoffMin > c.BackoffMax, "POOL_BACKOFF_MIN_MS", "it must be at most POOL_BACKOFF_MAX_MS")
 	for _, d := range []struct {
 		variable string
@@ -115,8 +116,16 @@ func (c Config) checkKeys() error {
 		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
 	case devKey && c.Dev() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not %q", c.Host)
-	case devKey && !c.Dev():
-		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs a key of its own")
+	case c.Dev():
+		return nil
+	}
+	for i, key := range c.APIKeys {
+		switch {
+		case slices.Contains(wellKnown, key):
+			return fmt.Errorf("PROXY_API_KEY: key %d is public, because a README or profile has it; production needs a secret one, such as openssl rand -hex 24 prints", i+1)
+		case len(key) < minKey:
+			return fmt.Errorf("PROXY_API_KEY: key %d has fewer than %d characters and could be guessed; production needs a long random one, such as openssl rand -hex 24 prints", i+1, minKey)
+		}
 	}
 	return nil
 }
@@ -135,7 +144,23 @@ func (c Config) checkRedis() error {
 	return nil
 }
 
+// wellKnown are keys that anyone may know: that of the dev profile, and that of the Node
+// proxy's README.
+var wellKnown = []string{DevKey, "codex-local-secret"}
+
+// minKey is the length of the shortest key that production accepts.
+const minKey = 20
+
+// checkOrigins allows * in dev alone: in production it would let any web page call the
+// API, and beside exact origins, which may send credentials, it would open those too.
 func (c Config) checkOrigins() error {
+	all := slices.Contains(c.CORSOrigins, "*")
+	switch {
+	case all && len(c.CORSOrigins) > 1:
+		return errors.New("PROXY_CORS_ALLOWED_ORIGINS: * stands for every origin, so it must stand alone; list exact origins only, or only *")
+	case all && c.CORS && !c.Dev():
+		return errors.New("PROXY_CORS_ALLOWED_ORIGINS: production needs exact origins such as https://app.example; with * any web page could call the API")
+	}
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
 		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != origin || strings.Contains(origin, "*")) {
@@ -256,6 +281,13 @@ func (c Config) warnings(values map[string]string) (found []string) {
 	}
 	if c.UpstreamKey != "" && slices.Contains([]string{Echo, ChatGPT, Direct}, c.Upstream) {
 		found = append(found, "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM="+c.Upstream+" does not use it")
+	}
+	switch until := c.BypassUntil.Format(time.RFC3339); {
+	case c.BypassUntil.IsZero():
+	case time.Until(c.BypassUntil) > 0:
+		found = append(found, "PROXY_FORWARDAUTH_BYPASS_UNTIL: /verify lets everyone pass until "+until)
+	default:
+		found = append(found, "PROXY_FORWARDAUTH_BYPASS_UNTIL has no effect: "+until+" has passed")
 	}
 	if strings.HasPrefix(c.Workdir+"/", "/tmp/") {
 		found = append(found, "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same")

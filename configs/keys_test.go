@@ -70,7 +70,7 @@ func TestKeysOfTheFileStandBesideThoseOfTheEnvironment(t *testing.T) {
 	if err := os.WriteFile(path, []byte(entry("alice")+entry("k1")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := configs.Load(with("PROXY_API_KEY=k0,k1", "PROXY_API_KEYS_FILE="+path), nil)
+	cfg, err := configs.Load(with("PROXY_ENV=dev", "PROXY_API_KEY=k0,k1", "PROXY_API_KEYS_FILE="+path), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,7 +104,7 @@ func prepare() (cleanUp func(), err error) {
 	return cleanUp, nil
 }
 
-const key = "k-e2e"
+const key = "k-e2e-0123456789abcdef" // as long as production wants it
 
 // daemon is one running codexpool.
 type daemon struct {

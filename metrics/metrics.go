@@ -40,6 +40,8 @@ type Metrics struct {
 	tokens      *prometheus.CounterVec
 	estimated   *prometheus.CounterVec
 	keys        keySeries
+	crossOrigin *prometheus.CounterVec
+	forwardAuth *prometheus.CounterVec
 
 	upstreamRequests  *prometheus.CounterVec
 	upstreamFirstByte prometheus.Observer
@@ -91,6 +93,8 @@ func New(version string) *Metrics {
 	m.estimated = counter("codexpool_estimated_tokens_total", "Tokens of answers that were cut at a stop sequence, which the upstream does not count: a quarter of their bytes.", "kind")
 	m.keys.requests = counter("codexpool_key_requests_total", "Requests of each key, by the key's name and how they ended; requests without a valid key are not counted.", "key", "outcome")
 	m.keys.tokens = counter("codexpool_key_tokens_total", "Tokens of each key as the upstream counted them, by the key's name and type; cached ones are a part of input, reasoning ones of output.", "key", "type")
+	m.crossOrigin = counter("codexpool_cors_requests_total", "Requests of web pages of another origin, by kind and whether the page may read the answer.", "kind", "result")
+	m.forwardAuth = counter("codexpool_forwardauth_requests_total", "Requests that an edge asked /verify about, by the answer; bypassed ones had no key that may.", "result")
 	m.upstreamLimit = gauge("codexpool_upstream_limit", "The provider's rate limits as it last reported them, and what remains of them.", "kind", "unit")
 	m.upstreamUsed = gauge("codexpool_upstream_used_ratio", "The used part of the provider's usage windows, as it last reported it.", "window")
 	m.upstreamRequests = counter("codexpool_upstream_requests_total", "Requests to the provider, each try counted, by its status (0 = no answer) and whether the connection was warm.", "code", "connection")
@@ -109,6 +113,13 @@ func New(version string) *Metrics {
 	for _, outcome := range []string{"ok", "error"} {
 		m.starts.WithLabelValues(outcome)
 		m.probes.WithLabelValues(outcome)
+	}
+	for _, result := range []string{"ok", "denied", "bypassed"} {
+		m.forwardAuth.WithLabelValues(result)
+	}
+	for _, kind := range []string{"preflight", "actual"} {
+		m.crossOrigin.WithLabelValues(kind, api.CrossOriginAllowed)
+		m.crossOrigin.WithLabelValues(kind, api.CrossOriginRefused)
 	}
 	for _, outcome := range waitOutcomes {
 		m.acquireWait.WithLabelValues(outcome)
@@ -227,6 +238,16 @@ func (m *Metrics) ObserveRequest(_ context.Context, r api.Result) {
 		m.errors.WithLabelValues(r.Route, r.Code).Inc()
 	}
 	m.keys.observe(r)
+	if r.Route == "verify" {
+		m.forwardAuth.WithLabelValues(verifyResult(r)).Inc()
+	}
+	if r.CrossOrigin != "" {
+		kind := "actual"
+		if r.Route == "options" {
+			kind = "preflight"
+		}
+		m.crossOrigin.WithLabelValues(kind, r.CrossOrigin).Inc()
+	}
 	for kind, n := range byKind(r) {
 		m.tokens.WithLabelValues(kind).Add(float64(n))
 	}
@@ -255,6 +276,17 @@ func requestOutcome(r api.Result) string {
 		return "refused"
 	}
 	return "failed"
+}
+
+// verifyResult is what /verify answered.
+func verifyResult(r api.Result) string {
+	switch {
+	case r.Bypassed:
+		return "bypassed"
+	case r.Status >= 400:
+		return "denied"
+	}
+	return "ok"
 }
 
 // WatchPool reads stat at each scrape.
@@ -294,6 +326,14 @@ func (m *Metrics) WatchAPI(stat func() api.Stat) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "codexpool_sse_streams", Help: "SSE streams, open or waiting for a child.",
 	}, func() float64 { return float64(stat().Streams) }))
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "codexpool_forwardauth_bypass_until_timestamp_seconds", Help: "When the ForwardAuth bypass ends, in Unix time; 0 = it is closed.",
+	}, func() float64 {
+		if until := stat().BypassUntil; !until.IsZero() {
+			return float64(until.Unix())
+		}
+		return 0
+	}))
 }
 
 // WatchLog reads at each scrape how many lines of the log were dropped.

@@ -31,7 +31,7 @@ func filled() *metrics.Metrics {
 	m.WatchPool(func() pool.Stat {
 		return pool.Stat{Size: 8, Starting: 1, Idle: 2, Leased: 3, Waiting: 4, Memory: 64 << 20}
 	})
-	m.WatchAPI(func() api.Stat { return api.Stat{Streams: 5} })
+	m.WatchAPI(func() api.Stat { return api.Stat{Streams: 5, BypassUntil: time.Unix(1_800_000_000, 0)} })
 	m.WatchLog(func() int64 { return 6 })
 	m.WatchConnections(func() int { return 7 }, 900)
 	ctx := context.Background()
@@ -67,6 +67,13 @@ func filled() *metrics.Metrics {
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 429, Code: "concurrency_exceeded"})
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 429, Code: "usage_limit_reached"})
 	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: api.StatusClientGone})
+	m.ObserveRequest(ctx, api.Result{Route: "options", Status: 204, CrossOrigin: api.CrossOriginAllowed})
+	for _, r := range []api.Result{{Status: 200}, {Status: 401, Code: "invalid_api_key"}, {Status: 403, Code: "permission_denied"}, {Status: 200, Bypassed: true}} {
+		r.Route = "verify"
+		m.ObserveRequest(ctx, r)
+	}
+	m.ObserveRequest(ctx, api.Result{Route: "options", Status: 204, CrossOrigin: api.CrossOriginRefused})
+	m.ObserveRequest(ctx, api.Result{Route: "chat", Key: "1", Status: 200, CrossOrigin: api.CrossOriginAllowed})
 	return m
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -233,6 +234,7 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2", "PROXY_MAX_BODY_TOTAL_BYTES=5", "PROXY_MAX_CHAT_CHOICES=3", "POOL_SIZE=4", "POOL_MAX_WAITING=5",
 		"PROXY_SSE_KEEPALIVE_MS=3", "PROXY_SSE_COMMIT_MS=4", "PROXY_TIMEOUT_MS=5", "PROXY_IDLE_TIMEOUT_MS=6",
 		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "PROXY_CODEX_WORKDIR=/w", "CODEX_PROMPT_CACHE_KEY=on",
+		"PROXY_TRUSTED_PROXIES=10.0.0.1", "PROXY_FORWARDAUTH_BYPASS_UNTIL=2026-01-31T15:04:05Z",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -252,8 +254,9 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", CacheKey: true, DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3, MaxPlaces: 9,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
 		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond,
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}, BypassUntil: time.Date(2026, 1, 31, 15, 4, 5, 0, time.UTC),
 	}
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models", "Shared")); diff != "" || got.Shared != shared {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models", "Shared"), cmpopts.EquateComparable(netip.Prefix{})); diff != "" || got.Shared != shared {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	cfg.RateLimit = false

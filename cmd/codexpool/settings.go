@@ -56,7 +56,8 @@ func apiConfig(cfg configs.Config, keys []configs.Key, shared *limits.Redis, fou
 		refused = []string{"minimal", "ultra"}
 	}
 	return api.Config{
-		Keyless: cfg.Keyless(), Keys: apiKeys(keys), Requests: requestRate(cfg), Shared: shared, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Keyless: cfg.Keyless(), Keys: apiKeys(keys), Requests: requestRate(cfg), Shared: shared, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels,
+		TrustedProxies: cfg.TrustedProxies, BypassUntil: cfg.BypassUntil, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models: func() api.Models {
 			c := found()
 			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
