@@ -53,7 +53,7 @@ type Config struct {
 	RedisURL      string        `env:"PROXY_RATE_LIMIT_REDIS_URL" secret:"yes" mean:"URL of a Redis server, such as rediss://user:password@host:6379/0, through which several daemons share the limits of keys; while it cannot be used, each goes on with its own; empty = none"`
 	ProtectModels bool          `env:"PROXY_PROTECT_MODELS" default:"true" dev:"false" mean:"true = clients need a key for /v1/models too"`
 	CORS          bool          `env:"PROXY_ENABLE_CORS" default:"true" mean:"true = web pages of the origins in PROXY_CORS_ALLOWED_ORIGINS may call the API; false = no answer has a CORS header, so browsers keep it from pages of other origins"`
-	CORSOrigins   []string      `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"origins whose web pages may call the API, comma-separated, such as https://app.example; * = any origin, but without credentials; empty = none. Where PROXY_API_KEY is empty or the key of the dev profile, only loopback origins are answered, whatever this says"`
+	CORSOrigins   []string      `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"origins whose web pages may call the API, comma-separated, such as https://app.example; * = any origin, but without credentials; empty = none. Where clients need no key, or that of the dev profile will do, only loopback origins are answered, whatever this says"`
 
 	DefaultStream     bool          `group:"Requests" env:"PROXY_DEFAULT_STREAM" default:"false" mean:"true = stream the answer to a request that does not contain stream"`
 	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" default:"0" mean:"most streams that are open at once, those in the queue included; one more fails with 429 concurrency_exceeded; 0 = no limit"`
