@@ -177,7 +177,7 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 			source = answered(source, call)
 		}
 		begun := call != nil
-		for e, err := range c.counted(ctx, source, call) {
+		for e, err := range c.counted(ctx, source, choice, call) {
 			if !begun && err == nil { // a child that calls the provider itself has the request
 				begun = true
 				c.sent()

@@ -86,14 +86,14 @@ func (t *tally) note(e codex.Event) {
 // not count the tokens, because the turn is cut, four bytes count as one: those of the
 // request, once it was sent, and those of the answer. A turn that fails before its answer
 // costs nothing.
-func (c *completion) counted(ctx context.Context, turn events, call *upstream.Call) events {
+func (c *completion) counted(ctx context.Context, turn events, choice int, call *upstream.Call) events {
 	return func(yield func(codex.Event, error) bool) {
 		var t tally
 		failed := false
 		defer func() {
 			sent := call == nil || call.Arrived()
 			if t.reported == 0 && sent && (t.begun || !failed) {
-				t.reported = int64(c.req.Bytes+t.answered) / 4
+				t.reported = tokensOf(c.req.Lengths[choice]) + tokensOf(t.answered)
 			}
 			c.spent.Add(t.reported)
 		}()

@@ -12,6 +12,7 @@ import (
 
 	"codexpool/api"
 	"codexpool/api/limits"
+	"codexpool/codex/codextest"
 )
 
 // said are the headers of an answer's limits.
@@ -96,6 +97,7 @@ func TestClientThatObeysRetryAfterIsServed(t *testing.T) {
 // in what remains after it.
 func TestTokensAreChargedWhenTheAnswerEnds(t *testing.T) {
 	const words = "one two three four five six" // each is a token of the played child, after a second
+	const prompt = (len(words) + 3) / 4         // tokens, where the provider does not count them
 	body := func(fields string) string {
 		return `{` + fields + `"messages":[{"role":"user","content":"` + words + `"}]}`
 	}
@@ -108,9 +110,9 @@ func TestTokensAreChargedWhenTheAnswerEnds(t *testing.T) {
 		{"whole", body(""), 0, 12},
 		{"streamed", body(`"stream":true,`), 0, 12},
 		{"two answers", body(`"n":2,`), 0, 24},
-		{"cut at a stop sequence", body(`"stop":"three",`), 0, (len(body(`"stop":"three",`)) + len("one two three")) / 4},
-		{"left", body(`"stream":true,`), 2500 * time.Millisecond, (len(body(`"stream":true,`)) + len("one two ")) / 4},
-		{"left before the first word", body(""), 500 * time.Millisecond, len(body("")) / 4},
+		{"cut at a stop sequence", body(`"stop":"three",`), 0, prompt + 4},
+		{"left", body(`"stream":true,`), 2500 * time.Millisecond, prompt + 2},
+		{"left before the first word", body(""), 500 * time.Millisecond, prompt},
 		{"rejected", body(`"n":99,`), 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -192,6 +194,26 @@ func TestStreamsOfAKeyAreLimited(t *testing.T) {
 		streams.Wait()
 		if a := h.do(t, by("one", chat(stream))); a.Code != 200 {
 			t.Errorf("when the first has ended: %d %s", a.Code, a.Body)
+		}
+	})
+}
+
+// TestTurnThatFailsBeforeItsAnswerCostsNothing: who retries an overloaded provider must not
+// end in debt for it.
+func TestTurnThatFailsBeforeItsAnswerCostsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.Keys = []api.Key{named("k")}
+		cfg.Keys[0].TokensPerMinute = 60_000
+		busy := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn()}
+		busy = append(busy, codextest.Wire(t, []byte(`< turn/completed {"threadId":"$thread","turn":{"id":"$turn","status":"failed","error":{"message":"busy","codexErrorInfo":"serverOverloaded"}}}`))...)
+		h := open(t, cfg, 1, append(busy, codextest.Serve(&codextest.Child{})))
+		long := strings.Replace(hello, "hi", strings.Repeat("x", 4000), 1) // a thousand tokens
+		if a := h.do(t, by("k", chat(long))); outcome(a) != "503 upstream_overloaded" {
+			t.Errorf("%d %s", a.Code, a.Body)
+		}
+		if got := said(h.do(t, by("k", chat("{")))); got != "400 60000 60000 0s" {
+			t.Errorf("after it %s", got)
 		}
 	})
 }
