@@ -261,14 +261,14 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 		attrs = append(attrs, slog.Int("child", res.child))
 	}
 	if e != nil && e.Status != StatusClientGone {
-		result.Code = e.logCode()
+		result.Code = e.countAs()
 	}
 	if e != nil {
-		attrs = append(attrs, slog.String("code", e.logCode()))
-		if e.cause != nil {
-			attrs = append(attrs, slog.Any("err", e.cause))
-		}
+		attrs = append(attrs, e.attrs()...)
 		level = e.level()
+	}
+	if e != nil && res.stream {
+		attrs = append(attrs, slog.Int64("sent_bytes", res.sent)) // how far it came before it was cut
 	}
 	if rt.quiet && e == nil {
 		level = slog.LevelDebug

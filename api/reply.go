@@ -78,7 +78,7 @@ func (b *reply) note(choice int, e codex.Event) error {
 		b.res.estimated = total(b.estimates)
 	case codex.Completed:
 		if b.text && e.Finish == codex.FinishToolCalls && !b.said[choice] {
-			return foreign("function_call", nil)
+			return foreign("function_call")
 		}
 	}
 	return nil

@@ -20,8 +20,9 @@ type response struct {
 	writeTimeout time.Duration
 
 	began      time.Time
-	status     int  // 0 until the header was sent
-	stream     bool // the header with text/event-stream was sent
+	status     int   // 0 until the header was sent
+	stream     bool  // the header with text/event-stream was sent
+	sent       int64 // bytes of the body
 	firstToken time.Duration
 	child      int // pid of the child that served it; 0 where there was none, or several choices
 	caller     Caller
@@ -54,7 +55,9 @@ func (res *response) send(b []byte) error {
 	if res.status == 0 {
 		res.WriteHeader(http.StatusOK)
 	}
-	if _, err := res.Write(b); err != nil {
+	n, err := res.Write(b)
+	res.sent += int64(n)
+	if err != nil {
 		return &goneError{err}
 	}
 	if err := res.control.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {

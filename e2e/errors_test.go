@@ -114,6 +114,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		{"upstream rejects the request", codextest.Status(422, words("c")), "422 t c p"},
 		{"upstream rejects our credential", codextest.Status(401, words("c")), "502 server_error upstream_auth -"},
 		{"upstream's usage limit", retryAfter(429, "9", words("insufficient_quota")), "429 rate_limit_error usage_limit_reached - *"},
+		{"a firewall before upstream", page(403, "<html>"), "502 server_error upstream_blocked -"},
 		{"upstream's rate limit", retryAfter(429, "9", words("rate_limit_exceeded")), "429 rate_limit_error upstream_rate_limited - *"},
 		{"upstream is overloaded", retryAfter(503, "9", ""), "503 server_error upstream_overloaded - *"},
 		{"upstream fails", codextest.Status(500, ""), "502 server_error upstream_error -"},
