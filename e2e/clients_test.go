@@ -78,7 +78,7 @@ func play(t *testing.T, name string, environ ...string) {
 // has not been read of a connection that is cut.
 func TestSlowReaderGetsAllChunksBeforeAFailure(t *testing.T) {
 	t.Parallel()
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, _ *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, _ *http.Request) {
 		s := codextest.StartStream(w)
 		s.Begin()
 		for range 30 {

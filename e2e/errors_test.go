@@ -155,7 +155,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	})
 	t.Run("silence and no room", func(t *testing.T) {
 		reached := make(chan struct{}, 8)
-		up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 			reached <- struct{}{}
 			silent(w, r)
 		})
@@ -185,7 +185,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	})
 	t.Run("the whole request", func(t *testing.T) {
 		t.Parallel()
-		up := codextest.NewUpstream(t, silent)
+		up := newUpstream(t, silent)
 		d := start(t, "POOL_SIZE=1", "PROXY_TIMEOUT_MS=500", "CODEX_UPSTREAM="+up.URL+"/v1")
 		if got, want := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))), "504 timeout_error request_timeout -"; got != want {
 			t.Errorf("got %s, want %s", got, want)

@@ -29,7 +29,7 @@ const upstreamKey = "sk-upstream-never-in-a-child"
 // withRelay starts a daemon before a scripted provider that speaks TLS and HTTP/2.
 func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.Upstream) {
 	t.Helper()
-	up := codextest.NewUpstream(t, replies...)
+	up := newUpstream(t, replies...)
 	server, roots := secure(t, up, true)
 	return start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+server.URL+"/v1", "SSL_CERT_FILE="+roots, "CODEX_UPSTREAM_API_KEY="+upstreamKey), up
 }
@@ -49,8 +49,8 @@ func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 		{``, `{}`},
 		{`"temperature":0.25,`, `{"temperature":0.25}`},
 		{`"top_p":0.5,`, `{"top_p":0.5}`},
-		{`"max_tokens":10,`, `{"max_output_tokens":10}`},
-		{`"max_tokens":10,"max_completion_tokens":20,`, `{"max_output_tokens":20}`},
+		{`"max_tokens":16,`, `{"max_output_tokens":16}`},
+		{`"max_tokens":16,"max_completion_tokens":20,`, `{"max_output_tokens":20}`},
 		{`"service_tier":"flex",`, `{"service_tier":"flex"}`},
 		{`"metadata":{"a":"b"},`, `{"metadata":{"a":"b"}}`},
 		{`"user":"u",`, `{"user":"u"}`},
@@ -92,7 +92,7 @@ func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 }
 
 func TestRequestsThatBeginAlikeShareTheProvidersCache(t *testing.T) {
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := newUpstream(t, codextest.Text("ok"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_PROMPT_CACHE_KEY=on", "PROXY_API_KEY="+key+",another")
 	send := func(bearer, system, text string) (cacheKey string) {
 		t.Helper()
@@ -131,7 +131,7 @@ func TestProviderErrorsReachTheCaller(t *testing.T) {
 		return `{"error":{"message":"The provider's words.","type":"some_type","param":"input[0]","code":"` + code + `"}}`
 	}
 	d, up := withRelay(t, codextest.Text("ok"))
-	elsewhere := codextest.NewUpstream(t, codextest.Text("from elsewhere"))
+	elsewhere := newUpstream(t, codextest.Text("from elsewhere"))
 	for _, tt := range []struct {
 		name  string
 		reply http.HandlerFunc
@@ -354,7 +354,7 @@ func TestConnectionThatClosesAsItIsUsedAgainCostsNothing(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	used := map[string]bool{}
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		again := used[r.RemoteAddr]
 		used[r.RemoteAddr] = true
@@ -448,7 +448,7 @@ func TestProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel() // they mostly wait
-			up := codextest.NewUpstream(t, tt.reply, codextest.Text("ok"))
+			up := newUpstream(t, tt.reply, codextest.Text("ok"))
 			d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_STREAM_IDLE_TIMEOUT_MS="+tt.idle, "PROXY_SSE_COMMIT_MS=60000")
 			status, code, _ := strings.Cut(tt.want, " ")
 			if chunks, err := d.stream("hi"); err == nil || !strings.HasPrefix(err.Error(), status) || !strings.Contains(err.Error(), code) {
@@ -709,7 +709,7 @@ func TestRelayRejectsOtherProcesses(t *testing.T) {
 func TestQueryOfTheBaseURLIsKept(t *testing.T) {
 	t.Parallel()
 	asked := make(chan string, 1)
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.URL.RequestURI()
 		codextest.Text("ok")(w, r)
 	})
@@ -730,7 +730,7 @@ func TestQueryOfTheBaseURLIsKept(t *testing.T) {
 // TestModelsAreThoseOfTheProvider has a provider with models that Codex does not know.
 func TestModelsAreThoseOfTheProvider(t *testing.T) {
 	t.Parallel()
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != "GET" || r.URL.Path != "/v1/models" || r.Header.Get("Authorization") != "Bearer "+upstreamKey {
 			t.Errorf("asked for %s %s with %v", r.Method, r.URL, r.Header)
 		}

@@ -72,7 +72,7 @@ func TestPromptRunsNoProgram(t *testing.T) {
 		"exec_command":  fmt.Sprintf(`{"cmd":"touch %s"}`, marker),
 		"apply_patch":   fmt.Sprintf(`{"input":"*** Begin Patch\n*** Add File: %s\n+x\n*** End Patch"}`, marker),
 	}
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := codextest.NewUpstream(t, codextest.Text("ok")) // not strict: a direct child's own requests have more fields
 	home := codextest.Workdir(t)
 	config := "model_provider = \"mine\"\nsandbox_mode = \"danger-full-access\"\n[features]\nshell_tool = true\nunified_exec = true\n" +
 		"[model_providers.mine]\nname = \"mine\"\nbase_url = \"" + up.URL + "/v1\"\nwire_api = \"responses\"\n"
