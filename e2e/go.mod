@@ -6,6 +6,7 @@ require (
 	codexpool v0.0.0
 	github.com/google/go-cmp v0.7.0
 	github.com/openai/openai-go/v3 v3.96.0
+	github.com/sashabaranov/go-openai v1.43.0
 )
 
 require (
