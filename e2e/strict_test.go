@@ -44,7 +44,7 @@ func strict(body []byte) error {
 type shape func(v any) error
 
 var request = object("CreateResponse, CreateModelResponseProperties, ModelResponseProperties, ResponseProperties",
-	needs{"model": text(1, 0), "input": either(text(0, 0), list(inputItem))},
+	must{"model": text(1, 0), "input": either(text(0, 0), list(inputItem))},
 	may{
 		"stream":              boolean,
 		"store":               boolean,
@@ -68,15 +68,15 @@ var request = object("CreateResponse, CreateModelResponseProperties, ModelRespon
 			"format": byType(map[string]shape{ // TextResponseFormatConfiguration
 				"text":        object("ResponseFormatText", nil, nil),
 				"json_object": object("ResponseFormatJsonObject", nil, nil),
-				"json_schema": object("TextResponseFormatJsonSchema", needs{"name": text(1, 64), "schema": schema}, may{"description": text(0, 0), "strict": either(boolean, null)}),
+				"json_schema": object("TextResponseFormatJsonSchema", must{"name": text(1, 64), "schema": schema}, may{"description": text(0, 0), "strict": either(boolean, null)}),
 			}),
 		}),
 		"tools": list(byType(map[string]shape{ // ToolsArray
-			"function": object("FunctionTool", needs{"name": text(1, 0), "strict": either(boolean, null), "parameters": either(schema, null)}, may{"description": text(0, 0)}),
+			"function": object("FunctionTool", must{"name": text(1, 0), "strict": either(boolean, null), "parameters": either(schema, null)}, may{"description": text(0, 0)}),
 		})),
 		"tool_choice": either(word("none", "auto", "required"), byType(map[string]shape{ // ToolChoiceParam
-			"function":      object("ToolChoiceFunction", needs{"name": text(1, 0)}, nil),
-			"allowed_tools": object("ToolChoiceAllowed", needs{"mode": word("auto", "required"), "tools": list(schema)}, nil),
+			"function":      object("ToolChoiceFunction", must{"name": text(1, 0)}, nil),
+			"allowed_tools": object("ToolChoiceAllowed", must{"mode": word("auto", "required"), "tools": list(schema)}, nil),
 		})),
 	})
 
@@ -91,8 +91,8 @@ func inputItem(v any) error {
 			}
 			return said(v)
 		},
-		"function_call":        object("FunctionToolCall", needs{"call_id": text(1, 64), "name": text(1, 0), "arguments": text(0, 0)}, may{"id": text(1, 0), "status": status}),
-		"function_call_output": object("FunctionCallOutputItemParam", needs{"output": either(text(0, 10<<20), list(result))}, may{"call_id": text(1, 64), "id": text(1, 0), "status": status}),
+		"function_call":        object("FunctionToolCall", must{"call_id": text(1, 64), "name": text(1, 0), "arguments": text(0, 0)}, may{"id": text(1, 0), "status": status}),
+		"function_call_output": object("FunctionCallOutputItemParam", must{"output": either(text(0, 10<<20), list(result))}, may{"call_id": text(1, 64), "id": text(1, 0), "status": status}),
 	})(v)
 }
 
@@ -100,22 +100,22 @@ var (
 	status = word("in_progress", "completed", "incomplete")
 	role   = word("user", "assistant", "system", "developer")
 
-	said     = object("EasyInputMessage", needs{"role": role, "content": either(text(0, 0), list(part))}, nil)
-	answered = object("OutputMessage", needs{"id": text(1, 0), "role": word("assistant"), "status": status, "content": list(byType(map[string]shape{ // OutputMessageContent
-		"output_text": object("OutputTextContent", needs{"text": text(0, 0), "annotations": list(nothing), "logprobs": list(nothing)}, nil),
-		"refusal":     object("RefusalContent", needs{"refusal": text(0, 0)}, nil),
+	said     = object("EasyInputMessage", must{"role": role, "content": either(text(0, 0), list(part))}, nil)
+	answered = object("OutputMessage", must{"id": text(1, 0), "role": word("assistant"), "status": status, "content": list(byType(map[string]shape{ // OutputMessageContent
+		"output_text": object("OutputTextContent", must{"text": text(0, 0), "annotations": list(nothing), "logprobs": list(nothing)}, nil),
+		"refusal":     object("RefusalContent", must{"refusal": text(0, 0)}, nil),
 	}))}, nil)
 
 	detail = word("auto", "low", "high", "original") // ImageDetail, DetailEnum
 	file   = may{"file_id": text(1, 0), "filename": text(0, 0), "file_data": text(0, 0), "file_url": text(0, 0)}
 
 	part = byType(map[string]shape{ // InputContent
-		"input_text":  object("InputTextContent", needs{"text": text(0, 0)}, nil),
-		"input_image": object("InputImageContent", needs{"detail": detail}, may{"image_url": text(1, 0)}),
+		"input_text":  object("InputTextContent", must{"text": text(0, 0)}, nil),
+		"input_image": object("InputImageContent", must{"detail": detail}, may{"image_url": text(1, 0)}),
 		"input_file":  object("InputFileContent", nil, file),
 	})
 	result = byType(map[string]shape{
-		"input_text":  object("InputTextContentParam", needs{"text": text(0, 10<<20)}, nil),
+		"input_text":  object("InputTextContentParam", must{"text": text(0, 10<<20)}, nil),
 		"input_image": object("InputImageContentParamAutoParam", nil, may{"image_url": text(1, 20<<20), "detail": detail}),
 		"input_file":  object("InputFileContentParam", nil, file),
 	})
@@ -145,12 +145,12 @@ func callIDs(v any) error {
 }
 
 type (
-	needs map[string]shape // the fields that must be there
-	may   map[string]shape // those that may
+	must map[string]shape // the fields that must be there
+	may  map[string]shape // those that may
 )
 
 // object is a schema's object. Its type, if it has one, was looked at by byType.
-func object(_ string, required needs, optional may) shape {
+func object(_ string, required must, optional may) shape {
 	return func(v any) error {
 		m, ok := v.(map[string]any)
 		if !ok {
