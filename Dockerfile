@@ -50,8 +50,8 @@ RUN apt-get update \
 COPY --from=codex /opt/codex /opt/codex
 COPY --from=build /out/codexpool /usr/local/bin/codexpool
 
-# Loopback would be the container's own. Who reaches the admin port is decided
-# by what is published: never that port, to anyone but Prometheus.
+# Loopback would be the container's own. Other containers can read metrics and health
+# on the admin port, and nothing else. Never publish that port.
 ENV PROXY_HOST=0.0.0.0 \
     PROXY_ADMIN_ADDR=0.0.0.0:11436 \
     PROXY_ADMIN_PUBLIC=true \

@@ -52,10 +52,10 @@ $(FETCHED): configs/codex/package-lock.json configs/codex/package.json | need-np
 	@echo "fetching the Codex CLI (400 MB, once) ..."
 	@cd configs/codex && npm ci
 
-clients: $(CLIENTS) ## fetch the pinned OpenAI clients that e2e drives with npm (140 MB)
+clients: $(CLIENTS) ## fetch the pinned OpenAI clients that e2e drives with npm (580 MB)
 
 $(CLIENTS): e2e/clients/package-lock.json e2e/clients/package.json | need-npm
-	@echo "fetching OpenAI clients (140 MB, once) ..."
+	@echo "fetching OpenAI clients (580 MB, once) ..."
 	@cd e2e/clients && npm ci
 
 need-go:

@@ -2,8 +2,8 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -17,7 +17,7 @@ type access struct {
 	finish   string // of a single choice
 	status   int    // of the provider, 0 where it did not answer
 	request  string // the provider's own id of its request, which its support asks for
-	bytes    int64  // of the answer
+	sent     int64  // bytes of the answer
 	admitted bool   // to the pool
 }
 
@@ -25,6 +25,7 @@ type access struct {
 func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	result := res.result
 	result.Route, result.Key, result.Status, result.Took = rt.name, res.caller.Key, res.status, time.Since(res.began)
+	result.CrossOrigin, result.Bypassed = crossOrigin(r, res.Header()), res.bypassed
 	result.Completion, result.Retried = rt.completion && r.Method == http.MethodPost, res.retried.Load()
 	switch {
 	case e == nil:
@@ -32,16 +33,19 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 		result.SlowReader = e.Code == "client_too_slow"
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	default:
-		result.Code, result.Fault = e.logCode(), e.whose()
+		result.Code, result.Fault = e.countAs(), e.whose()
 	}
 	level := slog.LevelInfo
 	switch {
 	case e != nil:
 		level = e.level()
-	case rt.quiet:
+	case rt.quiet && result.CrossOrigin != CrossOriginRefused:
 		level = slog.LevelDebug
 	}
-	if !refused(res, e) || s.refusals.single(e.logCode(), result.Key, level) {
+	if res.admitted {
+		res.caller.account.usage.add(result.Tokens)
+	}
+	if !refused(res, e) || s.refusals.single(e.countAs(), result.Key, level) {
 		s.log.LogAttrs(r.Context(), level, "request", res.line(r, result, e)...)
 	}
 	s.observe(r.Context(), result)
@@ -56,7 +60,7 @@ func (res *response) line(r *http.Request, result Result, e *Error) []slog.Attr 
 	f.text("method", r.Method)
 	f.always(slog.Int("status", result.Status))
 	if e != nil {
-		f.text("code", e.logCode())
+		f = append(f, e.attrs()...)
 	}
 	f.text("fault", string(result.Fault))
 	f.text("key", result.Key)
@@ -76,15 +80,17 @@ func (res *response) line(r *http.Request, result Result, e *Error) []slog.Attr 
 	f.number("tokens_reasoning", result.Tokens.Reasoning)
 	f.text("finish", res.access.finish)
 	f.text("commit", string(result.Commit))
-	f.number("bytes", res.access.bytes)
+	f.number("sent_bytes", res.access.sent)
 	f.number("child", int64(res.child))
 	if result.Retried {
 		f.always(slog.Bool("retried", true))
 	}
-	f.number("upstream_status", int64(res.access.status))
-	f.text("upstream_req", res.access.request)
-	if e != nil && e.cause != nil {
-		f.always(slog.Any("err", e.cause))
+	if result.CrossOrigin == CrossOriginRefused {
+		f.text("origin", fmt.Sprintf("%.200s", r.Header.Get("Origin")))
+	}
+	if e == nil { // else they are among those of the error
+		f.number("upstream_status", int64(res.access.status))
+		f.text("upstream_request", res.access.request)
 	}
 	return f
 }
@@ -110,15 +116,6 @@ func (f *fields) time(name string, value time.Duration) {
 	if value != 0 {
 		f.always(slog.Duration(name, value))
 	}
-}
-
-// address is that of the client, without its port.
-func address(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }
 
 // refused reports whether a request was turned away before the pool had to do with it:

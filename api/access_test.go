@@ -71,8 +71,8 @@ func TestLineOfARequestAnswersTheQuestionsOfAnIncident(t *testing.T) {
 			"time": "2000-01-01T00:00:09Z", "level": "INFO", "msg": "request",
 			"req": "mine", "route": "chat", "method": "POST", "status": 200., "key": "1", "client": "192.0.2.1",
 			"model": "gpt-a", "stream": true, "effort": "low", "choices": 1., "wait": 3 * second, "first_token": 7 * second, "took": 9 * second,
-			"tokens_in": 9., "tokens_cached": 4., "tokens_out": 3., "tokens_reasoning": 1., "finish": "stop", "commit": "timer", "bytes": float64(a.Body.Len()),
-			"upstream_status": 200., "upstream_req": "req_of_the_provider",
+			"tokens_in": 9., "tokens_cached": 4., "tokens_out": 3., "tokens_reasoning": 1., "finish": "stop", "commit": "timer", "sent_bytes": float64(a.Body.Len()),
+			"upstream_status": 200., "upstream_request": "req_of_the_provider",
 		}
 		if diff := cmp.Diff([]map[string]any{want}, told(t, &log)); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)

@@ -4,13 +4,20 @@ import (
 	"errors"
 	"net/http"
 	"net/http/pprof"
+	"slices"
 	"time"
 
 	"codexpool/codex"
 	"codexpool/pool"
 )
 
-// Admin is the handler of the admin listener, which is never public.
+// monitored are the admin routes that another machine may read where AdminPublic is
+// set: they change nothing, and show no prompt.
+var monitored = []string{"/metrics", "/healthz", "/livez", "/readyz"}
+
+// Admin is the handler of the admin listener, which has no key. Everything but the
+// monitored routes answers only who is on this machine: docker exec, kubectl exec and
+// SSH are.
 func (s *Server) Admin(metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	handle := func(method, path string, h http.Handler) {
@@ -23,6 +30,10 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	for name, h := range map[string]handler{"recycle": s.recycle, "drain": s.drain, "resume": s.resume} {
 		handle("POST", "/pool/"+name, s.handle(route{name: name}, h))
 	}
+	bypass := map[string]handler{"POST /auth/bypass": s.openBypass, "DELETE /auth/bypass": s.closeBypass, "/auth/bypass": allowOnly("POST, DELETE")}
+	for pattern, h := range bypass {
+		mux.Handle(pattern, s.handle(route{name: "bypass"}, h))
+	}
 	handle("GET", "/metrics", metrics)
 	handle("GET", "/debug/pprof/", http.HandlerFunc(pprof.Index))
 	for name, h := range map[string]http.HandlerFunc{"cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace} {
@@ -34,7 +45,9 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	foreign := http.NewCrossOriginProtection()
 	forbidden := s.handle(route{name: "admin"}, func(*response, *http.Request) error { return errNotLocalAdmin })
 	return requestID(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if (!s.cfg.AdminPublic && !fromHere(r)) || foreign.Check(r) != nil {
+		local := loopback(r.RemoteAddr) && fromHere(r)
+		open := s.cfg.AdminPublic && slices.Contains(monitored, r.URL.Path)
+		if !(local || open) || foreign.Check(r) != nil {
 			forbidden.ServeHTTP(w, r)
 			return
 		}
@@ -42,7 +55,7 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	}))
 }
 
-// allowOnly rejects a request of a wrong method, and names the right one.
+// allowOnly rejects a request of a wrong method, and names what is right.
 func allowOnly(method string) handler {
 	if method == http.MethodGet {
 		method = "GET, HEAD"

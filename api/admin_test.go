@@ -30,7 +30,7 @@ func (h *house) admin(t *testing.T, method, path string) *httptest.ResponseRecor
 func (h *house) adminFrom(t *testing.T, method, path, origin string) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequest(method, path, nil)
-	r.Host = "localhost:11436"
+	r.Host, r.RemoteAddr = "localhost:11436", "127.0.0.1:5000"
 	if origin != "" {
 		r.Header.Set("Origin", origin)
 	}
@@ -234,6 +234,7 @@ func TestAdminRoutesAcceptTheirOwnMethodOnly(t *testing.T) {
 			{"GET", "/pool/recycle", "405 POST"},
 			{"GET", "/pool/drain", "405 POST"},
 			{"PUT", "/pool/resume", "405 POST"},
+			{"GET", "/auth/bypass", "405 POST, DELETE"},
 			{"GET", "/pool/other", "404 "},
 			{"HEAD", "/pool", "200 "},
 			{"GET", "/debug/pprof/cmdline", "200 "},
@@ -266,6 +267,52 @@ func TestAdminRoutesRejectWebPages(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A container's admin listener is on 0.0.0.0: whoever shares a network with it reaches
+// the port.
+func TestAdminRoutesAreForThisMachine(t *testing.T) {
+	routes := map[string]string{
+		"/metrics": "GET", "/healthz": "GET", "/livez": "GET", "/readyz": "GET",
+		"/pool": "GET", "/pool/drain": "POST", "/pool/resume": "POST", "/pool/recycle": "POST",
+		"/auth/bypass?minutes=5": "POST", "/debug/pprof/": "GET", "/debug/pprof/cmdline": "GET", "/nothing": "GET", "/metrics/../pool": "GET",
+	}
+	for _, tt := range []struct {
+		name, peer, host    string
+		monitored, operated bool // where AdminPublic is set
+		alone               bool // where it is not
+	}{
+		{"this machine", "127.0.0.1:5000", "localhost:11436", true, true, true},
+		{"this machine over IPv6", "[::1]:5000", "[::1]:11436", true, true, true},
+		{"this machine in IPv6's words for IPv4", "[::ffff:127.0.0.1]:5000", "127.0.0.1:11436", true, true, true},
+		{"another machine", "10.0.0.9:5000", "10.0.0.2:11436", true, false, false},
+		{"another machine that claims to be this one", "10.0.0.9:5000", "localhost:11436", true, false, false},
+		{"a proxy on this machine", "127.0.0.1:5000", "admin.example", true, false, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			for _, public := range []bool{false, true} {
+				cfg := config()
+				cfg.AdminPublic = public
+				h := open(t, cfg, 1)
+				for path, method := range routes {
+					r := httptest.NewRequest(method, path, nil)
+					r.RemoteAddr, r.Host = tt.peer, tt.host
+					w := httptest.NewRecorder()
+					h.Admin(http.NotFoundHandler()).ServeHTTP(w, r)
+					want := tt.alone
+					if public {
+						want = tt.operated || tt.monitored && (path == "/metrics" || strings.HasSuffix(path, "z"))
+					}
+					if got := w.Code != 403; got != want || w.Header().Get("X-Request-Id") == "" {
+						t.Errorf("%s, public %v, %s: %d", tt.name, public, path, w.Code)
+					}
+				}
+				if !tt.operated && (h.pool.Err() != nil || h.pool.Stat().Worn > 0 || !h.Stat().BypassUntil.IsZero()) {
+					t.Errorf("%s, public %v: a refused request had its way", tt.name, public)
+				}
+			}
+		})
+	}
 }
 
 // TestBlameIsForWhatNeverReachedTheProvider plays children whose turns

@@ -11,12 +11,14 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/pool"
 	"codexpool/upstream"
@@ -27,15 +29,21 @@ import (
 
 // Config configures the API. All fields count: there are no defaults here.
 type Config struct {
-	Keys          []string      // bearer keys; none = no key is required
+	Keyless       bool          // no key is required
+	Keys          []Key         // bearer keys, until SetKeys
+	Shared        *limits.Redis // shares the limits of keys with other daemons; nil = they are this one's
+	Requests      limits.Rate   // of completions, for keys that have no limit of their own; zero = no limit
 	LoopbackOnly  bool          // reject what a web page of another host can have sent: for keys that are public, or none
-	AdminPublic   bool          // accept any Host on the admin routes, not only loopback
+	AdminPublic   bool          // answer other machines too on the admin routes for monitoring
 	ProtectModels bool          // require a key on the model routes
 	CORS          bool          // answer cross-origin requests from Origins
 	Origins       []string      // exact origins, or "*" for all
 	Models        func() Models // the models of now; called for each request
 	Sandbox       string        // for /healthz
 	Upstream      Upstream      // for /pool
+
+	TrustedProxies []netip.Prefix // proxies that are believed what they say of their clients
+	BypassUntil    time.Time      // until then /verify lets everyone pass; zero = it never does
 
 	CacheKey      bool  // give the provider a prompt_cache_key where the caller gave none
 	DefaultStream bool  // for requests without the field stream
@@ -61,7 +69,7 @@ type Upstream struct {
 
 // Result describes one finished request, for observe, the function given to New.
 type Result struct {
-	Route      string        // a name of the route table, or "unmatched"
+	Route      string        // a name of the route table, "options", or "unmatched"
 	Key        string        // name of the caller's key, "" where none was required or none is valid
 	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
 	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
@@ -79,6 +87,9 @@ type Result struct {
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
 	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
+
+	CrossOrigin string // what became of a request that a page of another origin sent; "" where none did
+	Bypassed    bool   // /verify let it pass without a key that may
 }
 
 // Commit is what made the 200 of a stream be sent.
@@ -92,13 +103,14 @@ const (
 
 // Stat is a snapshot of the server's own figures.
 type Stat struct {
-	State      State          // whether a completion may be sent here
-	Running    map[string]int // requests that run, by route
-	Streams    int            // SSE streams that are open, those in the queue included
-	Queued     int            // of them, those that have had no child yet
-	MaxStreams int            // 0 = no limit
-	Silence    time.Duration  // the longest of all running turns since the child or the provider last sent anything
-	Provider   *ProviderStat  // nil where children call the provider themselves
+	State       State          // whether a completion may be sent here
+	Running     map[string]int // requests that run, by route
+	Streams     int            // SSE streams that are open, those in the queue included
+	Queued      int            // of them, those that have had no child yet
+	MaxStreams  int            // 0 = no limit
+	Silence     time.Duration  // the longest of all running turns since the child or the provider last sent anything
+	BypassUntil time.Time      // when the ForwardAuth bypass ends; zero = it is closed
+	Provider    *ProviderStat  // nil where children call the provider themselves
 }
 
 // ProviderStat is what is known of the provider.
@@ -114,7 +126,10 @@ type Server struct {
 	relay   *upstream.Relay // nil where children call the provider themselves
 	log     *slog.Logger
 	observe func(context.Context, Result)
-	auth    auth
+	keys    *keyring
+	guesses *guesses
+	bypass  bypass
+	routes  []routePath // that a key can be limited to
 	chain   http.Handler
 	began   time.Time
 	models  modelCache
@@ -134,12 +149,17 @@ type Server struct {
 // then fields that only a relay can pass on are named as ignored. observe is called
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
-	s := &Server{cfg: cfg, pool: p, relay: relay, log: log, observe: observe, auth: newAuth(cfg.Keys), began: time.Now(), running: map[string]*atomic.Int64{}}
-	s.refusals.log = log
+	s := &Server{
+		cfg: cfg, pool: p, relay: relay, log: log, observe: observe, began: time.Now(), running: map[string]*atomic.Int64{},
+		keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests, cfg.Shared), guesses: newGuesses(),
+	}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
 	for _, name := range slices.Concat(CompletionRoutes, OtherRoutes) {
 		s.running[name] = new(atomic.Int64)
 	}
+
+	s.refusals.log = log
+	s.bypass.set(cfg.BypassUntil)
 
 	router := httprouter.New()
 	router.RedirectTrailingSlash, router.RedirectFixedPath = false, false
@@ -151,10 +171,12 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		route
 		handler
 	}{
-		{"POST", "/v1/chat/completions", route{name: "chat", key: true, local: true, completion: true}, s.chatCompletions},
-		{"POST", "/v1/completions", route{name: "completions", key: true, local: true, completion: true}, s.completions},
-		{"GET", "/v1/models", route{name: "models", key: cfg.ProtectModels, local: true}, s.listModels},
-		{"GET", "/v1/models/*id", route{name: "model", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"POST", "/v1/chat/completions", route{name: "chat", right: "chat", key: true, local: true, completion: true}, s.chatCompletions},
+		{"POST", "/v1/completions", route{name: "completions", right: "completions", key: true, local: true, completion: true}, s.completions},
+		{"GET", "/v1/models", route{name: "models", right: "models", key: cfg.ProtectModels, local: true}, s.listModels},
+		{"GET", "/v1/models/*id", route{name: "model", right: "models", key: cfg.ProtectModels, local: true}, s.getModel},
+		{"GET", "/v1/usage", route{name: "usage", key: true, local: true}, s.showUsage},
+		{"GET", "/verify", route{name: "verify", quiet: true}, s.verify},
 		{"GET", "/", route{name: "index", quiet: true}, index(publicIndex)},
 		{"GET", "/healthz", route{name: "healthz", quiet: true}, s.healthz},
 		{"GET", "/livez", route{name: "livez", quiet: true}, s.livez},
@@ -171,6 +193,9 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 		for _, path := range paths {
 			router.Handler(r.method, path, s.handle(r.route, r.handler))
 			router.Handler("HEAD", path, s.handle(r.route, head))
+			if r.right != "" {
+				s.routes = append(s.routes, routePath{path, r.right})
+			}
 		}
 	}
 	s.chain = requestID(s.farewell(plainPath(s.cors(router))))
@@ -180,13 +205,20 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.chain.ServeHTTP(w, r) }
 
 // Keys lists the names of the keys that callers may have.
-func (s *Server) Keys() []string { return s.auth.names() }
+func (s *Server) Keys() []string { return s.keys.names() }
+
+// SetKeys replaces the keys. Requests that run go on. What a key has used stays, if its
+// name does.
+func (s *Server) SetKeys(keys []Key) { s.keys.set(keys) }
+
+// KeyStreams is how many streams each key has open, those in the queue included, if any.
+func (s *Server) KeyStreams() map[string]int { return s.keys.streams() }
 
 // Stat reads the server's figures.
 func (s *Server) Stat() Stat {
 	stat := Stat{
 		State: s.state(), Running: map[string]int{}, Silence: s.turns.silence(),
-		Streams: int(s.streams.Load()), Queued: int(s.queued.Load()), MaxStreams: s.cfg.MaxStreams,
+		Streams: int(s.streams.Load()), Queued: int(s.queued.Load()), MaxStreams: s.cfg.MaxStreams, BypassUntil: s.bypass.until(),
 	}
 	for name, n := range s.running {
 		stat.Running[name] = int(n.Load())
@@ -207,16 +239,25 @@ func (s *Server) leaving() bool { return s.unready.Load() || s.pool.Err() != nil
 // The names of all routes, for whoever counts.
 var (
 	CompletionRoutes = []string{"chat", "completions"}
-	OtherRoutes      = []string{"models", "model", "index", "healthz", "livez", "readyz", "unmatched", "admin", "recycle", "drain", "resume"}
+	OtherRoutes      = []string{"models", "model", "index", "healthz", "livez", "readyz", "unmatched", "admin", "recycle", "drain", "resume", "bypass", "usage", "verify", "options"}
 )
 
 // route is what handle needs to know about a route.
 type route struct {
 	name       string
-	key        bool // requires a bearer key
-	local      bool // is subject to LoopbackOnly
-	completion bool // is turned away while the pool drains
-	quiet      bool // is logged at debug only
+	right      string // its name in Key.Routes; "" = every key may use it
+	key        bool   // requires a bearer key
+	local      bool   // is subject to LoopbackOnly
+	completion bool   // is turned away while the pool drains
+	quiet      bool   // is logged at debug only
+}
+
+// routePath is a path of a route, as the router has it, and the right that it needs.
+type routePath struct{ path, right string }
+
+func (r routePath) matches(path string) bool {
+	prefix, wild := strings.CutSuffix(r.path, "*id")
+	return path == r.path || wild && strings.HasPrefix(path, prefix)
 }
 
 // handler is one route. An error that it returns has not been written yet.
@@ -233,7 +274,7 @@ func (s *Server) handle(rt route, h handler) http.Handler {
 		running.Add(1)
 		defer running.Add(-1)
 		res := newResponse(w, s.cfg.WriteTimeout)
-		res.access.client = address(r)
+		res.access.client = s.client(r).String()
 		if r.ContentLength != 0 {
 			// net/http reads a body that we do not read before it answers, however
 			// slowly it comes. Without a body this deadline would end the request.
@@ -274,9 +315,24 @@ func (s *Server) serve(rt route, h handler, res *response, r *http.Request) (err
 		return errNotLocal
 	}
 	if rt.key {
-		if res.caller, err = s.auth.authenticate(r); err != nil {
+		if res.caller, err = s.identify(r, rt.right); err != nil {
 			return err
+		}
+		if rt.completion && r.Method == http.MethodPost {
+			if err := s.admit(res, r); err != nil {
+				return err
+			}
 		}
 	}
 	return h(res, r)
+}
+
+// identify returns the caller of a request. It rejects one without a valid key, and names
+// the caller where the key has not the right.
+func (s *Server) identify(r *http.Request, right string) (Caller, error) {
+	caller, err := s.keys.authenticate(r)
+	if err == nil {
+		err = caller.account.may(right)
+	}
+	return caller, err
 }

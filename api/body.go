@@ -86,6 +86,9 @@ func (s *Server) decode(res *response, r *http.Request, f form, held *share) (*c
 	}
 	defer s.decoding.Release(1)
 	req, err := s.parse(r.Context(), body, f)
+	if err == nil {
+		err = res.caller.account.mayUse(s.cfg.Models(), req.Model)
+	}
 	if err == nil && len(req.Ignored) > 0 {
 		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
 	}
@@ -106,7 +109,7 @@ func (s *Server) readBody(res *response, r *http.Request, held *share) ([]byte, 
 	if r.ContentLength > s.cfg.MaxBody && r.Header.Get("Expect") != "" {
 		return nil, errTooLarge // the client waits for our answer before it sends the body
 	}
-	if err := s.pool.Room(r.Context()); err != nil {
+	if err := s.pool.Room(r.Context(), res.caller.Key); err != nil {
 		e := describe(r.Context(), err)
 		e.Close = true // the body is not read
 		return nil, e

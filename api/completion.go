@@ -27,7 +27,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	res.result.Stream, res.result.Model = req.Stream, s.cfg.Models().label(req.Model)
 	idle, begun := s.cfg.IdleTimeout, func() {}
 	if req.Stream {
-		closed, err := s.openStream()
+		closed, err := s.openStream(res.caller.account)
 		if err != nil {
 			return err
 		}
@@ -48,25 +48,10 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	out := s.newReplier(res, r, req, f, admission.Keep)
 	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, begun: begun, admission: admission, body: held}
 	c.unsent.Store(int32(c.choices))
-	for e, err := range merge(ctx, c.choices, c.answer) {
-		if err != nil {
-			return err
-		}
-		if err := out.write(e); err != nil {
-			return err
-		}
+	if err := c.run(ctx, out); err != nil {
+		return err
 	}
 	return out.finish() // without a lease: a client that reads slowly keeps its answer, not a child
-}
-
-// openStream admits a stream: add, then compare, then undo.
-func (s *Server) openStream() (closed func(), err error) {
-	closed = func() { s.streams.Add(-1) }
-	if n := s.streams.Add(1); s.cfg.MaxStreams > 0 && n > int64(s.cfg.MaxStreams) {
-		closed()
-		return nil, errTooManyStreams
-	}
-	return closed, nil
 }
 
 // events are what a turn yields: an error is the last pair.
@@ -75,7 +60,7 @@ type events = iter.Seq2[codex.Event, error]
 // completion is one request on its way through the pool. Its events come
 // through a pipeline of iterators, each of which reads the one before:
 //
-//	lease.Turn -> answered -> turn -> try -> retry -> cutAt -> merge -> replier
+//	lease.Turn -> answered -> counted -> turn -> try -> retry -> cutAt -> merge -> replier
 type completion struct {
 	s         *Server
 	res       *response
@@ -84,9 +69,24 @@ type completion struct {
 	idle      time.Duration // longest silence of the model
 	begun     func()        // called with each child that the request gets
 	admission *pool.Admission
+	spent     atomic.Int64 // tokens, of all turns
 
 	unsent atomic.Int32 // choices whose request is not with the provider yet
 	body   *share       // what the request holds until then
+}
+
+// run passes on the events of all choices as they come, and charges the key for them.
+func (c *completion) run(ctx context.Context, out replier) error {
+	defer c.charge(ctx)
+	for e, err := range merge(ctx, c.choices, c.answer) {
+		if err != nil {
+			return err
+		}
+		if err := out.write(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // answer yields the events of one choice.
@@ -202,7 +202,7 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 			source = answered(source, call)
 		}
 		begun := call != nil
-		for e, err := range source {
+		for e, err := range c.counted(ctx, source, choice, call) {
 			if !begun && err == nil { // a child that calls the provider itself has the request
 				begun = true
 				c.sent()

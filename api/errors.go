@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"codexpool/codex"
 	"codexpool/pool"
@@ -33,7 +34,7 @@ type Error struct {
 	Retry   bool   // send Retry-After
 	Wait    string // the value of Retry-After, in seconds, where the provider gave one
 	Close   bool   // close the connection after the answer
-	Final   bool   // keep SDKs, which retry any 5xx, from a retry that would take as long again
+	Final   bool   // keep SDKs, which retry any 5xx and 429, from a retry that would end as this
 	counted string // the metrics' name for it, where Code is not of our own closed list
 	fault   Fault  // where it is not that of Kinds
 	cause   error
@@ -41,16 +42,31 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// logCode is the error's name in logs and metrics. It is a label, so it is always
-// of a closed list.
-func (e *Error) logCode() string {
+// word is the error's name as the client received it, for the log.
+func (e *Error) word() string {
+	if e.counted == "" {
+		return cmp.Or(e.Code, e.Type)
+	}
+	return cmp.Or(upstream.Loggable(e.Code), upstream.Loggable(e.Type), e.counted) // the provider's words
+}
+
+// countAs is the error's name in metrics. It is a label, so it is always of a closed
+// list.
+func (e *Error) countAs() string { return cmp.Or(e.counted, e.word()) }
+
+// attrs are what the log line of a request says of its error.
+func (e *Error) attrs() []slog.Attr {
+	attrs := []slog.Attr{slog.String("code", e.word())}
 	if e.counted != "" {
-		return e.counted
+		attrs = append(attrs, slog.String("counted", e.counted))
 	}
-	if e.Code != "" {
-		return e.Code
+	if e.cause != nil {
+		attrs = append(attrs, slog.Any("err", e.cause))
 	}
-	return e.Type
+	if f := (*upstream.Failure)(nil); errors.As(e.cause, &f) {
+		attrs = append(attrs, f.Attrs()...)
+	}
+	return attrs
 }
 
 // Fault is who must act when a request fails.
@@ -88,6 +104,7 @@ var Kinds = []Kind{
 	{"unsupported_media_type", FaultClient, false},
 	{"slow_body", FaultClient, false},
 	{"upstream_refused", FaultClient, false},
+	{"rate_limited", FaultLimit, true},
 	{"concurrency_exceeded", FaultLimit, false},
 	{"pool_saturated", FaultCapacity, false},
 	{"shutting_down", FaultCapacity, false},
@@ -99,6 +116,7 @@ var Kinds = []Kind{
 	{"request_timeout", FaultChild, false},
 	{"request_timeout", FaultCapacity, false}, // it was in the queue
 	{"upstream_auth", FaultUpstream, false},
+	{"upstream_blocked", FaultUpstream, false},
 	{"upstream_error", FaultUpstream, false},
 	{"answer_too_large", FaultUpstream, false},
 	{"upstream_overloaded", FaultUpstream, false},
@@ -113,7 +131,7 @@ func (e *Error) whose() Fault {
 		return e.fault
 	}
 	for _, k := range Kinds {
-		if k.Code == e.logCode() {
+		if k.Code == e.countAs() {
 			return k.Fault
 		}
 	}
@@ -204,6 +222,7 @@ var (
 	errIdle           = &Error{Status: 504, Type: timeoutError, Code: "idle_timeout", Message: "The model was silent for too long.", Final: true}
 	errTimeout        = &Error{Status: 504, Type: timeoutError, Code: "request_timeout", Message: "The request took too long.", Final: true}
 	errTooManyStreams = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open.", Retry: true}
+	errOwnStreams     = &Error{Status: 429, Type: rateLimit, Code: "concurrency_exceeded", Message: "Too many streams are open with this API key.", Retry: true}
 	errTooLarge       = &Error{Status: 413, Type: invalidRequest, Code: "request_too_large", Message: "The request body is too large.", Close: true}
 	errLongAnswer     = &Error{Status: 502, Type: serverError, Code: "answer_too_large", Message: "The answer is too large to be sent in one piece.", Final: true}
 	errNoRoom         = &Error{Status: 503, Type: serverError, Code: "pool_saturated", Message: "The bodies of all requests together are too large at the moment.", Retry: true, Close: true}
@@ -214,11 +233,18 @@ var (
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must be JSON, with the header 'Content-Type: application/json'."}
 	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
 	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
+	errRoute          = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This API key may not use this route."}
+	errModel          = &Error{Status: 403, Type: permission, Code: "permission_denied", Param: "model", Message: "This API key may not use this model."}
+	errTooManyKeys    = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Too many wrong API keys came from this address. Try again in a minute."}
 	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no secret key, so it answers only requests from this machine, with a loopback Host and Origin. Set PROXY_API_KEY to a key of your own."}
 	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer only requests from this machine, with a loopback Host and Origin."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
 	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not support this method."}
 )
+
+func keyExpired(at time.Time) *Error {
+	return &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "This API key expired at " + at.Format(time.RFC3339) + "."}
+}
 
 func modelNotFound(name string) *Error {
 	return &Error{Status: 404, Type: invalidRequest, Code: "model_not_found", Param: "model", Message: fmt.Sprintf("The model %.100q does not exist.", name)}
@@ -278,74 +304,88 @@ func describe(ctx context.Context, err error) *Error {
 	return &Error{Status: 500, Type: serverError, Code: "internal_error", Message: "internal error", cause: err}
 }
 
-// Failures of the provider. wait is its Retry-After in seconds, "" where it gave
-// none.
+// Failures of the provider. said is its own sentence, and wait is its Retry-After in
+// seconds; both are "" where it gave none.
 
-func upstreamOverloaded(wait string) *Error {
-	return &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: "The upstream is overloaded.", Retry: true, Wait: wait}
+func upstreamOverloaded(said, wait string) *Error {
+	return &Error{Status: 503, Type: serverError, Code: "upstream_overloaded", Message: cmp.Or(said, "The upstream is overloaded."), Retry: true, Wait: wait}
 }
 
-func upstreamLimited(wait string) *Error {
-	return &Error{Status: 429, Type: rateLimit, Code: "upstream_rate_limited", Message: "The upstream limits the rate of requests.", Retry: true, Wait: wait}
+func upstreamLimited(said, wait string) *Error {
+	return &Error{Status: 429, Type: rateLimit, Code: "upstream_rate_limited", Message: cmp.Or(said, "The upstream limits the rate of requests."), Retry: true, Wait: wait}
 }
 
-func upstreamExhausted(wait string) *Error {
-	return &Error{Status: 429, Type: rateLimit, Code: "usage_limit_reached", Message: "The upstream's usage limit is reached.", Retry: true, Wait: wait}
+// upstreamExhausted is for a quota. Where nobody says when it is renewed, no retry
+// helps.
+func upstreamExhausted(said, wait string) *Error {
+	return &Error{Status: 429, Type: rateLimit, Code: "usage_limit_reached", Message: cmp.Or(said, "The upstream's usage limit is reached."), Retry: wait != "", Wait: wait, Final: wait == ""}
 }
 
-func upstreamAuth(cause error) *Error {
-	return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream rejected this server's credentials.", cause: cause}
+func upstreamFailed(said string) *Error {
+	line, _, _ := strings.Cut(said, "\n") // what follows may be a stack
+	return &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: cmp.Or(line, "The upstream failed.")}
 }
 
-func upstreamFailed(cause error) *Error {
-	return &Error{Status: 502, Type: serverError, Code: "upstream_error", Message: "The upstream failed.", cause: cause}
+// upstreamAuth does not repeat the provider: its sentence is about our key.
+func upstreamAuth() *Error {
+	return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream rejected this server's credentials.", Final: true}
+}
+
+func upstreamBlocked() *Error {
+	return &Error{Status: 502, Type: serverError, Code: "upstream_blocked", Message: "A firewall before the upstream rejects requests of this server.", Final: true}
 }
 
 // foreign is an answer whose only items are of a kind that its route has no place for.
-func foreign(kind string, cause error) *Error {
-	e := upstreamFailed(cause)
-	e.Message = fmt.Sprintf("The model answered with an item of the type %.100q only, which this route cannot carry.", kind)
-	return e
+func foreign(kind string) *Error {
+	return upstreamFailed(fmt.Sprintf("The model answered with an item of the type %.100q only, which this route cannot carry.", kind))
 }
 
-// tooLong is a conversation that is too long; said is the provider's message.
+// tooLong is a conversation that is too long.
 func tooLong(said string) *Error {
 	return &Error{Status: 400, Type: invalidRequest, Code: "context_length_exceeded", Param: "messages", Message: cmp.Or(said, "The messages are longer than the model's context window.")}
 }
 
-// providerFailed maps the provider's error. Its message reaches the caller where it
-// is about the caller's request.
+// providerFailed is what the caller is told of the provider's error. Where it is about
+// the caller's request, it is the provider's own.
 func providerFailed(f *upstream.Failure) *Error {
+	e := providerError(f)
+	e.cause = f
+	return e
+}
+
+func providerError(f *upstream.Failure) *Error {
 	if f.Item != "" {
-		return foreign(f.Item, f)
+		return foreign(f.Item)
 	}
 	switch cmp.Or(f.Code, f.Type) { // the backend of a ChatGPT login names its errors under type
 	case "context_length_exceeded":
 		return tooLong(f.Message)
 	case "insufficient_quota", "usage_limit_reached", "usage_not_included":
-		return upstreamExhausted(f.RetryAfter)
+		return upstreamExhausted(f.Message, f.RetryAfter)
 	case "rate_limit_exceeded":
-		return upstreamLimited(f.RetryAfter)
+		return upstreamLimited(f.Message, f.RetryAfter)
 	case "server_is_overloaded", "slow_down":
-		return upstreamOverloaded(f.RetryAfter)
+		return upstreamOverloaded(f.Message, f.RetryAfter)
 	}
 	switch {
-	case f.Status == StatusClientGone: // ours alone
-		return upstreamFailed(f)
 	case f.Status == http.StatusOK && f.Message != "" && (f.Code == "invalid_prompt" || strings.Contains(f.Code, "image")):
 		// A response.failed that is about the request. All other codes of its closed
 		// list are about the provider.
 		return &Error{Status: 400, Type: invalidRequest, Code: f.Code, Message: f.Message, counted: "upstream_refused"}
-	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden && f.Message == "":
-		return upstreamAuth(f)
+	case f.Blocked:
+		return upstreamBlocked()
+	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden && (f.Message == "" || f.Head != ""):
+		return upstreamAuth()
 	case f.Status == http.StatusTooManyRequests:
-		return upstreamLimited(f.RetryAfter)
+		return upstreamLimited(f.Message, f.RetryAfter)
 	case f.Status == http.StatusServiceUnavailable, f.Status == 529: // not in any RFC, but in use for this
-		return upstreamOverloaded(f.RetryAfter)
+		return upstreamOverloaded(f.Message, f.RetryAfter)
+	case f.Status == StatusClientGone, f.Status == http.StatusProxyAuthRequired:
+		return upstreamFailed(f.Message) // between us and the caller these mean something else
 	case f.Status >= 400 && f.Status < 500 && f.Message != "", aboutRequest(f.Status):
 		return rejected(f.Status, f)
 	}
-	return upstreamFailed(f)
+	return upstreamFailed(f.Message)
 }
 
 // aboutRequest reports whether a status is about the caller's request even
@@ -358,27 +398,34 @@ func aboutRequest(status int) bool {
 	return false
 }
 
-// turnFailed maps a failed turn, as far as Codex reports the cause. Codex's own
-// messages are not passed on; the provider's message about a bad request is.
+// turnFailed is what the caller is told of a failed turn, as far as Codex reports the
+// cause. Codex's own messages are not passed on; the provider's message about a bad
+// request is.
 func turnFailed(turn *codex.TurnError) *Error {
+	e := turnError(turn)
+	e.cause = turn
+	return e
+}
+
+func turnError(turn *codex.TurnError) *Error {
 	switch {
 	case turn.Info == codex.InfoContextWindow:
 		return tooLong("")
 	case turn.Info == "modelNotFound":
 		return &Error{Status: 404, Type: invalidRequest, Code: "model_not_found", Param: "model", Message: "The model does not exist upstream."}
 	case turn.Info == "usageLimitExceeded":
-		return upstreamExhausted("")
+		return upstreamExhausted("", "")
 	case turn.Info == "rateLimitExceeded", turn.HTTPStatus == http.StatusTooManyRequests:
-		return upstreamLimited("")
+		return upstreamLimited("", "")
 	case turn.Info == "serverOverloaded", turn.HTTPStatus == http.StatusServiceUnavailable:
-		return upstreamOverloaded("")
+		return upstreamOverloaded("", "")
 	case turn.Info == "unauthorized", turn.HTTPStatus == http.StatusUnauthorized, turn.HTTPStatus == http.StatusForbidden:
-		return upstreamAuth(turn)
+		return upstreamAuth()
 	}
 	if f := upstream.ParseFailure([]byte(turn.Message)); f.Message != "" { // Codex passes on the raw body of a 400
 		return rejected(http.StatusBadRequest, f)
 	}
-	return upstreamFailed(turn)
+	return upstreamFailed("")
 }
 
 // rejected is the provider's error about the request itself, in its own words.

@@ -91,3 +91,9 @@ func Cut(deltas, stop []string) (text string) {
 
 // Unmarshal decodes the fields of a body.
 var Unmarshal = unmarshal
+
+// RightFor is the right that a path needs.
+func (s *Server) RightFor(path string) string { return s.rightFor(path) }
+
+// Remembered is how many addresses, and keys of addresses, the limit on wrong keys holds.
+func (s *Server) Remembered() (wrong, proven int) { return len(s.guesses.wrong), len(s.guesses.proven) }

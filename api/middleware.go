@@ -4,10 +4,7 @@ import (
 	"crypto/rand"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
-
-	"github.com/rs/cors"
 )
 
 var clientID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
@@ -50,44 +47,26 @@ func (a lastAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 var slashes = regexp.MustCompile(`/{2,}`)
 
+// plain is the one spelling of a path that the routes have.
+func plain(path string) string {
+	path = slashes.ReplaceAllString(path, "/")
+	if path == "/" {
+		return path
+	}
+	return strings.TrimSuffix(path, "/")
+}
+
 // plainPath makes a path with a trailing or a doubled slash the same route: a redirect
 // would lose the body of a POST.
 func plainPath(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		plain := slashes.ReplaceAllString(r.URL.Path, "/")
-		if plain != "/" {
-			plain = strings.TrimSuffix(plain, "/")
-		}
-		if plain != r.URL.Path {
+		if path := plain(r.URL.Path); path != r.URL.Path {
 			u := *r.URL
-			u.Path, u.RawPath = plain, ""
+			u.Path, u.RawPath = path, ""
 			r2 := *r
 			r2.URL = &u
 			r = &r2
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// cors answers cross-origin requests, and every OPTIONS.
-func (s *Server) cors(next http.Handler) http.Handler {
-	options := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodOptions {
-			w.WriteHeader(http.StatusNoContent)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-	if !s.cfg.CORS || len(s.cfg.Origins) == 0 {
-		return options
-	}
-	return cors.New(cors.Options{
-		AllowedOrigins: s.cfg.Origins,
-		AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
-		AllowedHeaders: []string{"*"},
-		ExposedHeaders: []string{"X-Request-Id", "Retry-After", "X-Should-Retry", "X-Codexpool-Ignored"},
-		// A key is sent by hand, not by the browser: credentials are only for exact origins.
-		AllowCredentials: !slices.Contains(s.cfg.Origins, "*"),
-		MaxAge:           600,
-	}).Handler(options)
 }

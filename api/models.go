@@ -137,11 +137,12 @@ func (s *Server) model(id string) modelBody {
 	return modelBody{ID: id, Object: "model", Created: s.began.Unix(), OwnedBy: "codexpool"}
 }
 
+// listModels lists the models that the caller may use.
 func (s *Server) listModels(res *response, r *http.Request) error {
 	list := struct {
 		Object string `json:"object"`
 		Data   []any  `json:"data"`
-	}{Object: "list"}
+	}{Object: "list", Data: []any{}}
 	models := s.cfg.Models()
 	names := models.advertised()
 	others := s.providersModels(r.Context(), models)
@@ -152,10 +153,12 @@ func (s *Server) listModels(res *response, r *http.Request) error {
 		names = append(names, models.Default)
 	}
 	for _, name := range names {
-		list.Data = append(list.Data, s.model(name))
+		if id, _, _ := models.resolve(name); res.caller.account.mayUse(models, id) == nil {
+			list.Data = append(list.Data, s.model(name))
+		}
 	}
 	for _, m := range others {
-		if !slices.Contains(names, m.ID) {
+		if !slices.Contains(names, m.ID) && res.caller.account.mayUse(models, m.ID) == nil {
 			list.Data = append(list.Data, m.Entry)
 		}
 	}
@@ -176,6 +179,9 @@ func (s *Server) getModel(res *response, r *http.Request) error {
 	}
 	if !ok {
 		return modelNotFound(name)
+	}
+	if err := res.caller.account.mayUse(models, id); err != nil {
+		return err
 	}
 	s.cacheModels(res)
 	return res.json(http.StatusOK, found)

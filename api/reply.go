@@ -25,9 +25,6 @@ func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f 
 		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
 		usage: make([]*codex.Usage, req.choices()), estimates: make([]*codex.Usage, req.choices()), said: make([]bool, req.choices()),
 	}
-	for choice := range req.choices() { // now: the prompt is forgotten when the provider has it
-		base.prompts = append(base.prompts, req.promptLength(choice))
-	}
 	if !req.Stream {
 		return &whole{reply: base, choices: make([]message, req.choices())}
 	}
@@ -56,7 +53,6 @@ type reply struct {
 	usage     []*codex.Usage // of each choice; nil where none has arrived
 	estimates []*codex.Usage // of each choice that we cut; nil for the others
 	said      []bool         // of each choice: it has text
-	prompts   []int          // of each choice: the length of its prompt, in bytes
 }
 
 // note handles the events that both treat alike. Bare text has no place for a call: an
@@ -72,7 +68,7 @@ func (b *reply) note(choice int, e codex.Event) error {
 		b.usage[choice] = &e
 		b.res.result.Tokens = total(b.usage)
 	case estimate:
-		e.Input = tokensOf(b.prompts[choice])
+		e.Input = tokensOf(b.req.Lengths[choice])
 		e.Total = e.Input + e.Output
 		b.estimates[choice] = &e.Usage
 		b.res.result.Estimated = total(b.estimates)
@@ -81,7 +77,7 @@ func (b *reply) note(choice int, e codex.Event) error {
 			b.res.access.finish = string(e.Finish)
 		}
 		if b.text && e.Finish == codex.FinishToolCalls && !b.said[choice] {
-			return foreign("function_call", nil)
+			return foreign("function_call")
 		}
 	}
 	return nil

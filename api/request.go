@@ -24,7 +24,8 @@ type chatRequest struct {
 	EffortField   string // where it was given, for errors
 	Summary       string // of the reasoning: auto, concise, detailed or none; "" = not requested
 	Conversations [][]chatMessage
-	N             int // answers to each conversation
+	Lengths       []int // of each choice: the length of its prompt, in bytes
+	N             int   // answers to each conversation
 	Stream        bool
 	IncludeUsage  bool
 	Stop          []string
@@ -101,7 +102,13 @@ func (s *Server) parse(ctx context.Context, body []byte, f form) (*chatRequest, 
 	if err := req.check(s.cfg); err != nil {
 		return nil, err
 	}
-	return req, req.fit(s.relay)
+	if err := req.fit(s.relay); err != nil {
+		return nil, err
+	}
+	for choice := range req.choices() {
+		req.Lengths = append(req.Lengths, req.promptLength(choice))
+	}
+	return req, nil
 }
 
 // routes are the routes by the field that holds what is to be answered.

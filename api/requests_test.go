@@ -175,9 +175,9 @@ func TestReplayedAnswersAreCompleteByTheSchema(t *testing.T) {
 	fields, a := sent(t, upstream.Responses, `{"messages":[{"role":"user","content":"u"},{"role":"assistant","content":[{"type":"text","text":"a"},{"type":"refusal","refusal":"b"}]},
 		{"role":"user","content":"v"},{"role":"assistant","content":"c","refusal":"d"},`+calling("x")+`]}`)
 	want := `[{"type":"message","role":"user","content":[{"type":"input_text","text":"u"}]},` +
-		`{"type":"message","id":"msg_1","status":"completed","role":"assistant","content":[{"type":"output_text","text":"a","annotations":[]},{"type":"output_text","text":"b","annotations":[]}]},` +
+		`{"type":"message","id":"msg_1","status":"completed","role":"assistant","content":[{"type":"output_text","text":"a","annotations":[],"logprobs":[]},{"type":"output_text","text":"b","annotations":[],"logprobs":[]}]},` +
 		`{"type":"message","role":"user","content":[{"type":"input_text","text":"v"}]},` +
-		`{"type":"message","id":"msg_3","status":"completed","role":"assistant","content":[{"type":"output_text","text":"c","annotations":[]},{"type":"output_text","text":"d","annotations":[]}]},` +
+		`{"type":"message","id":"msg_3","status":"completed","role":"assistant","content":[{"type":"output_text","text":"c","annotations":[],"logprobs":[]},{"type":"output_text","text":"d","annotations":[],"logprobs":[]}]},` +
 		`{"type":"function_call","call_id":"x","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"x","output":"x"}]`
 	if got := string(fields["input"]); got != want {
 		t.Errorf("%d %s\ngot  %s\nwant %s", a.Code, a.Body, got, want)
@@ -198,7 +198,7 @@ func TestImagesAndFilesReachProvidersThatTakeThem(t *testing.T) {
 		id   = `{"type":"file","file":{"file_id":"file-1","filename":null}}`
 	)
 	for name, tt := range map[string]struct{ body, arrives, param string }{
-		"an image of a tool":   {tool(data), `"output":[{"type":"input_text","text":"t"},{"type":"input_image","image_url":"` + onePixel + `"}]`, ""},
+		"an image of a tool":   {tool(data), `"output":[{"type":"input_text","text":"t"},{"type":"input_image","image_url":"` + onePixel + `","detail":"auto"}]`, ""},
 		"an image by URL":      {user(url), `"content":[{"type":"input_image","image_url":"https://a.example/i.png","detail":"low"}]`, "messages[0].content[0].image_url.url"},
 		"a tool's by URL":      {tool(url), `{"type":"input_image","image_url":"https://a.example/i.png","detail":"low"}]`, "messages[1].content[1].image_url.url"},
 		"the data of a file":   {user(file), `"content":[{"type":"input_file","file_data":"data:application/pdf;base64,JVBERi0=","filename":"\u0061.pdf"}]`, "messages[0].content[0]"},
@@ -307,7 +307,7 @@ func TestBodyOfCurlNeedsNoTypeWhereAKeyIsRequired(t *testing.T) {
 		if a := h.do(t, curl()); a.Code != 200 || !strings.Contains(a.Body.String(), `"content":"hi"`) {
 			t.Errorf("with a key: %d %s", a.Code, a.Body)
 		}
-		cfg.Keys = nil
+		cfg.Keyless, cfg.Keys = true, nil
 		h = open(t, cfg, 1)
 		if a := h.do(t, curl()); a.Code != 415 || !strings.Contains(a.Body.String(), "Content-Type: application/json") {
 			t.Errorf("without keys: %d %s", a.Code, a.Body)

@@ -20,12 +20,14 @@ type response struct {
 	control      *http.ResponseController
 	writeTimeout time.Duration
 
-	began   time.Time
-	status  int  // 0 until the header was sent
-	stream  bool // the header with text/event-stream was sent
-	child   int  // pid of the child that served it; 0 where there was none, or several choices
-	caller  Caller
-	retried atomic.Bool // set by the goroutine of a choice
+	began    time.Time
+	status   int  // 0 until the header was sent
+	stream   bool // the header with text/event-stream was sent
+	child    int  // pid of the child that served it; 0 where there was none, or several choices
+	caller   Caller
+	admitted bool        // by the limits of the caller's key
+	bypassed bool        // /verify let it pass without a key that may
+	retried  atomic.Bool // set by the goroutine of a choice
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {
@@ -52,8 +54,9 @@ func (res *response) send(b []byte) error {
 	if res.status == 0 {
 		res.WriteHeader(http.StatusOK)
 	}
-	res.access.bytes += int64(len(b))
-	if _, err := res.Write(b); err != nil {
+	n, err := res.Write(b)
+	res.access.sent += int64(n)
+	if err != nil {
 		return &goneError{err}
 	}
 	if err := res.control.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -47,7 +48,7 @@ const inputText = `{"type":"input_text","text":%s}`
 func messageItem(m chatMessage, number int) json.RawMessage {
 	text, head := inputText, ""
 	if m.Role == "assistant" {
-		text, head = `{"type":"output_text","text":%s,"annotations":[]}`, fmt.Sprintf(`"id":"msg_%d","status":"completed",`, number)
+		text, head = `{"type":"output_text","text":%s,"annotations":[],"logprobs":[]}`, fmt.Sprintf(`"id":"msg_%d","status":"completed",`, number)
 	}
 	item := fmt.Appendf(nil, `{"type":"message",%s"role":"%s","content":[`, head, m.Role)
 	return append(appendParts(item, m.Parts, text), "]}"...)
@@ -65,10 +66,8 @@ func appendParts(item []byte, parts []part, text string) []byte {
 			item = fmt.Appendf(item, `{"type":"input_file"%s}`, p.File)
 		case p.Image == nil:
 			item = fmt.Appendf(item, text, p.Text)
-		case p.Detail == "":
-			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s}`, p.Image)
 		default:
-			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s,"detail":"%s"}`, p.Image, p.Detail)
+			item = fmt.Appendf(item, `{"type":"input_image","image_url":%s,"detail":"%s"}`, p.Image, cmp.Or(p.Detail, "auto"))
 		}
 	}
 	return item
@@ -173,11 +172,15 @@ func (s *Server) overrides(req *chatRequest, conversation []chatMessage, caller 
 	if len(text) > 0 {
 		o["text"] = marshal(text)
 	}
-	if req.Effort != "" || req.Summary != "" {
+	summary := req.Summary
+	if summary == "none" {
+		summary = "" // the Responses API has no word for it
+	}
+	if req.Effort != "" || summary != "" {
 		o["reasoning"] = marshal(struct {
 			Effort  string `json:"effort,omitempty"`
 			Summary string `json:"summary,omitempty"`
-		}{req.Effort, req.Summary})
+		}{req.Effort, summary})
 	}
 	if len(req.Tools) > 0 {
 		o["tools"] = marshal(functions(req.Tools))

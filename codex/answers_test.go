@@ -30,7 +30,8 @@ var untold = map[string]string{
 	"a refusal in one piece": "[Completed] stop",
 	// It tells of a call when it is whole.
 	"a call that was cut": "[Completed] length",
-	// It reports no usage of an answer that was cut short, and reads no status.
+	// It reports no usage of an answer that failed or was cut short, and reads no status.
+	"failed, with usage":     "[TextDelta] one ",
 	"too long":               "[TextDelta] one [Completed] length",
 	"too long by its status": "[TextDelta] one [Completed] stop",
 	"filtered":               "[TextDelta] one [Completed] content_filter",

@@ -1,11 +1,13 @@
 package codex
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -77,8 +79,17 @@ func (e *TurnError) Error() string {
 	if e.HTTPStatus != 0 {
 		return fmt.Sprintf("turn failed: %s (upstream status %d)", e.Info, e.HTTPStatus)
 	}
+	if e.Info == infoOther {
+		return "turn failed: " + cmp.Or(strings.TrimSpace(ownWords.FindString(e.Message)), e.Info)
+	}
 	return "turn failed: " + e.Info
 }
+
+// infoOther is the Info of a [TurnError] that only its Message explains.
+const infoOther = "other"
+
+// ownWords are the beginning of Codex's sentences, up to what they may quote.
+var ownWords = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9 ,_-]{0,79}`)
 
 // ToolsError means that the child cannot accept the tools of a turn. The child is
 // well.

@@ -166,7 +166,7 @@ type turnFailed struct {
 }
 
 func (f *turnFailed) turnError() *TurnError {
-	e := &TurnError{Info: "other", Message: f.Message}
+	e := &TurnError{Info: infoOther, Message: f.Message}
 	var name string
 	if json.Unmarshal(f.Info, &name) == nil && name != "" {
 		e.Info = name

@@ -38,7 +38,7 @@ func (c Config) check(values map[string]string) []error {
 	c.checkWords(&p)
 	c.checkNumbers(&p)
 	c.checkTimes(&p)
-	for _, problem := range []error{c.checkKeys(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
+	for _, problem := range []error{c.checkKeys(), c.checkKeysFile(), c.checkRedis(), c.checkOrigins(), c.checkAdmin(), c.checkHome(), c.checkUpstreamKeys(), c.checkUpstream()} {
 		if problem != nil {
 			p = append(p, problem)
 		}
@@ -74,6 +74,8 @@ func (c Config) checkNumbers(p *problems) {
 	p.add(c.MaxChildBytes != 0 && c.MaxChildBytes < freshChild, "POOL_MAX_CHILD_BYTES", "%d is less than %d, which a child takes when it has just started; 0 = no limit", c.MaxChildBytes, freshChild)
 	p.add(!(c.Jitter >= 0 && c.Jitter < 1), "POOL_JITTER", "%v is not at least 0 and less than 1", c.Jitter) // written so that NaN fails too
 	atLeast("PROXY_SSE_MAX_CONCURRENCY", int64(c.MaxStreams), 0)
+	atLeast("PROXY_RATE_LIMIT_MAX", int64(c.RateMax), 0)
+	p.add(c.RateMax > maxKeyLimit, "PROXY_RATE_LIMIT_MAX", "%d is more than %d", c.RateMax, maxKeyLimit)
 	atLeast("PROXY_MAX_BODY_BYTES", c.MaxBody, 1)
 	p.add(c.MaxBody > maxBody, "PROXY_MAX_BODY_BYTES", "%d is more than %d, the most that one line of a child can hold", c.MaxBody, maxBody)
 	p.add(c.MaxBodies < c.MaxBody, "PROXY_MAX_BODY_TOTAL_BYTES", "%d is less than PROXY_MAX_BODY_BYTES (%d)", c.MaxBodies, c.MaxBody)
@@ -82,6 +84,7 @@ func (c Config) checkNumbers(p *problems) {
 
 func (c Config) checkTimes(p *problems) {
 	p.add(c.ProbeTimeout > 8*time.Second, "POOL_PROBE_TIMEOUT_MS", "it must be at most 8000, because any call to a child fails after 10 s")
+	p.add(time.Until(c.BypassUntil) > 24*time.Hour, "PROXY_FORWARDAUTH_BYPASS_UNTIL", "%s is more than 24 hours ahead: choose an earlier time, and open it again then if need be", c.BypassUntil.Format(time.RFC3339))
 	p.add(c.BackoffMin > c.BackoffMax, "POOL_BACKOFF_MIN_MS", "it must be at most POOL_BACKOFF_MAX_MS")
 	for _, d := range []struct {
 		variable string
@@ -91,6 +94,7 @@ func (c Config) checkTimes(p *problems) {
 		{"PROXY_IDLE_TIMEOUT_MS", c.IdleTimeout},
 		{"PROXY_STREAM_IDLE_TIMEOUT_MS", c.StreamIdleTimeout},
 		{"PROXY_WRITE_TIMEOUT_MS", c.WriteTimeout},
+		{"PROXY_RATE_LIMIT_WINDOW_MS", c.RateWindow},
 		{"CODEX_START_TIMEOUT_MS", c.StartTimeout},
 		{"CODEX_STOP_GRACE_MS", c.StopGrace},
 		{"POOL_ACQUIRE_TIMEOUT_MS", c.AcquireTimeout},
@@ -106,19 +110,57 @@ func (c Config) checkKeys() error {
 	switch {
 	case slices.Contains(c.APIKeys, ""):
 		return errors.New("PROXY_API_KEY: one of its keys is empty")
-	case len(c.APIKeys) == 0 && !c.Dev():
+	case c.Keyless() && !c.Dev():
 		return errors.New("PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)")
-	case len(c.APIKeys) == 0 && !Loopback(c.Host):
+	case c.Keyless() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not %q", c.Host)
 	case devKey && c.Dev() && !Loopback(c.Host):
 		return fmt.Errorf("PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not %q", c.Host)
-	case devKey && !c.Dev():
-		return errors.New("PROXY_API_KEY: the dev profile's key is public; production needs a key of its own")
+	case c.Dev():
+		return nil
+	}
+	for i, key := range c.APIKeys {
+		switch {
+		case slices.Contains(wellKnown, key):
+			return fmt.Errorf("PROXY_API_KEY: key %d is public, because a README or profile has it; production needs a secret one, such as openssl rand -hex 24 prints", i+1)
+		case len(key) < minKey:
+			return fmt.Errorf("PROXY_API_KEY: key %d has fewer than %d characters and could be guessed; production needs a long random one, such as openssl rand -hex 24 prints", i+1, minKey)
+		}
 	}
 	return nil
 }
 
+func (c Config) checkKeysFile() error {
+	_, err := c.Keys()
+	return err
+}
+
+func (c Config) checkRedis() error {
+	u, err := url.Parse(c.RedisURL)
+	if c.RedisURL != "" && (err != nil || u.Host == "" || (u.Scheme != "redis" && u.Scheme != "rediss")) {
+		// The value is not repeated: it may hold a password.
+		return errors.New("PROXY_RATE_LIMIT_REDIS_URL: it is not the URL of a Redis server, such as rediss://user:password@host:6379/0")
+	}
+	return nil
+}
+
+// wellKnown are keys that anyone may know: that of the dev profile, and that of the Node
+// proxy's README.
+var wellKnown = []string{DevKey, "codex-local-secret"}
+
+// minKey is the length of the shortest key that production accepts.
+const minKey = 20
+
+// checkOrigins allows * in dev alone: in production it would let any web page call the
+// API, and beside exact origins, which may send credentials, it would open those too.
 func (c Config) checkOrigins() error {
+	all := slices.Contains(c.CORSOrigins, "*")
+	switch {
+	case all && len(c.CORSOrigins) > 1:
+		return errors.New("PROXY_CORS_ALLOWED_ORIGINS: * stands for every origin, so it must stand alone; list exact origins only, or only *")
+	case all && c.CORS && !c.Dev():
+		return errors.New("PROXY_CORS_ALLOWED_ORIGINS: production needs exact origins such as https://app.example; with * any web page could call the API")
+	}
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
 		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != origin || strings.Contains(origin, "*")) {
@@ -239,6 +281,13 @@ func (c Config) warnings(values map[string]string) (found []string) {
 	}
 	if c.UpstreamKey != "" && slices.Contains([]string{Echo, ChatGPT, Direct}, c.Upstream) {
 		found = append(found, "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM="+c.Upstream+" does not use it")
+	}
+	switch until := c.BypassUntil.Format(time.RFC3339); {
+	case c.BypassUntil.IsZero():
+	case time.Until(c.BypassUntil) > 0:
+		found = append(found, "PROXY_FORWARDAUTH_BYPASS_UNTIL: /verify lets everyone pass until "+until)
+	default:
+		found = append(found, "PROXY_FORWARDAUTH_BYPASS_UNTIL has no effect: "+until+" has passed")
 	}
 	if strings.HasPrefix(c.Workdir+"/", "/tmp/") {
 		found = append(found, "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same")

@@ -43,12 +43,21 @@ type Config struct {
 	Host        string `env:"PROXY_HOST" default:"127.0.0.1" mean:"address of the public listener, such as 127.0.0.1, 0.0.0.0 or ::1"`
 	Port        int    `env:"PORT" default:"11435" mean:"TCP port of the public listener; 0 = any free port"`
 	AdminAddr   string `env:"PROXY_ADMIN_ADDR" default:"127.0.0.1:11436" empty:"off" mean:"HOST:PORT of the admin listener, which serves /metrics, /pool, /debug/pprof and the health routes; it requires no key; set but empty = no admin listener"`
-	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" default:"false" mean:"true = PROXY_ADMIN_ADDR may be other than loopback, and requests with any Host are answered: whoever reaches the port can read /pool, drain the pool and recycle children"`
+	AdminPublic bool   `env:"PROXY_ADMIN_PUBLIC" default:"false" mean:"true = PROXY_ADMIN_ADDR may be other than loopback, and other machines may read /metrics and the health routes; the other admin routes answer only this machine, whatever this says"`
 
-	APIKeys       []string `group:"Who may call" env:"PROXY_API_KEY" secret:"yes" mean:"bearer keys that clients may use, comma-separated; logs and metrics name a key by its number in this list, from 1; in the queue, keys are served in turn; empty = clients need no key, which is allowed only in dev and with a loopback PROXY_HOST"`
-	ProtectModels bool     `env:"PROXY_PROTECT_MODELS" default:"true" dev:"false" mean:"true = clients need a key for /v1/models too"`
-	CORS          bool     `env:"PROXY_ENABLE_CORS" default:"true" mean:"true = web pages of the origins in PROXY_CORS_ALLOWED_ORIGINS may call the API; false = no answer has a CORS header, so browsers keep it from pages of other origins"`
-	CORSOrigins   []string `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"origins whose web pages may call the API, comma-separated, such as https://app.example; * = any origin, but without credentials; empty = none. Where PROXY_API_KEY is empty or the key of the dev profile, only loopback origins are answered, whatever this says"`
+	APIKeys       []string      `group:"Who may call" env:"PROXY_API_KEY" secret:"yes" mean:"bearer keys that clients may use, comma-separated; in production each has 20 characters or more; logs and metrics name a key by its number in this list, from 1; in the queue, keys are served in turn; empty = none: without PROXY_API_KEYS_FILE too, clients need no key, which is allowed only in dev and with a loopback PROXY_HOST"`
+	APIKeysFile   string        `env:"PROXY_API_KEYS_FILE" mean:"TOML file of keys with names, rights and limits, beside those of PROXY_API_KEY; codexpool key new NAME prints a block for it. It is looked at once a second, and on SIGHUP; a file with a mistake changes nothing; empty = none"`
+	RateLimit     bool          `env:"PROXY_RATE_LIMIT_ENABLED" default:"true" mean:"false = PROXY_RATE_LIMIT_MAX has no effect; the limits of the keys file hold all the same"`
+	RateMax       int           `env:"PROXY_RATE_LIMIT_MAX" default:"0" mean:"most completions of a key within PROXY_RATE_LIMIT_WINDOW_MS, for each key without requests_per_minute in the keys file; they are regained evenly, one after another; one more fails with 429 rate_limited; 0 = no limit"`
+	RateWindow    time.Duration `env:"PROXY_RATE_LIMIT_WINDOW_MS" default:"60000" mean:"time in which a key regains PROXY_RATE_LIMIT_MAX completions, in milliseconds; must be more than 0"`
+	RedisURL      string        `env:"PROXY_RATE_LIMIT_REDIS_URL" secret:"yes" mean:"URL of a Redis server, such as rediss://user:password@host:6379/0, through which several daemons share the limits of keys; while it cannot be used, each goes on with its own; empty = none"`
+	ProtectModels bool          `env:"PROXY_PROTECT_MODELS" default:"true" dev:"false" mean:"true = clients need a key for /v1/models too"`
+	CORS          bool          `env:"PROXY_ENABLE_CORS" default:"true" mean:"true = web pages of the origins in PROXY_CORS_ALLOWED_ORIGINS may call the API; false = no answer has a CORS header, so browsers keep it from pages of other origins"`
+	CORSOrigins   []string      `env:"PROXY_CORS_ALLOWED_ORIGINS" dev:"*" empty:"none" mean:"origins whose web pages may call the API, comma-separated, such as https://app.example; also those of apps, such as app://obsidian.md, capacitor://localhost, vscode-webview://ID or chrome-extension://ID; they may send credentials. * = any origin, in dev only and without credentials; empty = none. Where clients need no key, or that of the dev profile will do, only loopback origins are answered, whatever this says"`
+
+	TrustedProxies []netip.Prefix `env:"PROXY_TRUSTED_PROXIES" mean:"addresses or networks of the proxies in front, comma-separated, such as 127.0.0.1,10.0.0.0/8; only these are believed what X-Forwarded-For says of the client's address, and for /verify what X-Forwarded-Method, -Uri and -Host say of its request; empty = none"`
+
+	BypassUntil time.Time `env:"PROXY_FORWARDAUTH_BYPASS_UNTIL" mean:"for an emergency: until this time, such as 2026-01-31T15:04:05Z, at most 24 hours ahead, /verify lets everyone pass, so that an edge goes on without its keys; the API still requires its own; POST and DELETE /auth/bypass on the admin listener do the same without a restart; empty = none"`
 
 	DefaultStream     bool          `group:"Requests" env:"PROXY_DEFAULT_STREAM" default:"false" mean:"true = stream the answer to a request that does not contain stream"`
 	MaxStreams        int           `env:"PROXY_SSE_MAX_CONCURRENCY" default:"0" mean:"most streams that are open at once, those in the queue included; one more fails with 429 concurrency_exceeded; 0 = no limit"`
@@ -134,10 +143,13 @@ func variableOf(problem error) string {
 // Dev reports whether this is a developer's machine, not production.
 func (c Config) Dev() bool { return c.Env == "dev" }
 
+// Keyless reports whether clients need no key.
+func (c Config) Keyless() bool { return len(c.APIKeys) == 0 && c.APIKeysFile == "" }
+
 // LoopbackOnly reports whether no secret protects the API. Then only requests from
 // this machine may be served, and none that a web page of another host can send.
 func (c Config) LoopbackOnly() bool {
-	return len(c.APIKeys) == 0 || slices.Contains(c.APIKeys, DevKey)
+	return c.Keyless() || slices.Contains(c.APIKeys, DevKey)
 }
 
 // OpenUpstream reports whether the provider may have models that no catalog lists.

@@ -12,8 +12,11 @@ import (
 	"codexpool/configs"
 )
 
+// secret is as long as production wants a key to be.
+const secret = "12345678901234567890"
+
 // good is a production environment without a problem.
-var good = []string{"HOME=/home/x", "PROXY_API_KEY=k1", "CODEX_UPSTREAM=http://127.0.0.1:9/v1"}
+var good = []string{"HOME=/home/x", "PROXY_API_KEY=" + secret, "CODEX_UPSTREAM=http://127.0.0.1:9/v1"}
 
 func with(entries ...string) []string { return append(slices.Clone(good), entries...) }
 
@@ -52,16 +55,28 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 			with("PROXY_API_KEY=a,,b", "PROXY_CORS_ALLOWED_ORIGINS=nope"),
 			"PROXY_API_KEY: one of its keys is empty\n" + `PROXY_CORS_ALLOWED_ORIGINS: "nope" is not an origin such as https://app.example`,
 		},
+		{with("PROXY_RATE_LIMIT_REDIS_URL=http://:SECRET@h"), "PROXY_RATE_LIMIT_REDIS_URL: it is not the URL of a Redis server, such as rediss://user:password@host:6379/0"},
+		{with("PROXY_RATE_LIMIT_MAX=-1", "PROXY_RATE_LIMIT_WINDOW_MS=0"), "PROXY_RATE_LIMIT_MAX: -1 is less than 0\nPROXY_RATE_LIMIT_WINDOW_MS: it must be more than 0"},
 		{with("POOL_JITTER=1"), "POOL_JITTER: 1 is not at least 0 and less than 1"},
 		{with("POOL_BACKOFF_MIN_MS=9", "POOL_BACKOFF_MAX_MS=8"), "POOL_BACKOFF_MIN_MS: it must be at most POOL_BACKOFF_MAX_MS"},
 		{with("PROXY_WRITE_TIMEOUT_MS=0"), "PROXY_WRITE_TIMEOUT_MS: it must be more than 0"},
 		{with("PROXY_API_KEY=a,,b"), "PROXY_API_KEY: one of its keys is empty"},
-		{with("PROXY_API_KEY=codexpool-dev"), "PROXY_API_KEY: the dev profile's key is public; production needs a key of its own"},
+		{with("PROXY_API_KEY=codexpool-dev"), "PROXY_API_KEY: key 1 is public, because a README or profile has it; production needs a secret one, such as openssl rand -hex 24 prints"},
+		{with("PROXY_API_KEY=" + secret + ",codex-local-secret"), "PROXY_API_KEY: key 2 is public, because a README or profile has it; production needs a secret one, such as openssl rand -hex 24 prints"},
+		{with("PROXY_API_KEY=" + secret + "," + secret[1:]), "PROXY_API_KEY: key 2 has fewer than 20 characters and could be guessed; production needs a long random one, such as openssl rand -hex 24 prints"},
 		{[]string{"PROXY_ENV=dev", "PROXY_HOST=0.0.0.0"}, `PROXY_API_KEY: without a key PROXY_HOST must be a loopback address, not "0.0.0.0"`},
 		{with("PROXY_ADMIN_ADDR=9090"), `PROXY_ADMIN_ADDR: "9090" is not HOST:PORT`},
 		{with("PROXY_ADMIN_ADDR=0.0.0.0:9090"), `PROXY_ADMIN_ADDR: "0.0.0.0:9090" is not a loopback address; set PROXY_ADMIN_PUBLIC=true to allow it`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=a.example"), `PROXY_CORS_ALLOWED_ORIGINS: "a.example" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://*.example"), `PROXY_CORS_ALLOWED_ORIGINS: "https://*.example" is not an origin such as https://app.example`},
+		{with("PROXY_FORWARDAUTH_BYPASS_UNTIL=tomorrow"), `PROXY_FORWARDAUTH_BYPASS_UNTIL: "tomorrow" is not a time such as 2026-01-31T15:04:05Z`},
+		{with("PROXY_FORWARDAUTH_BYPASS_UNTIL=9999-12-31T00:00:00Z"), "PROXY_FORWARDAUTH_BYPASS_UNTIL: 9999-12-31T00:00:00Z is more than 24 hours ahead: choose an earlier time, and open it again then if need be"},
+		{with("PROXY_TRUSTED_PROXIES=10.0.0.1,proxy"), `PROXY_TRUSTED_PROXIES: "proxy" is neither an address nor a network such as 10.0.0.0/8`},
+		{with("PROXY_TRUSTED_PROXIES=0.0.0.0/0"), `PROXY_TRUSTED_PROXIES: "0.0.0.0/0" would trust everyone: list the proxies themselves, or their network`},
+		{with("PROXY_CORS_ALLOWED_ORIGINS=*"), "PROXY_CORS_ALLOWED_ORIGINS: production needs exact origins such as https://app.example; with * any web page could call the API"},
+		{[]string{"PROXY_ENV=dev", "PROXY_CORS_ALLOWED_ORIGINS=https://a,*"}, "PROXY_CORS_ALLOWED_ORIGINS: * stands for every origin, so it must stand alone; list exact origins only, or only *"},
+		{with("PROXY_CORS_ALLOWED_ORIGINS=null"), `PROXY_CORS_ALLOWED_ORIGINS: "null" is not an origin such as https://app.example`},
+		{with("PROXY_CORS_ALLOWED_ORIGINS=https://a/"), `PROXY_CORS_ALLOWED_ORIGINS: "https://a/" is not an origin such as https://app.example`},
 		{with("PROXY_CORS_ALLOWED_ORIGINS=https://a?q"), `PROXY_CORS_ALLOWED_ORIGINS: "https://a?q" is not an origin such as https://app.example`},
 		{[]string{"PROXY_ENV=dev", "PROXY_API_KEY=k,codexpool-dev", "PROXY_HOST=0.0.0.0"}, `PROXY_API_KEY: the dev profile's key is public; with it PROXY_HOST must be a loopback address, not "0.0.0.0"`},
 		{with("PROXY_SANDBOX_MODE=danger-full-access"), `PROXY_SANDBOX_MODE: "danger-full-access" is not one of read-only`},
@@ -81,6 +96,28 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("%q:\ngot  %v\nwant %s", tt.env, err, tt.want)
 		}
+	}
+}
+
+func TestTrustedProxiesAreAddressesOrNetworks(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	cfg, err := configs.Load(with("PROXY_TRUSTED_PROXIES=127.0.0.1, ::1 ,10.1.2.3/8"), nil)
+	if got, want := fmt.Sprint(cfg.TrustedProxies), "[127.0.0.1/32 ::1/128 10.0.0.0/8]"; err != nil || got != want {
+		t.Errorf("got %s, want %s, %v", got, want, err)
+	}
+	for _, s := range cfg.Settings() {
+		if want := "127.0.0.1/32,::1/128,10.0.0.0/8"; s.Name == "PROXY_TRUSTED_PROXIES" && s.Value != want {
+			t.Errorf("shown as %s, want %s", s.Value, want)
+		}
+	}
+}
+
+func TestOriginsOfAppsMayBeListed(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	list := "https://app.example:8443,http://localhost:3000,app://obsidian.md,capacitor://localhost,vscode-webview://1a2b3c,chrome-extension://abcdefghijklmnop"
+	cfg, err := configs.Load(with("PROXY_CORS_ALLOWED_ORIGINS="+list), nil)
+	if err != nil || strings.Join(cfg.CORSOrigins, ",") != list {
+		t.Errorf("%q, %v", cfg.CORSOrigins, err)
 	}
 }
 
@@ -136,7 +173,7 @@ func TestEnvironmentWinsOverTheFilesAndTheLastFileOverTheFirst(t *testing.T) {
 	}
 	first := write("first.env", "PORT=1\nPOOL_SIZE=1\nPOOL_MAX_WAITING=1\n# a comment\nPROXY_API_KEY='k one'\n")
 	second := write("second.env", "POOL_SIZE=2\nPOOL_MAX_WAITING=2\nPOOL_MAX_TURNS=\n")
-	cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "POOL_MAX_WAITING=3", "PORT="}, []string{first, second})
+	cfg, err := configs.Load([]string{"PROXY_ENV=dev", "CODEX_UPSTREAM=echo", "POOL_MAX_WAITING=3", "PORT="}, []string{first, second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +213,7 @@ func TestEnvFileIsReadUnchangedOrRejectedWithoutQuotingIt(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo"}, []string{path}); err != nil || len(cfg.APIKeys) != 1 || cfg.APIKeys[0] != want {
+		if cfg, err := configs.Load([]string{"PROXY_ENV=dev"}, []string{path}); err != nil || len(cfg.APIKeys) != 1 || cfg.APIKeys[0] != want {
 			t.Errorf("%q: %q, %v", text, cfg.APIKeys, err)
 		}
 	}
@@ -209,7 +246,7 @@ func TestValuesAreBroughtIntoOneForm(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	folder := t.TempDir()
 	t.Chdir(folder)
-	cfg, err := configs.Load(with("PROXY_API_KEY= a ,b", "CODEX_UPSTREAM_API_KEY=sk-1\n", "PROXY_CORS_ALLOWED_ORIGINS=https://a, https://b", "PROXY_HOST=[::1]", "CODEX_HOME=.", "PROXY_CODEX_WORKDIR=work"), nil)
+	cfg, err := configs.Load(with("PROXY_ENV=dev", "PROXY_API_KEY= a ,b", "CODEX_UPSTREAM_API_KEY=sk-1\n", "PROXY_CORS_ALLOWED_ORIGINS=https://a, https://b", "PROXY_HOST=[::1]", "CODEX_HOME=.", "PROXY_CODEX_WORKDIR=work"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,6 +273,7 @@ func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 	openAIKey := "OPENAI_API_KEY has no effect: it is sent to OpenAI only, and CODEX_UPSTREAM is not openai (for another provider use CODEX_UPSTREAM_API_KEY)"
 	upstreamKey := "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM=%s does not use it"
 	workdir := "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same"
+	soon := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
 	keys := []string{"OPENAI_API_KEY=sk-1", "CODEX_UPSTREAM_API_KEY=sk-2", "CODEX_HOME=" + t.TempDir()}
 	for _, tt := range []struct{ entries, want []string }{
 		{[]string{"POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "PATH=/bin"}, []string{
@@ -247,6 +285,8 @@ func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 		{append(keys, "CODEX_UPSTREAM=echo"), []string{openAIKey, fmt.Sprintf(upstreamKey, "echo")}},
 		{append(keys, "CODEX_UPSTREAM=chatgpt"), []string{openAIKey, fmt.Sprintf(upstreamKey, "chatgpt")}},
 		{append(keys, "CODEX_UPSTREAM=direct"), []string{fmt.Sprintf(upstreamKey, "direct")}}, // children inherit OPENAI_API_KEY
+		{[]string{"PROXY_FORWARDAUTH_BYPASS_UNTIL=" + soon}, []string{"PROXY_FORWARDAUTH_BYPASS_UNTIL: /verify lets everyone pass until " + soon}},
+		{[]string{"PROXY_FORWARDAUTH_BYPASS_UNTIL=2020-01-01T00:00:00Z"}, []string{"PROXY_FORWARDAUTH_BYPASS_UNTIL has no effect: 2020-01-01T00:00:00Z has passed"}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmp"}, []string{workdir}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmp/a/b"}, []string{workdir}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmpfs"}, nil},
@@ -312,11 +352,11 @@ func TestUpstreamIsChosenByTheCredential(t *testing.T) {
 	}{
 		{[]string{"PROXY_ENV=dev"}, configs.Echo},
 		{[]string{"PROXY_ENV=dev", "OPENAI_API_KEY=sk"}, configs.OpenAI},
-		{[]string{"PROXY_API_KEY=k", "CODEX_UPSTREAM_API_KEY=sk"}, configs.OpenAI},
-		{[]string{"PROXY_API_KEY=k", "OPENAI_API_KEY=sk", "CODEX_UPSTREAM=echo"}, configs.Echo},
+		{[]string{"PROXY_API_KEY=" + secret, "CODEX_UPSTREAM_API_KEY=sk"}, configs.OpenAI},
+		{[]string{"PROXY_API_KEY=" + secret, "OPENAI_API_KEY=sk", "CODEX_UPSTREAM=echo"}, configs.Echo},
 		{with("CODEX_UPSTREAM_API_KEY=sk"), "http://127.0.0.1:9/v1"},
-		{[]string{"PROXY_API_KEY=k", "CODEX_HOME=."}, configs.ChatGPT},
-		{[]string{"PROXY_API_KEY=k", "CODEX_HOME=.", "OPENAI_API_KEY=sk"}, configs.OpenAI},
+		{[]string{"PROXY_API_KEY=" + secret, "CODEX_HOME=."}, configs.ChatGPT},
+		{[]string{"PROXY_API_KEY=" + secret, "CODEX_HOME=.", "OPENAI_API_KEY=sk"}, configs.OpenAI},
 		{[]string{"PROXY_ENV=dev", "CODEX_HOME=" + t.TempDir()}, configs.Echo},
 	} {
 		cfg, err := configs.Load(tt.env, nil)
@@ -329,11 +369,11 @@ func TestUpstreamIsChosenByTheCredential(t *testing.T) {
 func TestProfilesLoad(t *testing.T) {
 	t.Setenv("HOME", "/home/x") // a folder below /tmp would be a warning
 	profiles, err := filepath.Glob("profiles/*.env")
-	if err != nil || len(profiles) < 2 {
+	if err != nil || len(profiles) < 3 {
 		t.Fatal("no profiles", err)
 	}
 	for _, path := range profiles {
-		cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "PROXY_API_KEY=from-elsewhere"}, []string{path})
+		cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "PROXY_API_KEY=" + secret}, []string{path})
 		if err != nil || len(cfg.Warnings) > 0 {
 			t.Errorf("%s: %v %v", path, err, cfg.Warnings)
 		}

@@ -3,6 +3,7 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 )
@@ -18,10 +19,7 @@ import (
 func Programs(config []byte) ([]string, error) {
 	var top map[string]any
 	if _, err := toml.Decode(string(config), &top); err != nil {
-		if parse := (toml.ParseError{}); errors.As(err, &parse) {
-			return nil, fmt.Errorf("line %d is not valid TOML", parse.Position.Line)
-		}
-		return nil, errors.New("it is not valid TOML")
+		return nil, plainTOML(err)
 	}
 	var found []string
 	for _, key := range []string{"notify", "mcp_servers"} {
@@ -30,4 +28,12 @@ func Programs(config []byte) ([]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// plainTOML names the line that is not TOML, and does not quote it.
+func plainTOML(err error) error {
+	if parse := (toml.ParseError{}); errors.As(err, &parse) {
+		return fmt.Errorf("line %d is not valid TOML", parse.Position.Line)
+	}
+	return errors.New(strings.TrimPrefix(err.Error(), "toml: ")) // a value of a wrong type: only its name and type are in it
 }

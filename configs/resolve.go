@@ -3,6 +3,7 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -77,7 +78,10 @@ func fillDefaults(values map[string]string) {
 func (c *Config) decode(values map[string]string) []error {
 	err := env.ParseWithOptions(c, env.Options{
 		Environment: values,
-		FuncMap:     map[reflect.Type]env.ParserFunc{reflect.TypeFor[time.Duration](): milliseconds},
+		FuncMap: map[reflect.Type]env.ParserFunc{
+			reflect.TypeFor[time.Duration]():  milliseconds,
+			reflect.TypeFor[[]netip.Prefix](): networks,
+		},
 	})
 	aggregate := env.AggregateError{}
 	switch {
@@ -107,8 +111,31 @@ func milliseconds(s string) (any, error) {
 	return time.Duration(n) * time.Millisecond, nil
 }
 
-// plain removes strconv's own words from a parse error.
+// networks parses addresses and networks, of which none may hold every address.
+func networks(s string) (any, error) {
+	var list []netip.Prefix
+	for item := range strings.SplitSeq(s, ",") {
+		item = strings.TrimSpace(item)
+		network, err := netip.ParsePrefix(item)
+		if addr, notNetwork := netip.ParseAddr(item); notNetwork == nil {
+			network, err = addr.Prefix(addr.BitLen())
+		}
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%q is neither an address nor a network such as 10.0.0.0/8", item)
+		case network.Bits() == 0:
+			return nil, fmt.Errorf("%q would trust everyone: list the proxies themselves, or their network", item)
+		}
+		list = append(list, network.Masked())
+	}
+	return list, nil
+}
+
+// plain removes the standard library's own words from a parse error.
 func plain(parse env.ParseError) error {
+	if at := (*time.ParseError)(nil); errors.As(parse.Err, &at) {
+		return fmt.Errorf("%q is not a time such as 2026-01-31T15:04:05Z", at.Value)
+	}
 	if number := (*strconv.NumError)(nil); errors.As(parse.Err, &number) {
 		return fmt.Errorf("%q is not a valid %s", number.Num, parse.Type)
 	}
@@ -145,7 +172,7 @@ func (c *Config) resolvePaths() (errs []error) {
 	for _, p := range []struct {
 		variable string
 		path     *string
-	}{{"CODEX_HOME", &c.Home}, {"PROXY_CODEX_WORKDIR", &c.Workdir}} {
+	}{{"CODEX_HOME", &c.Home}, {"PROXY_CODEX_WORKDIR", &c.Workdir}, {"PROXY_API_KEYS_FILE", &c.APIKeysFile}} {
 		if *p.path == "" {
 			continue
 		}

@@ -3,6 +3,7 @@ package configs
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"strconv"
 	"strings"
@@ -54,6 +55,17 @@ func format(v any) string {
 	switch v := v.(type) {
 	case time.Duration:
 		return strconv.FormatInt(v.Milliseconds(), 10)
+	case time.Time:
+		if v.IsZero() {
+			return ""
+		}
+		return v.Format(time.RFC3339)
+	case []netip.Prefix:
+		var list []string
+		for _, network := range v {
+			list = append(list, network.String())
+		}
+		return strings.Join(list, ",")
 	case []string:
 		return strings.Join(v, ",")
 	}

@@ -31,7 +31,8 @@ const thinking = 200 * time.Millisecond
 const goodKey = "k-good"
 
 // TestAttack runs a campaign against the daemon: shapes of connections, of bodies and of
-// answers, faults of children, pauses of the daemon, and a log that nobody reads. Good
+// answers, faults of children, pauses of the daemon, a log that nobody reads, and a file of
+// 5,000 keys that changes all the time and is broken now and then. Good
 // clients get their answers meanwhile, and afterwards nothing is left. ATTACK=5m makes it
 // that long, SEED=n repeats its choices.
 func TestAttack(t *testing.T) {
@@ -41,8 +42,10 @@ func TestAttack(t *testing.T) {
 	server := httptest.NewServer(up)
 	t.Cleanup(server.Close)
 	const size = 8 // more than there are clients at once
+	keys := keysFile(t, append(manyKeys(4999), keyBlock(goodKey))...)
 	a := &attack{
-		soak: newSoak(t, start(t, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_WAITING=32", "PROXY_API_KEY="+key+","+goodKey, "CODEX_UPSTREAM="+server.URL+"/v1", "POOL_PROBE_MS=1000", "POOL_PROBE_TIMEOUT_MS=1000",
+		keys: keys,
+		soak: newSoak(t, start(t, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_WAITING=32", "PROXY_API_KEYS_FILE="+keys, "CODEX_UPSTREAM="+server.URL+"/v1", "POOL_PROBE_MS=1000", "POOL_PROBE_TIMEOUT_MS=1000",
 			"PROXY_IDLE_TIMEOUT_MS=5000", "PROXY_STREAM_IDLE_TIMEOUT_MS=5000", "PROXY_TIMEOUT_MS=15000", "POOL_BACKOFF_MAX_MS=1000")),
 		bare: bareServer(t),
 	}
@@ -53,7 +56,7 @@ func TestAttack(t *testing.T) {
 
 	over := make(chan struct{})
 	var all sync.WaitGroup
-	for i, kind := range []func(*rand.Rand){a.shapes, a.shapes, a.bodies, a.bodies, a.answers, a.answers, a.harmChild, a.pause, a.holdLog} {
+	for i, kind := range []func(*rand.Rand){a.shapes, a.shapes, a.bodies, a.bodies, a.answers, a.answers, a.harmChild, a.pause, a.holdLog, a.rewriteKeys} {
 		rng := rand.New(rand.NewPCG(a.seed, uint64(i)))
 		all.Go(func() { // ends with over
 			for {
@@ -100,6 +103,7 @@ func TestAttack(t *testing.T) {
 type attack struct {
 	*soak
 	bare string // address
+	keys string // path of the keys file
 
 	times, bareTimes []time.Duration // of good clients; guarded by soak.mu
 }
@@ -266,6 +270,20 @@ func (a *attack) holdLog(rng *rand.Rand) {
 	a.daemon.mu.Lock()
 	defer a.daemon.mu.Unlock()
 	time.Sleep(time.Duration(rng.IntN(3000)) * time.Millisecond)
+}
+
+// rewriteKeys writes the keys file anew: in another order, with fewer keys but the good
+// one, or broken.
+func (a *attack) rewriteKeys(rng *rand.Rand) {
+	blocks := append(manyKeys(rng.IntN(5000)), keyBlock(goodKey))
+	rng.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
+	if text := strings.Join(blocks, ""); rng.IntN(3) == 0 {
+		blocks = []string{text[:len(text)-1-rng.IntN(100)] + "\nbroken"}
+	}
+	if err := os.WriteFile(a.keys, []byte(strings.Join(blocks, "")), 0o600); err != nil {
+		a.t.Error(err)
+	}
+	time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
 }
 
 // victim is the provider: it answers marked prompts with themselves and counts them; all

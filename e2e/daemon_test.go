@@ -104,7 +104,7 @@ func prepare() (cleanUp func(), err error) {
 	return cleanUp, nil
 }
 
-const key = "k-e2e"
+const key = "k-e2e-0123456789abcdef" // as long as production wants it
 
 // daemon is one running codexpool.
 type daemon struct {
@@ -139,9 +139,18 @@ func startProgram(t testing.TB, binary string, environ ...string) *daemon {
 // launch is [startProgram], but does not wait for the children.
 func launch(t testing.TB, binary string, environ ...string) *daemon {
 	t.Helper()
+	return launchOn(t, nil, binary, environ...)
+}
+
+// launchOn is [launch] with this standard input.
+func launchOn(t testing.TB, stdin *os.File, binary string, environ ...string) *daemon {
+	t.Helper()
 	workdir := codextest.Workdir(t)
 	d := &daemon{t: t, workdir: workdir, ended: make(chan struct{})}
 	d.cmd = exec.Command(binary)
+	if stdin != nil {
+		d.cmd.Stdin = stdin
+	}
 	d.cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "CODEX_BIN=" + codextest.Binary(t),
 		markVar + "=" + runMark, "PROXY_ENV=dev", "PROXY_API_KEY=" + key, "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "PROXY_CODEX_WORKDIR=" + workdir,

@@ -74,7 +74,7 @@ func TestAnswerInOnePieceHasUsage(t *testing.T) {
 }
 
 func TestConversationArrivesItemForItem(t *testing.T) {
-	up := codextest.NewUpstream(t, codextest.Text("fine"))
+	up := newUpstream(t, codextest.Text("fine"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
 	res, err := d.post(`{"messages":[{"role":"system","content":"s"},{"role":"developer","content":"d"},{"role":"user","content":"u1"},` +
 		`{"role":"assistant","content":"a"},{"role":"user","content":"héllo 🧪 \u2028"}]}`)
@@ -518,7 +518,7 @@ func TestDisconnectEndsTheUpstreamRequest(t *testing.T) {
 		for _, stream := range []bool{true, false} {
 			t.Run(fmt.Sprint(name, " stream ", stream), func(t *testing.T) {
 				reached, ended := make(chan struct{}), make(chan time.Time, 1)
-				up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+				up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 					s := codextest.StartStream(w)
 					s.Begin()
 					if when != "" {
@@ -593,7 +593,7 @@ func flood(w http.ResponseWriter, _ *http.Request) {
 }
 
 func TestClientThatStopsReadingLosesItsStreamNotTheChild(t *testing.T) {
-	up := codextest.NewUpstream(t, flood, codextest.Text("next"))
+	up := newUpstream(t, flood, codextest.Text("next"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=500")
 	d.postWithoutReading(true)
 	eventually(t, time.Minute, "cut stream", func() bool { return strings.Contains(d.logged(), `"code":"client_too_slow"`) })
@@ -606,7 +606,7 @@ func TestClientThatStopsReadingLosesItsStreamNotTheChild(t *testing.T) {
 }
 
 func TestAnswerInOnePieceThatNobodyReadsHoldsNoChild(t *testing.T) {
-	up := codextest.NewUpstream(t, flood)
+	up := newUpstream(t, flood)
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=10000")
 	d.postWithoutReading(false)
 	eventually(t, 5*time.Second, "turn", func() bool { return len(up.Bodies()) == 1 })
@@ -617,7 +617,7 @@ func TestAnswerInOnePieceThatNobodyReadsHoldsNoChild(t *testing.T) {
 }
 
 func TestClientThatDoesNotReadDoesNotDelayTheStop(t *testing.T) {
-	up := codextest.NewUpstream(t, flood)
+	up := newUpstream(t, flood)
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_DRAIN_MS=100")
 	d.postWithoutReading(true)
 	eventually(t, 5*time.Second, "lease", func() bool { return len(up.Bodies()) == 1 })

@@ -64,8 +64,8 @@ func (d *daemon) request(method, path, authorization, contentType, body string) 
 }
 
 // TestErrorTableHoldsRowByRow covers the errors row by row, with the real CLI
-// and over HTTP. The rows for a key's own rights and limits come
-// with named keys.
+// and over HTTP. The rows for a key's own limits are in
+// limits_test.go.
 func TestErrorTableHoldsRowByRow(t *testing.T) {
 	const chat, bearer, kind = "/v1/chat/completions", "Bearer " + key, "application/json"
 	words := func(code string) string {
@@ -73,6 +73,19 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	}
 	silent := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	d, up := withRelay(t, codextest.Text("ok"))
+	limited := start(t, "POOL_SIZE=1", "PROXY_API_KEYS_FILE="+keysFile(t, keyBlock("lister", `routes = ["models"]`),
+		keyBlock("guest", "expires = 2026-01-01T00:00:00Z"), keyBlock("stranger", `models = ["x"]`)))
+	for _, tt := range []struct{ name, key, want string }{
+		{"an expired key", "guest", "401 authentication_error invalid_api_key -"},
+		{"a key without a right to the route", "lister", "403 permission_error permission_denied -"},
+		{"a key without a right to the model", "stranger", "403 permission_error permission_denied model"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := failure(t, limited.request("POST", chat, "Bearer "+tt.key, kind, chatBody("hi", false))); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
 	for _, tt := range []struct{ name, method, path, key, kind, body, want string }{
 		{"no key", "POST", chat, "", kind, chatBody("hi", false), "401 authentication_error invalid_api_key -"},
 		{"a wrong key", "POST", chat, "Bearer nope", kind, chatBody("hi", false), "401 authentication_error invalid_api_key -"},
@@ -101,6 +114,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		{"upstream rejects the request", codextest.Status(422, words("c")), "422 t c p"},
 		{"upstream rejects our credential", codextest.Status(401, words("c")), "502 server_error upstream_auth -"},
 		{"upstream's usage limit", retryAfter(429, "9", words("insufficient_quota")), "429 rate_limit_error usage_limit_reached - *"},
+		{"a firewall before upstream", page(403, "<html>"), "502 server_error upstream_blocked -"},
 		{"upstream's rate limit", retryAfter(429, "9", words("rate_limit_exceeded")), "429 rate_limit_error upstream_rate_limited - *"},
 		{"upstream is overloaded", retryAfter(503, "9", ""), "503 server_error upstream_overloaded - *"},
 		{"upstream fails", codextest.Status(500, ""), "502 server_error upstream_error -"},
@@ -141,7 +155,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	})
 	t.Run("silence and no room", func(t *testing.T) {
 		reached := make(chan struct{}, 8)
-		up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 			reached <- struct{}{}
 			silent(w, r)
 		})
@@ -171,7 +185,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 	})
 	t.Run("the whole request", func(t *testing.T) {
 		t.Parallel()
-		up := codextest.NewUpstream(t, silent)
+		up := newUpstream(t, silent)
 		d := start(t, "POOL_SIZE=1", "PROXY_TIMEOUT_MS=500", "CODEX_UPSTREAM="+up.URL+"/v1")
 		if got, want := failure(t, d.request("POST", chat, bearer, kind, chatBody("hi", false))), "504 timeout_error request_timeout -"; got != want {
 			t.Errorf("got %s, want %s", got, want)

@@ -94,7 +94,7 @@ func TestBodiesThatDoNotEndTakeNoRoomFromOthers(t *testing.T) {
 }
 
 func TestLargeBodiesHoldBoundedMemory(t *testing.T) {
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := newUpstream(t, codextest.Text("ok"))
 	d := start(t, "POOL_SIZE=2", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_MAX_BODY_TOTAL_BYTES=33554432")
 	d.wellServed(3)
 	before := d.weigh()
@@ -133,7 +133,7 @@ func TestBodyIsForgottenWhenTheProviderHasIt(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprint("http2 ", http2), func(t *testing.T) {
 			begun, end := make(chan struct{}, 3), make(chan struct{})
-			up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+			up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 				s := codextest.StartStream(w)
 				s.Begin()
 				begun <- struct{}{}
@@ -173,7 +173,7 @@ func endlessAnswer(w http.ResponseWriter, r *http.Request) {
 }
 
 func TestAnswerWithoutEndHoldsBoundedMemory(t *testing.T) {
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := newUpstream(t, codextest.Text("ok"))
 	d := start(t, "POOL_SIZE=3", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_WRITE_TIMEOUT_MS=60000")
 	d.wellServed(3)
 	before := d.weigh()

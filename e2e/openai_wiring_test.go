@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -39,7 +40,10 @@ func (o *openAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var fields struct {
 		Most int `json:"max_output_tokens"`
 	}
-	json.Unmarshal(body, &fields)
+	if err := errors.Join(strict(body), json.Unmarshal(body, &fields)); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	o.mu.Lock()
 	o.authorization, o.most = r.Header.Get("Authorization"), fields.Most
 	o.completions++
@@ -84,7 +88,7 @@ func TestOpenAIGetsItsKeyAndTokens(t *testing.T) {
 func TestOpenAIKeyReachesNoOtherProvider(t *testing.T) {
 	t.Parallel()
 	authorization := make(chan string, 1)
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		authorization <- r.Header.Get("Authorization")
 		codextest.Text("ok")(w, r)
 	})

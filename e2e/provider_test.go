@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -96,8 +97,10 @@ func (p *provider) plays(format string) map[string][]exchange {
 // respond finds the scenario, compares the request, and answers it.
 func (p *provider) respond(w http.ResponseWriter, r *http.Request) {
 	var got, want map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
-		p.t.Error(err)
+	body, err := io.ReadAll(r.Body)
+	if err := errors.Join(err, strict(body), json.Unmarshal(body, &got)); err != nil {
+		p.t.Errorf("the provider rejects a request: %v", err)
+		codextest.Status(http.StatusBadRequest, `{"error":{"message":"The provider is strict."}}`)(w, r)
 		return
 	}
 	name := lastSaid(got["input"])

@@ -29,7 +29,7 @@ const upstreamKey = "sk-upstream-never-in-a-child"
 // withRelay starts a daemon before a scripted provider that speaks TLS and HTTP/2.
 func withRelay(t *testing.T, replies ...http.HandlerFunc) (*daemon, *codextest.Upstream) {
 	t.Helper()
-	up := codextest.NewUpstream(t, replies...)
+	up := newUpstream(t, replies...)
 	server, roots := secure(t, up, true)
 	return start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+server.URL+"/v1", "SSL_CERT_FILE="+roots, "CODEX_UPSTREAM_API_KEY="+upstreamKey), up
 }
@@ -49,8 +49,8 @@ func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 		{``, `{}`},
 		{`"temperature":0.25,`, `{"temperature":0.25}`},
 		{`"top_p":0.5,`, `{"top_p":0.5}`},
-		{`"max_tokens":10,`, `{"max_output_tokens":10}`},
-		{`"max_tokens":10,"max_completion_tokens":20,`, `{"max_output_tokens":20}`},
+		{`"max_tokens":16,`, `{"max_output_tokens":16}`},
+		{`"max_tokens":16,"max_completion_tokens":20,`, `{"max_output_tokens":20}`},
 		{`"service_tier":"flex",`, `{"service_tier":"flex"}`},
 		{`"metadata":{"a":"b"},`, `{"metadata":{"a":"b"}}`},
 		{`"user":"u",`, `{"user":"u"}`},
@@ -92,7 +92,7 @@ func TestProviderGetsExactlyTheCallersFields(t *testing.T) {
 }
 
 func TestRequestsThatBeginAlikeShareTheProvidersCache(t *testing.T) {
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := newUpstream(t, codextest.Text("ok"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_PROMPT_CACHE_KEY=on", "PROXY_API_KEY="+key+",another")
 	send := func(bearer, system, text string) (cacheKey string) {
 		t.Helper()
@@ -131,50 +131,58 @@ func TestProviderErrorsReachTheCaller(t *testing.T) {
 		return `{"error":{"message":"The provider's words.","type":"some_type","param":"input[0]","code":"` + code + `"}}`
 	}
 	d, up := withRelay(t, codextest.Text("ok"))
-	elsewhere := codextest.NewUpstream(t, codextest.Text("from elsewhere"))
+	elsewhere := newUpstream(t, codextest.Text("from elsewhere"))
 	for _, tt := range []struct {
 		name  string
 		reply http.HandlerFunc
-		want  string // status code param retry-after message
+		want  string // status code param retry-after, final where X-Should-Retry is false, message
 	}{
 		{"400", codextest.Status(400, envelope("bad_value")), "400 bad_value input[0] [] The provider's words."},
 		{"404", codextest.Status(404, envelope("model_not_found")), "404 model_not_found input[0] [] The provider's words."},
 		{"too long", codextest.Status(400, envelope("context_length_exceeded")), "400 context_length_exceeded messages [] The provider's words."},
-		{"429", retryAfter(429, "17", envelope("rate_limit_exceeded")), "429 upstream_rate_limited  [17] The upstream limits the rate of requests."},
-		{"quota", retryAfter(429, "17", envelope("insufficient_quota")), "429 usage_limit_reached  [17] The upstream's usage limit is reached."},
-		{"a usage limit of ChatGPT", codextest.Status(429, `{"error":{"type":"usage_limit_reached","message":"The provider's words.","resets_in_seconds":7199.5}}`), "429 usage_limit_reached  [7200] The upstream's usage limit is reached."},
+		{"429", retryAfter(429, "17", envelope("rate_limit_exceeded")), "429 upstream_rate_limited  [17] The provider's words."},
+		{"quota", retryAfter(429, "17", envelope("insufficient_quota")), "429 usage_limit_reached  [17] The provider's words."},
+		{"quota without a time", codextest.Status(429, envelope("insufficient_quota")), "429 usage_limit_reached  [] final The provider's words."},
+		{"a usage limit of ChatGPT", codextest.Status(429, `{"error":{"type":"usage_limit_reached","message":"The provider's words.","resets_in_seconds":7199.5}}`), "429 usage_limit_reached  [7200] The provider's words."},
 		{"a redirect", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, elsewhere.URL+"/v1/responses", http.StatusTemporaryRedirect)
 		}, "502 upstream_error  [] The upstream failed."},
 		{"an image that it cannot read", func(w http.ResponseWriter, _ *http.Request) {
 			codextest.StartStream(w).Fail("invalid_image", "The provider's words.")
 		}, "400 invalid_image  [] The provider's words."},
-		{"500", codextest.Status(500, "secret internals"), "502 upstream_error  [] The upstream failed."},
-		{"503", retryAfter(503, "17", "busy"), "503 upstream_overloaded  [17] The upstream is overloaded."},
+		{"500", codextest.Status(500, "out of luck\nat main.go:7"), "502 upstream_error  [] out of luck"},
+		{"499", codextest.Status(499, envelope("cancelled")), "502 upstream_error  [] The provider's words."},
+		{"407", codextest.Status(407, envelope("proxy")), "502 upstream_error  [] The provider's words."},
+		{"503", retryAfter(503, "17", envelope("busy")), "503 upstream_overloaded  [17] The provider's words."},
 		{"422 of another shape", codextest.Status(422, `{"detail":"The provider's words."}`), "422   [] The provider's words."},
+		{"404 for a wrong path", codextest.Status(404, `{"error":{"message":"Invalid URL (POST /v1/responses)","type":"invalid_request_error","param":null,"code":null}}`), "404   [] Invalid URL (POST …)"},
+		{"400 that quotes our key", codextest.Status(400, `{"detail":"`+upstreamKey+` may not do this"}`), "400   [] … may not do this"},
+		{"a long message", codextest.Status(400, `{"detail":"`+strings.Repeat("word ", 1000)+`"}`), "400   [] " + strings.Repeat("word ", 100) + "…"},
+		{"a page of a gateway", page(504, "<html><head><title>504 Gateway Time-out</title>"), "502 upstream_error  [] 504 Gateway Time-out"},
+		{"a page of a firewall", page(403, "<html><title>Just a moment...</title>"), "502 upstream_blocked  [] final A firewall before the upstream rejects requests of this server."},
 		{"404 without a word", codextest.Status(404, "<html>"), "404   [] The upstream rejected the request."},
 		{"409 without a word", codextest.Status(409, "<html>"), "502 upstream_error  [] The upstream failed."},
 		{"JSON instead of a stream", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			io.WriteString(w, envelope("slow_down"))
-		}, "503 upstream_overloaded  [1 2 3] The upstream is overloaded."},
+		}, "503 upstream_overloaded  [1 2 3] The provider's words."},
 		{"an error event", func(w http.ResponseWriter, _ *http.Request) {
 			s := codextest.StartStream(w)
 			s.Begin()
 			s.Event(map[string]any{"type": "error", "code": "context_length_exceeded", "message": "The provider's words.", "param": nil})
 		}, "400 context_length_exceeded messages [] The provider's words."},
-		{"garbage", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "what?") }, "502 upstream_error  [] The upstream failed."},
+		{"garbage", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "what?") }, "502 upstream_error  [] what?"},
 		{"failed in the stream", func(w http.ResponseWriter, _ *http.Request) {
 			s := codextest.StartStream(w)
-			s.Event(map[string]any{"type": "response.failed", "response": map[string]any{"id": "r", "error": map[string]any{"code": "server_is_overloaded", "message": "busy"}}})
-		}, "503 upstream_overloaded  [1 2 3] The upstream is overloaded."},
+			s.Event(map[string]any{"type": "response.failed", "response": map[string]any{"id": "r", "error": map[string]any{"code": "server_is_overloaded", "message": "The provider's words."}}})
+		}, "503 upstream_overloaded  [1 2 3] The provider's words."},
 		{"cut before the first token", func(w http.ResponseWriter, _ *http.Request) {
 			codextest.StartStream(w).Begin()
 			panic(http.ErrAbortHandler)
 		}, "502 upstream_error  [] The upstream failed."},
 		{"403", codextest.Status(403, envelope("denied")), "403 denied input[0] [] The provider's words."},
-		{"403 without a word", codextest.Status(403, ""), "502 upstream_auth  [] The upstream rejected this server's credentials."},
-		{"401", codextest.Status(401, envelope("invalid_api_key")), "502 upstream_auth  [] The upstream rejected this server's credentials."},
+		{"403 without a word", codextest.Status(403, ""), "502 upstream_auth  [] final The upstream rejected this server's credentials."},
+		{"401", codextest.Status(401, envelope("invalid_api_key")), "502 upstream_auth  [] final The upstream rejected this server's credentials."},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			up.Script(tt.reply)
@@ -192,6 +200,9 @@ func TestProviderErrorsReachTheCaller(t *testing.T) {
 			wait := fmt.Sprint(res.Header["Retry-After"])
 			if strings.Contains(tt.want, "[1 2 3]") && len(wait) == 3 {
 				wait = "[1 2 3]" // ours, jittered
+			}
+			if res.Header.Get("X-Should-Retry") == "false" {
+				wait += " final"
 			}
 			if got := fmt.Sprint(res.StatusCode, " ", body.Error.Code, " ", body.Error.Param, " ", wait, " ", body.Error.Message); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
@@ -227,6 +238,140 @@ func retryAfter(code int, seconds, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", seconds)
 		codextest.Status(code, body)(w, r)
+	}
+}
+
+// page answers with a page, as gateways and firewalls do.
+func page(code int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(code)
+		io.WriteString(w, body)
+	}
+}
+
+// TestLogSaysWhatTheProviderSaid has, for each kind of failure, what the log line of the
+// request must have of it, and the metrics.
+func TestLogSaysWhatTheProviderSaid(t *testing.T) {
+	named := func(reply http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Request-Id", "req-of-the-provider")
+			reply(w, r)
+		}
+	}
+	cutAfter := func(events ...map[string]any) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			s := codextest.StartStream(w)
+			for _, e := range events {
+				s.Event(e)
+			}
+			panic(http.ErrAbortHandler)
+		}
+	}
+	long := strings.Repeat("x", 200)
+	d, up := withRelay(t, codextest.Text("ok"))
+	for _, tt := range []struct {
+		name    string
+		reply   http.HandlerFunc
+		want    map[string]any // of the line
+		counted string
+	}{
+		{"400", codextest.Status(400, `{"error":{"message":"m","code":"bad_value"}}`), map[string]any{"code": "bad_value", "counted": "upstream_refused", "upstream_status": 400.0, "upstream_code": "bad_value"}, "upstream_refused"},
+		{"400 whose code is a sentence", codextest.Status(400, `{"error":{"message":"m","type":"some_type","code":"the prompt was this"}}`), map[string]any{"code": "some_type", "counted": "upstream_refused", "upstream_code": nil}, "upstream_refused"},
+		{"429", codextest.Status(429, `{"error":{"message":"m","type":"tokens","code":"rate_limit_exceeded"}}`), map[string]any{"code": "upstream_rate_limited", "counted": nil, "upstream_status": 429.0, "upstream_code": "rate_limit_exceeded"}, "upstream_rate_limited"},
+		{"a page", page(502, "<html>"+long), map[string]any{"code": "upstream_error", "upstream_status": 502.0, "upstream_content_type": "text/html", "upstream_body": "<html>" + long[:74]}, "upstream_error"},
+		{"a page that quotes our key", page(502, "<html>"+strings.Repeat("x", 60)+upstreamKey), map[string]any{"upstream_body": "<html>" + strings.Repeat("x", 60) + "…"}, "upstream_error"},
+		{"499", codextest.Status(499, `{"error":{"message":"m","code":"cancelled"}}`), map[string]any{"status": 502.0, "upstream_status": 499.0, "code": "upstream_error"}, "upstream_error"},
+		{"failed in the stream", func(w http.ResponseWriter, _ *http.Request) {
+			codextest.StartStream(w).Fail("server_error", "m")
+		}, map[string]any{"code": "upstream_error", "upstream_status": 200.0, "upstream_code": "server_error"}, "upstream_error"},
+		{"cut", cutAfter(map[string]any{"type": "a"}), map[string]any{"code": "upstream_error", "upstream_status": 200.0, "err": "provider hung up after 29 bytes of its stream: "}, "upstream_error"},
+		{"ended", func(w http.ResponseWriter, _ *http.Request) {
+			codextest.StartStream(w).Event(map[string]any{"type": "a"})
+		}, map[string]any{"err": "provider ended its stream after 29 bytes, without a last event: unexpected EOF"}, "upstream_error"},
+		{"cut after text", cutAfter(map[string]any{"type": "response.output_text.delta", "delta": "one"}), map[string]any{"status": 200.0, "code": "upstream_error"}, "upstream_error"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			series := `codexpool_http_errors_total{error="` + tt.counted + `",route="chat"}`
+			before, logged := d.metrics()[series], len(d.logged())
+			up.Script(named(tt.reply))
+			d.stream("hi")
+			var line map[string]any
+			eventually(t, 5*time.Second, "line of the request", func() bool {
+				for text := range strings.SplitSeq(d.logged()[logged:], "\n") {
+					if json.Unmarshal([]byte(text), &line) == nil && line["msg"] == "request" {
+						return true
+					}
+				}
+				return false
+			})
+			tt.want["upstream_request"] = "req-of-the-provider"
+			for name, want := range tt.want {
+				got := line[name]
+				if said, ok := got.(string); ok && name == "err" { // the end is net/http's
+					got = said[:min(len(said), len(want.(string)))]
+				}
+				if got != want {
+					t.Errorf("%s: %v, want %v", name, got, want)
+				}
+			}
+			if got := d.metrics()[series] - before; got != 1 {
+				t.Errorf("%s: %v", series, got)
+			}
+		})
+	}
+}
+
+func TestLogSaysHowFarACutStreamCame(t *testing.T) {
+	d, _ := withRelay(t, cutStream)
+	res, err := d.post(chatBody("hi", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	n, err := io.Copy(io.Discard, res.Body)
+	if want := fmt.Sprintf(`"sent_bytes":%d}`, n); err == nil || n == 0 || !strings.Contains(d.logged(), want) {
+		t.Errorf("%v; not in the log: %s", err, want)
+	}
+}
+
+// TestUsageOfAFailedAnswerIsCounted has a provider that fails, and says what it has used.
+func TestUsageOfAFailedAnswerIsCounted(t *testing.T) {
+	d, _ := withRelay(t, func(w http.ResponseWriter, _ *http.Request) {
+		s := codextest.StartStream(w)
+		s.Delta("half")
+		s.Event(map[string]any{"type": "response.failed", "response": map[string]any{"error": map[string]any{"code": "server_error"}, "usage": map[string]any{"input_tokens": 7, "output_tokens": 2}}})
+	})
+	d.stream("hi")
+	if m := d.metrics(); m[`codexpool_tokens_total{kind="input"}`] != 7 || m[`codexpool_tokens_total{kind="output"}`] != 2 {
+		t.Errorf("%v in, %v out", m[`codexpool_tokens_total{kind="input"}`], m[`codexpool_tokens_total{kind="output"}`])
+	}
+}
+
+// TestConnectionThatClosesAsItIsUsedAgainCostsNothing has a provider that closes an idle
+// connection in the moment in which the next request comes over it.
+func TestConnectionThatClosesAsItIsUsedAgainCostsNothing(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	used := map[string]bool{}
+	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		again := used[r.RemoteAddr]
+		used[r.RemoteAddr] = true
+		mu.Unlock()
+		if again {
+			panic(http.ErrAbortHandler)
+		}
+		codextest.Text("ok")(w, r)
+	})
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
+	for range 2 {
+		if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
+			t.Error(err)
+		}
+	}
+	if len(up.Bodies()) != 3 {
+		t.Errorf("%d requests: no connection was used again", len(up.Bodies()))
 	}
 }
 
@@ -303,7 +448,7 @@ func TestProviderThatMisbehavesCostsOneAnswer(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel() // they mostly wait
-			up := codextest.NewUpstream(t, tt.reply, codextest.Text("ok"))
+			up := newUpstream(t, tt.reply, codextest.Text("ok"))
 			d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "PROXY_STREAM_IDLE_TIMEOUT_MS="+tt.idle, "PROXY_SSE_COMMIT_MS=60000")
 			status, code, _ := strings.Cut(tt.want, " ")
 			if chunks, err := d.stream("hi"); err == nil || !strings.HasPrefix(err.Error(), status) || !strings.Contains(err.Error(), code) {
@@ -564,7 +709,7 @@ func TestRelayRejectsOtherProcesses(t *testing.T) {
 func TestQueryOfTheBaseURLIsKept(t *testing.T) {
 	t.Parallel()
 	asked := make(chan string, 1)
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.URL.RequestURI()
 		codextest.Text("ok")(w, r)
 	})
@@ -585,7 +730,7 @@ func TestQueryOfTheBaseURLIsKept(t *testing.T) {
 // TestModelsAreThoseOfTheProvider has a provider with models that Codex does not know.
 func TestModelsAreThoseOfTheProvider(t *testing.T) {
 	t.Parallel()
-	up := codextest.NewUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != "GET" || r.URL.Path != "/v1/models" || r.Header.Get("Authorization") != "Bearer "+upstreamKey {
 			t.Errorf("asked for %s %s with %v", r.Method, r.URL, r.Header)
 		}

@@ -92,7 +92,7 @@ func TestRollingRestartLosesNoRequest(t *testing.T) {
 }
 
 func rolls(t *testing.T, b balancer, least int) {
-	b.program = needs(t, b.program)
+	b.program = installed(t, b.program)
 	ports := freePorts(t, 3)
 	settings := func(port string) []string {
 		return []string{"PORT=" + port, "POOL_SIZE=4", "CODEX_ECHO_DELAY_MS=30", prestop}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -72,7 +73,7 @@ func TestPromptRunsNoProgram(t *testing.T) {
 		"exec_command":  fmt.Sprintf(`{"cmd":"touch %s"}`, marker),
 		"apply_patch":   fmt.Sprintf(`{"input":"*** Begin Patch\n*** Add File: %s\n+x\n*** End Patch"}`, marker),
 	}
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := codextest.NewUpstream(t, codextest.Text("ok")) // not strict: a direct child's own requests have more fields
 	home := codextest.Workdir(t)
 	config := "model_provider = \"mine\"\nsandbox_mode = \"danger-full-access\"\n[features]\nshell_tool = true\nunified_exec = true\n" +
 		"[model_providers.mine]\nname = \"mine\"\nbase_url = \"" + up.URL + "/v1\"\nwire_api = \"responses\"\n"
@@ -133,6 +134,66 @@ func TestPromptsAndAnswersAreNotOnDisk(t *testing.T) {
 	if err != nil || files == 0 {
 		t.Errorf("%d files, %v: this test proves nothing", files, err)
 	}
+}
+
+// TestAnotherMachineReadsMetricsAndHealthAtMost calls the admin listener as the image
+// has it, from an address of this machine that is not loopback: nothing is sent out.
+func TestAnotherMachineReadsMetricsAndHealthAtMost(t *testing.T) {
+	t.Parallel()
+	d := start(t, "POOL_SIZE=1", "PROXY_ADMIN_ADDR=0.0.0.0:0", "PROXY_ADMIN_PUBLIC=true")
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(d.admin, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func(host, method, path string) int {
+		t.Helper()
+		req, err := http.NewRequest(method, "http://"+net.JoinHostPort(host, port)+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+	elsewhere := ownAddress(t)
+	for _, tt := range []struct {
+		method, path string
+		want         int // from elsewhere; here it is 200
+	}{
+		{"GET", "/metrics", 200},
+		{"GET", "/readyz", 200},
+		{"GET", "/pool", 403},
+		{"POST", "/pool/drain", 403},
+		{"POST", "/pool/resume", 403},
+		{"GET", "/debug/pprof/", 403},
+		{"GET", "/debug/pprof/heap", 403},
+	} {
+		if got := call(elsewhere, tt.method, tt.path); got != tt.want {
+			t.Errorf("%s %s from elsewhere: %d, want %d", tt.method, tt.path, got, tt.want)
+		}
+		if got := call("127.0.0.1", tt.method, tt.path); got != 200 {
+			t.Errorf("%s %s from here: %d", tt.method, tt.path, got)
+		}
+	}
+}
+
+// ownAddress is an address of this machine that is not loopback.
+func ownAddress(t *testing.T) string {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range addrs {
+		if ip, ok := addr.(*net.IPNet); ok && ip.IP.To4() != nil && !ip.IP.IsLoopback() {
+			return ip.IP.String()
+		}
+	}
+	t.Skip("this machine has only loopback addresses")
+	return ""
 }
 
 func TestHomesAreClosedToOtherUsers(t *testing.T) {
@@ -221,23 +282,35 @@ func TestImagesAreNotFetched(t *testing.T) {
 // everybody: it does not start with them.
 func TestProductionRejectsUnsafeSettings(t *testing.T) {
 	t.Parallel()
+	const good = "PROXY_API_KEY=" + key + " "
 	for _, tt := range []struct {
 		settings string
 		problem  string // how the error begins
+		fix      string // what it says to do
 	}{
-		{"PROXY_API_KEY=", "PROXY_API_KEY: "},
-		{"PROXY_API_KEY=codexpool-dev", "PROXY_API_KEY: "},
-		{"PROXY_ENV=dev PROXY_API_KEY= PROXY_HOST=0.0.0.0", "PROXY_API_KEY: "},
-		{"PROXY_ENV=dev PROXY_API_KEY=codexpool-dev PROXY_HOST=0.0.0.0", "PROXY_API_KEY: "},
-		{"PROXY_API_KEY=k PROXY_ADMIN_ADDR=0.0.0.0:11436", "PROXY_ADMIN_ADDR: "},
-		{"PROXY_API_KEY=k PROXY_SANDBOX_MODE=danger-full-access", "PROXY_SANDBOX_MODE: "},
-		{"PROXY_API_KEY=k CODEX_UPSTREAM=", "CODEX_UPSTREAM: "},
+		{"PROXY_API_KEY=", "PROXY_API_KEY: ", "production needs a key"},
+		{"PROXY_API_KEY=codexpool-dev", "PROXY_API_KEY: key 1 is public", "openssl rand"},
+		{"PROXY_API_KEY=" + key + ",k-2", "PROXY_API_KEY: key 2 has fewer than 20 characters", "openssl rand"},
+		{"PROXY_ENV=dev PROXY_API_KEY= PROXY_HOST=0.0.0.0", "PROXY_API_KEY: ", "must be a loopback address"},
+		{"PROXY_ENV=dev PROXY_API_KEY=codexpool-dev PROXY_HOST=0.0.0.0", "PROXY_API_KEY: ", "must be a loopback address"},
+		{good + "PROXY_CORS_ALLOWED_ORIGINS=*", "PROXY_CORS_ALLOWED_ORIGINS: ", "exact origins such as https://app.example"},
+		{good + "PROXY_CORS_ALLOWED_ORIGINS=*,https://app.example", "PROXY_CORS_ALLOWED_ORIGINS: ", "exact origins only"},
+		{good + "PROXY_ADMIN_ADDR=0.0.0.0:11436", "PROXY_ADMIN_ADDR: ", "PROXY_ADMIN_PUBLIC=true"},
+		{good + "PROXY_FORWARDAUTH_BYPASS_UNTIL=9999-12-31T00:00:00Z", "PROXY_FORWARDAUTH_BYPASS_UNTIL: ", "choose an earlier time"},
+		{good + "PROXY_TRUSTED_PROXIES=0.0.0.0/0", "PROXY_TRUSTED_PROXIES: ", "list the proxies"},
+		{good + "PROXY_SANDBOX_MODE=danger-full-access", "PROXY_SANDBOX_MODE: ", "read-only"},
+		{good + "CODEX_UPSTREAM=", "CODEX_UPSTREAM: ", "set it to openai"},
 	} {
 		cmd := exec.Command(program)
 		cmd.Env = append([]string{"HOME=" + os.Getenv("HOME"), "CODEX_UPSTREAM=echo", "PORT=0", "CODEX_BIN=/nowhere/codex"}, strings.Fields(tt.settings)...)
 		out, _ := cmd.CombinedOutput()
-		if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(string(out), "\n  "+tt.problem) {
+		_, problem, found := strings.Cut(string(out), "\n  "+tt.problem)
+		problem, _, _ = strings.Cut(problem, "\n")
+		if code := cmd.ProcessState.ExitCode(); code != 2 || !found || !strings.Contains(tt.problem+problem, tt.fix) {
 			t.Errorf("%s: exit code %d\n%s", tt.settings, code, out)
+		}
+		if strings.Contains(string(out), key) {
+			t.Errorf("%s: a key is shown\n%s", tt.settings, out)
 		}
 	}
 }

@@ -63,7 +63,7 @@ func TestFaultsAtEachStepOfATurn(t *testing.T) {
 			t.Parallel() // they mostly wait
 			f := newFaulty(t)
 			f.set(tt.fault)
-			up := codextest.NewUpstream(t)
+			up := newUpstream(t)
 			d := start(t, "POOL_SIZE=1", "CODEX_BIN="+f.path, "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_STOP_GRACE_MS=300", "POOL_PROBE_MS=200", "POOL_PROBE_TIMEOUT_MS=1000")
 			f.set("") // the next is real
 			child := d.children()[0]
@@ -164,7 +164,7 @@ func TestTurnsLeaveNoFilesInAHome(t *testing.T) {
 		s.Delta("here")
 		s.End()
 	}
-	up := codextest.NewUpstream(t, codextest.Text("ok"))
+	up := newUpstream(t, codextest.Text("ok"))
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1")
 	files := func() map[string]int64 {
 		sizes := map[string]int64{}

@@ -12,15 +12,15 @@ import (
 // The end of make test prints it.
 const missingVar = "CODEXPOOL_E2E_MISSING"
 
-// needs finds a program of Debian's package of the same name, also where PATH is not
+// installed finds a program of Debian's package of the same name, also where PATH is not
 // root's. Where it is missing, the test is skipped. CI has them all, so there it fails.
-func needs(t *testing.T, program string) (path string) {
+func installed(t testing.TB, program string) (path string) {
 	t.Helper()
 	return needsOf(t, program, program)
 }
 
 // needsOf finds a program of another package.
-func needsOf(t *testing.T, program, pkg string) (path string) {
+func needsOf(t testing.TB, program, pkg string) (path string) {
 	t.Helper()
 	for _, name := range []string{program, "/usr/sbin/" + program} {
 		if path, err := exec.LookPath(name); err == nil {
@@ -43,7 +43,7 @@ const needyVar = "CODEXPOOL_E2E_NEEDY" // makes the next test need a program tha
 
 func TestMissingProgramSkipsATestThatIsListedAndFailsInCI(t *testing.T) {
 	if os.Getenv(needyVar) != "" {
-		needs(t, "no-such-program")
+		installed(t, "no-such-program")
 	}
 	t.Parallel()
 	self, err := os.Executable()

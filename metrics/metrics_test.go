@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"maps"
 	"net/http/httptest"
 	"os"
@@ -29,6 +30,9 @@ func empty() *metrics.Metrics {
 	m := metrics.New("v1.2.3")
 	m.SetCLI("0.0.0", []string{"other"})
 	m.SetCLI("0.0.1", []string{"other", "gpt-test"}) // it was replaced
+	m.WatchKeyUse(func() map[string]int { return map[string]int{"1": 3, "gone": 1} }, func() map[string]int { return map[string]int{"2": 4} })
+	m.WatchRedis(func() (bool, int64) { return true, 7 })
+	m.WatchKeys(func() (bool, time.Time) { return true, time.Unix(1800000000, 0) })
 	m.WatchLog(func() int64 { return 3 })
 	m.SetKeys([]string{"1", "2"})
 	m.Watch(metrics.Sources{
@@ -37,7 +41,7 @@ func empty() *metrics.Metrics {
 		},
 		API: func() api.Stat {
 			return api.Stat{
-				State: api.UpstreamAuth, Running: map[string]int{"chat": 3, "healthz": 1}, Streams: 5, Queued: 2, MaxStreams: 100,
+				State: api.UpstreamAuth, Running: map[string]int{"chat": 3, "healthz": 1}, BypassUntil: time.Unix(1_800_000_000, 0), Streams: 5, Queued: 2, MaxStreams: 100,
 				Silence: 1500 * time.Millisecond, Provider: &api.ProviderStat{Running: 2, Rejected: true},
 			}
 		},
@@ -107,6 +111,13 @@ func results() []api.Result {
 	}
 	return append(list,
 		api.Result{Route: "chat", Status: 200}, // HEAD
+		api.Result{Route: "options", Status: 204, CrossOrigin: api.CrossOriginAllowed},
+		api.Result{Route: "options", Status: 204, CrossOrigin: api.CrossOriginRefused},
+		api.Result{Route: "chat", Key: "1", Status: 200, CrossOrigin: api.CrossOriginAllowed},
+		api.Result{Route: "verify", Status: 200},
+		api.Result{Route: "verify", Status: 401, Code: "invalid_api_key", Fault: api.FaultClient},
+		api.Result{Route: "verify", Status: 403, Code: "permission_denied", Fault: api.FaultClient},
+		api.Result{Route: "verify", Status: 200, Bypassed: true},
 		api.Result{Route: "unmatched", Status: 404, Code: "not_found", Fault: api.FaultClient, Took: time.Millisecond},
 	)
 }
@@ -175,8 +186,8 @@ func TestEverySeriesOfAClosedListExistsFromTheStart(t *testing.T) {
 			t.Errorf("%s appears with its first event", name)
 		}
 	}
-	// 12 series of the two keys, and 8 of the two models; a page of 1,500 series is the most.
-	if n := len(before) - 12 - 8; n > 1400 {
+	// 24 series of the two keys, and 8 of the two models; a page of 1,500 series is the most.
+	if n := len(before) - 24 - 8; n > 1400 {
 		t.Errorf("%d series without keys", n)
 	}
 }
@@ -207,4 +218,50 @@ func TestNamesFollowPrometheusRules(t *testing.T) {
 func TestRegistriesAreIndependent(t *testing.T) {
 	filled()
 	filled()
+}
+
+// TestKeysHaveSeriesWhileTheyExist: what is not in the keys file makes no series, however
+// many keys there are.
+func TestKeysHaveSeriesWhileTheyExist(t *testing.T) {
+	m := metrics.New("v1.2.3")
+	names := make([]string, 201)
+	for i := range names {
+		names[i] = fmt.Sprintf("k%03d", i)
+	}
+	count := func() (keys map[string]float64) {
+		t.Helper()
+		families, err := m.Registry().Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = map[string]float64{}
+		for _, f := range families {
+			if f.GetName() != "codexpool_key_requests_total" {
+				continue
+			}
+			for _, s := range f.GetMetric() {
+				for _, l := range s.GetLabel() {
+					if l.GetName() == "key" {
+						keys[l.GetValue()] += s.GetCounter().GetValue()
+					}
+				}
+			}
+		}
+		return keys
+	}
+	used := func(name string) {
+		m.ObserveRequest(context.Background(), api.Result{Route: "chat", Key: name, Status: 200})
+	}
+	m.SetKeys(names)
+	used("k000")
+	used("k200")
+	used("nobody")
+	if got := count(); len(got) != 201 || got["k000"] != 1 || got["other"] != 1 || got["k199"] != 0 {
+		t.Errorf("%d keys: %v", len(got), got)
+	}
+	m.SetKeys([]string{"a", "k000"})
+	used("k001") // a request that began before its key was removed
+	if got := count(); fmt.Sprint(got) != "map[a:0 k000:1]" {
+		t.Errorf("%v", got)
+	}
 }

@@ -15,7 +15,9 @@ type requests struct {
 	all         *prometheus.CounterVec
 	errors      *prometheus.CounterVec
 	completions *prometheus.CounterVec
-	ofKeys      *prometheus.CounterVec
+	keys        keySeries
+	crossOrigin *prometheus.CounterVec
+	forwardAuth *prometheus.CounterVec
 	retried     prometheus.Counter
 
 	duration   *prometheus.HistogramVec
@@ -34,7 +36,7 @@ type requests struct {
 // The statuses that have series of their own.
 var (
 	completionStatuses = []string{"200", "400", "401", "403", "404", "408", "413", "415", "429", "499", "500", "502", "503", "504", "other"}
-	otherStatuses      = []string{"200", "202", "401", "403", "404", "405", "429", "499", "500", "503", "other"}
+	otherStatuses      = []string{"200", "202", "204", "400", "401", "403", "404", "405", "429", "499", "500", "503", "other"}
 )
 
 // shortPrompt is how many tokens a short prompt has at most.
@@ -57,7 +59,11 @@ func (r *requests) declare(m *Metrics) {
 	r.all = m.counter("codexpool_http_requests_total", "Requests, by route and status; 499 where the client disconnected first.", of([]string{"route", "code"}, codes))
 	r.errors = m.counter("codexpool_http_errors_total", "Requests that failed, by route, error code and whose fault it is; also those that failed after their 200, not those whose client disconnected.", of([]string{"route", "error", "fault"}, errors))
 	r.completions = m.counter("codexpool_completions_total", "Requests for completions, by how they ended: failed by the fault of a child, the provider, the pool or the daemon, before or after the 200; refused by the client's own fault; limited by a limit for the client; left by the client; slow_reader where the client was connected and did not read. Availability is ok / (ok + failed).", and(streamed, "outcome", outcomes...))
-	r.ofKeys = m.counter("codexpool_key_requests_total", "Requests of each key, by how they ended; requests without a valid key are not counted.", none().open("key", "the key's name").open("outcome", list(outcomes)))
+	key := none().open("key", "the key's name, `other` beyond 200 of them")
+	r.keys.requests = m.counter("codexpool_key_requests_total", "Requests of each key, by how they ended; requests without a valid key are not counted.", key.open("outcome", list(outcomes)))
+	r.keys.tokens = m.counter("codexpool_key_tokens_total", "Tokens of each key as the provider counted them, by type; cached ones are a part of input, reasoning ones of output.", key.open("type", "`input`, `cached`, `output`, `reasoning`"))
+	r.crossOrigin = m.counter("codexpool_cors_requests_total", "Requests of web pages of another origin, by kind and whether the page may read the answer.", and(by("kind", "preflight", "actual"), "result", api.CrossOriginAllowed, api.CrossOriginRefused))
+	r.forwardAuth = m.counter("codexpool_forwardauth_requests_total", "Requests that an edge asked /verify about, by the answer; bypassed ones had no key that may.", by("result", "ok", "denied", "bypassed"))
 	r.retried = m.counter("codexpool_turn_retries_total", "Requests that ran again on a second child, because the first died before it got any of the conversation.", none()).WithLabelValues()
 	r.duration = m.histogram("codexpool_http_request_duration_seconds", "Time that requests for completions took.", requestBounds, streamed)
 	r.firstToken = m.histogram("codexpool_time_to_first_token_seconds", "Time from a request to the first text, refusal or call of its answer.", firstTokenBounds, streamed)
@@ -94,23 +100,22 @@ func (r *requests) setModels(models []string) {
 	}
 }
 
-// SetKeys makes the series of the keys with these names exist.
-func (m *Metrics) SetKeys(names []string) {
-	for _, name := range names {
-		for _, outcome := range outcomes {
-			m.ofKeys.WithLabelValues(name, outcome)
-		}
-	}
-}
-
 // ObserveRequest counts one request. ctx is the request's.
 func (m *Metrics) ObserveRequest(_ context.Context, r api.Result) {
 	m.all.WithLabelValues(r.Route, known(strconv.Itoa(r.Status), statuses(r.Route))).Inc()
 	if r.Code != "" {
 		m.requests.errors.WithLabelValues(r.Route, r.Code, string(r.Fault)).Inc()
 	}
-	if r.Key != "" {
-		m.ofKeys.WithLabelValues(r.Key, outcome(r)).Inc()
+	m.keys.observe(r)
+	if r.Route == "verify" {
+		m.forwardAuth.WithLabelValues(verifyResult(r)).Inc()
+	}
+	if r.CrossOrigin != "" {
+		kind := "actual"
+		if r.Route == "options" {
+			kind = "preflight"
+		}
+		m.crossOrigin.WithLabelValues(kind, r.CrossOrigin).Inc()
 	}
 	if r.Completion {
 		m.observeCompletion(r)
@@ -151,6 +156,17 @@ func (m *Metrics) observeCompletion(r api.Result) {
 	}
 }
 
+// verifyResult is what /verify answered.
+func verifyResult(r api.Result) string {
+	switch {
+	case r.Bypassed:
+		return "bypassed"
+	case r.Status >= 400:
+		return "denied"
+	}
+	return "ok"
+}
+
 // outcomes are the ends of a request.
 var outcomes = []string{"ok", "failed", "refused", "limited", "left", "slow_reader"}
 
@@ -179,6 +195,13 @@ func (m *Metrics) watchAPI(stat func() api.Stat) {
 		for _, state := range api.States {
 			set(is(state == now), string(state))
 		}
+	})
+	m.read("codexpool_forwardauth_bypass_until_timestamp_seconds", "When the ForwardAuth bypass ends; 0 = it is closed.", none(), func(set set) {
+		if until := stat().BypassUntil; !until.IsZero() {
+			set(float64(until.Unix()))
+			return
+		}
+		set(0)
 	})
 	m.read("codexpool_http_requests_in_flight", "Requests that run.", by("route", slices.Concat(api.CompletionRoutes, api.OtherRoutes)...), func(set set) {
 		for route, n := range stat().Running {

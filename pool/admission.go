@@ -20,6 +20,8 @@ type Admission struct {
 	expired chan struct{} // closed by timer
 
 	places int   // calls of Acquire that remain; guarded by pool.state.mu, like all that follows
+	holds  int   // children that are counted as admitted: places, callers that wait, and leases; 0 = it was dismissed
+	begun  bool  // a child was lent to it
 	kept   bool  // see Keep
 	away   error // why a call of Acquire was turned away by a drain or a close, or nil
 }
@@ -27,17 +29,19 @@ type Admission struct {
 // Admit admits a caller that needs n children at once, or returns [ErrFull]: a
 // caller must not hold some of its children while the queue has no room to wait for
 // the others. The caller waits in the queue of its tenant, any string: tenants
-// are served in turn, however many children each of them waits for. ctx is the
-// request's, for Hooks.Acquired. The caller owns the Admission and closes it.
+// are served in turn, however many children each of them waits for. Where there is no
+// room, the newest callers of the tenant that has most in the queue make it, if that
+// tenant has no fewer children after that than this one; their Acquire returns ErrFull.
+// ctx is the request's, for Hooks.Acquired. The caller owns the Admission and closes it.
 func (p *Pool) Admit(ctx context.Context, tenant string, n int) (*Admission, error) {
 	if n < 1 {
 		panic(fmt.Sprintf("BUG: %d children", n))
 	}
-	if err := p.state.admit(n); err != nil {
+	a := &Admission{pool: p, tenant: tenant, places: n, holds: n}
+	if err := p.state.admit(a); err != nil {
 		p.acquired(ctx, time.Now(), err)
 		return nil, err
 	}
-	a := &Admission{pool: p, tenant: tenant, places: n}
 	if p.cfg.AcquireTimeout > 0 {
 		a.expired = make(chan struct{})
 		a.timer = time.AfterFunc(p.cfg.AcquireTimeout, func() { close(a.expired) })
@@ -45,10 +49,10 @@ func (p *Pool) Admit(ctx context.Context, tenant string, n int) (*Admission, err
 	return a, nil
 }
 
-// Room returns [ErrFull] if Admit would admit nobody now: for a caller with work to do
-// before it, which would be in vain. It counts as an Admit that failed.
-func (p *Pool) Room(ctx context.Context) error {
-	err := p.state.room()
+// Room returns [ErrFull] if Admit would admit nobody of the tenant now: for a caller with
+// work to do before it, which would be in vain. It counts as an Admit that failed.
+func (p *Pool) Room(ctx context.Context, tenant string) error {
+	err := p.state.room(tenant)
 	if err != nil {
 		p.acquired(ctx, time.Now(), err)
 	}
@@ -74,7 +78,7 @@ func (a *Admission) Close() {
 	s := &a.pool.state
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.admitted -= a.places
+	s.release(a, a.places)
 	a.places = 0
 }
 
@@ -96,7 +100,7 @@ func (a *Admission) use() {
 }
 
 // Acquire lends a child, and waits for one in the queue. The caller releases the
-// lease. The error is [ErrTimeout], [ErrDraining], [ErrClosed], one that wraps
+// lease. The error is [ErrFull], [ErrTimeout], [ErrDraining], [ErrClosed], one that wraps
 // [ErrUnavailable], or the cause of ctx's end. Each call uses up one of the
 // admitted children, also if it fails.
 func (a *Admission) Acquire(ctx context.Context) (*Lease, error) {
@@ -105,7 +109,7 @@ func (a *Admission) Acquire(ctx context.Context) (*Lease, error) {
 	began := time.Now()
 	lease, err := p.acquire(ctx, a)
 	if err != nil {
-		p.state.release()
+		p.state.releaseOne(a)
 	} else {
 		a.stopTimer()
 	}
@@ -142,7 +146,7 @@ func (p *Pool) acquire(ctx context.Context, a *Admission) (*Lease, error) {
 			p.retire(res, why)
 			continue
 		}
-		return &Lease{pool: p, res: res, began: time.Now()}, nil
+		return &Lease{pool: p, admission: a, res: res, began: time.Now()}, nil
 	}
 }
 

@@ -20,11 +20,12 @@ const maxFailures = 3
 // Lease is the right to use one child. It belongs to one goroutine, which
 // releases it.
 type Lease struct {
-	pool     *Pool
-	res      *puddle.Resource[*child]
-	began    time.Time
-	failure  error // of the turn, where the child is to blame
-	released atomic.Bool
+	pool      *Pool
+	admission *Admission
+	res       *puddle.Resource[*child]
+	began     time.Time
+	failure   error // of the turn, where the child is to blame
+	released  atomic.Bool
 }
 
 // Turn runs one turn on the child; see [codex.Client.Turn].
@@ -50,7 +51,7 @@ func (l *Lease) Release() {
 	if l.released.Swap(true) {
 		return
 	}
-	l.pool.state.release()
+	l.pool.state.releaseOne(l.admission)
 	l.pool.tasks.Go(func() { l.pool.takeBack(l) }) // ends within the calls' deadlines
 }
 

@@ -204,6 +204,18 @@ type Stat struct {
 	Failure  error     // of the last start, or of a child that died young since; nil after a start that succeeded
 }
 
+// Waiting is how many callers each tenant has in the queue, if any.
+func (p *Pool) Waiting() map[string]int {
+	s := &p.state
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting := map[string]int{}
+	for tenant, waiters := range s.queue.tenants {
+		waiting[tenant] = waiters.Len()
+	}
+	return waiting
+}
+
 // Stat returns the pool's figures. Its cost does not depend on Size.
 func (p *Pool) Stat() Stat {
 	s := &p.state

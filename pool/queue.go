@@ -2,6 +2,7 @@ package pool
 
 import (
 	"container/list"
+	"iter"
 	"slices"
 
 	"github.com/jackc/puddle/v2"
@@ -52,6 +53,38 @@ func (q *queue) pop() *waiter {
 	q.turns = append(q.turns[1:], tenant)
 	q.remove(w)
 	return w
+}
+
+// longest is the tenant with most waiters; of several, the one that is served next.
+func (q *queue) longest() (tenant string) {
+	most := 0
+	for _, t := range q.turns {
+		if n := q.tenants[t].Len(); n > most {
+			tenant, most = t, n
+		}
+	}
+	return tenant
+}
+
+// newest iterates over the admissions of a tenant that wait, and to which no child was
+// lent, newest first.
+func (q *queue) newest(tenant string) iter.Seq[*Admission] {
+	return func(yield func(*Admission) bool) {
+		seen := map[*Admission]bool{} // it may wait for several children
+		waiters := q.tenants[tenant]
+		if waiters == nil {
+			return
+		}
+		for e := waiters.Back(); e != nil; e = e.Prev() {
+			a := e.Value.(*waiter).admission
+			if seen[a] || a.begun {
+				continue
+			}
+			if seen[a] = true; !yield(a) {
+				return
+			}
+		}
+	}
 }
 
 // all lists the waiters.

@@ -23,17 +23,18 @@ type state struct {
 	slots *puddle.Pool[*child] // see the package's comment
 
 	mu         sync.Mutex
-	counts     census    // of listed; guarded by mu, like all that follows
-	listed     list.List // of *child: those that have a slot, oldest first
-	free       list.List // of *puddle.Resource[*child]: idle children that can be lent now; that which answered last is at the back
-	deaths     []Death   // newest first, at most deathsKept
-	queue      queue     // callers that wait for a child
-	admitted   int       // callers that wait or will wait, and leases
-	alive      int       // children that run
-	generation int64     // raised by Recycle; children of an older one are worn
-	closed     error     // why nobody is admitted, or nil
-	closedAt   time.Time // since when
-	largest    int64     // private bytes of the largest child, when it was last looked at
+	counts     census         // of listed; guarded by mu, like all that follows
+	listed     list.List      // of *child: those that have a slot, oldest first
+	free       list.List      // of *puddle.Resource[*child]: idle children that can be lent now; that which answered last is at the back
+	deaths     []Death        // newest first, at most deathsKept
+	queue      queue          // callers that wait for a child
+	admitted   int            // callers that wait or will wait, and leases
+	held       map[string]int // the same, of each tenant that has any
+	alive      int            // children that run
+	generation int64          // raised by Recycle; children of an older one are worn
+	closed     error          // why nobody is admitted, or nil
+	closedAt   time.Time      // since when
+	largest    int64          // private bytes of the largest child, when it was last looked at
 }
 
 // census counts the children by what they are doing. Counting costs the same
@@ -176,38 +177,13 @@ func (s *state) died(c *child, d Death) Death {
 	return d
 }
 
-// admit admits n children for a caller, or returns ErrFull and admits none.
-func (s *state) admit(n int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.admitted+n > s.cfg.Size+s.cfg.MaxWaiting {
-		return ErrFull
-	}
-	s.admitted += n
-	return nil
-}
-
-// room returns ErrFull where admit would admit nobody.
-func (s *state) room() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.admitted >= s.cfg.Size+s.cfg.MaxWaiting {
-		return ErrFull
-	}
-	return nil
-}
-
-// release ends what admit began, for one child.
-func (s *state) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.admitted--
-}
-
 // enter lends w an idle child at once, or puts it into the queue.
 func (s *state) enter(w *waiter) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if w.admission.holds == 0 {
+		return ErrFull
+	}
 	if s.closed != nil && (!w.admission.kept || s.alive == 0) {
 		w.admission.away = s.closed
 		return s.closed
@@ -295,7 +271,7 @@ func (s *state) err() error {
 // lend gives w a child. The caller holds mu.
 func (s *state) lend(w *waiter, res *puddle.Resource[*child]) {
 	s.change(res.Value(), func() { res.Value().state = Leased })
-	w.child = res
+	w.child, w.admission.begun = res, true
 	close(w.done)
 }
 

@@ -36,7 +36,7 @@ func TestProviderGetsTheCallersRequestAndNothingOfCodex(t *testing.T) {
 		t.Errorf("body (-want +got)\n%s", diff)
 	}
 	got := requests[0]
-	if got.URL.Path != "/base/v1/responses" || got.Header.Get("Authorization") != "Bearer sk-real" || got.Header.Get("Session-Id") != "k" {
+	if got.URL.Path != "/base/v1/responses" || got.Header.Get("Authorization") != "Bearer sk-real-key" || got.Header.Get("Session-Id") != "k" {
 		t.Errorf("%s %v", got.URL, got.Header)
 	}
 	for name := range got.Header {

@@ -174,7 +174,9 @@ func (d *decoder) decode(data []byte) (events []codex.Event, over bool, failure 
 		events, failure = d.ending(e.Type, e.Response)
 		return events, true, failure
 	case "response.failed":
-		return nil, true, failureInStream(e.Response)
+		var end streamEnd
+		_ = json.Unmarshal(e.Response, &end) // as in ending
+		return usage(end.Usage), true, failureInStream(e.Response)
 	case "error":
 		return nil, true, failureInStream(data)
 	}
@@ -182,7 +184,7 @@ func (d *decoder) decode(data []byte) (events []codex.Event, over bool, failure 
 }
 
 func failureInStream(report []byte) *Failure {
-	f := ParseFailure(report)
+	f, _ := parseFailure(report)
 	f.Status = http.StatusOK
 	return f
 }

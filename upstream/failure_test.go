@@ -1,6 +1,7 @@
 package upstream_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -21,6 +22,11 @@ func TestParseFailureReadsEachFormOfAnError(t *testing.T) {
 		`{"error":{"message":"m","code":"usage_limit_reached","resets_in_seconds":16.2}}`: {Message: "m", Code: "usage_limit_reached", RetryAfter: "17"},
 		`{"error":{"message":"m","resets_in_seconds":1e300}}`:                             {Message: "m"},
 		`{"error":{"message":"m","resets_in_seconds":-1}}`:                                {Message: "m"},
+		`[{"error":{"message":"m","code":400}}]`:                                          {Message: "m", Code: "400"},
+		`{"detail":[{"loc":["body"],"msg":"m","type":"missing"}]}`:                        {Message: "m"},
+		`{"errors":[{"code":7,"message":"m"}]}`:                                           {Message: "m"},
+		`{"title":"m","status":400}`:                                                      {Message: "m"},
+		`{"error":{"message":"` + strings.Repeat("é", 600) + `"}}`:                        {Message: strings.Repeat("é", 500) + "…"},
 		`{"error":{}}`:          {},
 		`{}`:                    {},
 		`[{"error":{}}]`:        {},
@@ -38,7 +44,7 @@ func TestParseFailureReadsEachFormOfAnError(t *testing.T) {
 func TestWordsOfAProvidersErrorAreCut(t *testing.T) {
 	long := strings.Repeat("ä", 1<<20)
 	f := upstream.ParseFailure([]byte(`{"error":{"message":"` + long + `","type":"` + long + `","code":"` + long + `","param":"a` + long + `"}}`))
-	if want := strings.Repeat("ä", 100); f.Type != want || f.Code != want || f.Param != "a"+want[:198] || len(f.Message) != 64<<10 {
+	if want := strings.Repeat("ä", 100); f.Type != want || f.Code != want || f.Param != "a"+want[:198] || f.Message != strings.Repeat("ä", 500)+"…" {
 		t.Errorf("%d %d %d %d bytes", len(f.Type), len(f.Code), len(f.Param), len(f.Message))
 	}
 }
@@ -49,16 +55,29 @@ func TestFailureKeepsTheProvidersOwnError(t *testing.T) {
 		answer http.HandlerFunc
 		want   upstream.Failure
 	}{
-		"400":             {status(400, "", envelope), upstream.Failure{Status: 400, Message: "m", Type: "t", Param: "p", Code: "c"}},
-		"429":             {status(429, "Retry-After: 17", envelope), upstream.Failure{Status: 429, Message: "m", Type: "t", Param: "p", Code: "c", RetryAfter: "17"}},
-		"500 without one": {status(500, "", "<html>"), upstream.Failure{Status: 500}},
+		"400":               {status(400, "", envelope), upstream.Failure{Status: 400, Message: "m", Type: "t", Param: "p", Code: "c"}},
+		"429":               {status(429, "Retry-After: 17", envelope), upstream.Failure{Status: 429, Message: "m", Type: "t", Param: "p", Code: "c", RetryAfter: "17"}},
+		"500 with a page":   {status(500, "X-Request-Id: req-7", "<html><TITLE>\n500 Internal &amp; so on </title><p>"), upstream.Failure{Status: 500, Message: "500 Internal & so on", RequestID: "req-7", Kind: "text/html; charset=utf-8", Head: "<html><TITLE>\n500 Internal &amp; so on </title><p>"}},
+		"404 as text":       {status(404, "Content-Type: text/plain", "\nno such page\n  at main.go:1\n"), upstream.Failure{Status: 404, Message: "no such page", Kind: "text/plain", Head: "\nno such page\n  at main.go:1\n"}},
+		"502 in bytes":      {status(502, "Retry-After: 9", "\x00\xff"), upstream.Failure{Status: 502, RetryAfter: "9", Kind: "application/octet-stream", Head: "\x00\xff"}},
+		"403 of a firewall": {status(403, "Content-Type: text/html", "<html>"), upstream.Failure{Status: 403, Kind: "text/html", Head: "<html>", Blocked: true}},
+		"403 with its mark": {status(403, "Cf-Mitigated: challenge", `{"message":"m"}`), upstream.Failure{Status: 403, Message: "m", Blocked: true}},
+		"403 as text":       {status(403, "Content-Type: text/plain", "no"), upstream.Failure{Status: 403, Message: "no", Kind: "text/plain", Head: "no"}},
+		"an error event":    {status(400, "Content-Type: text/event-stream", "event: error\ndata: "+envelope+"\n\n"), upstream.Failure{Status: 400, Message: "m", Type: "t", Param: "p", Code: "c"}},
+		"our address and key": {
+			func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(404)
+				fmt.Fprintf(w, `{"error":{"message":"No %s %s%s for %s.","param":%q}}`, r.Method, "https://"+r.Host, r.URL.Path, "sk-real-key", r.URL.Path)
+			},
+			upstream.Failure{Status: 404, Message: "No POST … for ….", Param: "…"},
+		},
 		"numbers":         {status(422, "", `{"error":{"message":"m","code":42,"param":7}}`), upstream.Failure{Status: 422, Message: "m", Code: "42", Param: "7"}},
 		"other types":     {status(422, "", `{"error":{"message":"m","code":[],"param":["p"],"type":{}}}`), upstream.Failure{Status: 422, Message: "m"}},
 		"error as text":   {status(400, "", `{"error":"m"}`), upstream.Failure{Status: 400, Message: "m"}},
 		"detail as text":  {status(404, "", `{"detail":"m"}`), upstream.Failure{Status: 404, Message: "m"}},
 		"no envelope":     {status(400, "", `{"object":"error","message":"m","type":"t","param":null,"code":400}`), upstream.Failure{Status: 400, Message: "m", Type: "t", Code: "400"}},
 		"JSON with a 200": {status(200, "Content-Type: application/json", envelope), upstream.Failure{Status: 200, Message: "m", Type: "t", Param: "p", Code: "c"}},
-		"HTML with a 200": {status(200, "Content-Type: text/html", "<html>"), upstream.Failure{Status: 200}},
+		"HTML with a 200": {status(200, "Content-Type: text/html", "<html>"), upstream.Failure{Status: 200, Kind: "text/html", Head: "<html>"}},
 		"response.failed": {
 			sse(`{"type":"response.failed","response":{"error":{"code":"rate_limit_exceeded","message":"slow down"}}}`),
 			upstream.Failure{Status: 200, Code: "rate_limit_exceeded", Message: "slow down"},

@@ -145,7 +145,7 @@ func relay(t *testing.T, p *provider, hooks upstream.Hooks) (*upstream.Relay, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := upstream.NewRelay(upstream.Provider{Base: base, Credential: upstream.Bearer("sk-real")}, flight{p.Client().Transport, p}, hooks)
+	r := upstream.NewRelay(upstream.Provider{Base: base, Credential: upstream.Bearer("sk-real-key")}, flight{p.Client().Transport, p}, hooks)
 	server := httptest.NewServer(r)
 	t.Cleanup(server.Close)
 	return r, server.URL

@@ -7,8 +7,8 @@ import (
 )
 
 // maxInconclusive is how many rechecks of a rejected credential in a row may bring
-// no result.
-const maxInconclusive = 10
+// no result. Some providers have no list of models, so no recheck brings one.
+const maxInconclusive = 2
 
 // Rejected reports whether there is no usable credential, or the provider rejected
 // it and has not accepted it since.

@@ -102,7 +102,9 @@ func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 	if res != nil {
 		defer res.Body.Close()
 		begin(w)
-		over, failure = r.read(ctx, res.Body, call)
+		if over, failure = r.read(ctx, res.Body, call); failure != nil {
+			failure = failure.of(res)
+		}
 	}
 	stop()
 	if failure != nil && child.Err() != nil {
@@ -124,7 +126,7 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 	}
 	req := r.outgoing(ctx, &body)
 	if err := r.authorize(req.Header); err != nil {
-		return nil, &Failure{Status: http.StatusUnauthorized, Cause: err}
+		return nil, &Failure{Status: http.StatusUnauthorized, Cause: fmt.Errorf("no request sent to the provider: %w", err), unsent: true}
 	}
 	var cacheKey string
 	if json.Unmarshal(request.Overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
@@ -135,7 +137,7 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 	body = nil
 	call.sent()
 	if err != nil {
-		return nil, &Failure{Cause: err}
+		return nil, &Failure{Cause: fmt.Errorf("provider not reached: %w", err)}
 	}
 	answered := &reply{status: res.StatusCode}
 	if id := res.Header.Get("X-Request-Id"); fitsHeader(id) {
@@ -149,7 +151,7 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		return nil, &Failure{Cause: errors.New("it switched protocols")} // its body would never end
+		return nil, &Failure{Cause: errors.New("provider switched protocols")} // its body would never end
 	}
 	return nil, r.readFailure(ctx, res)
 }
@@ -159,18 +161,13 @@ func (r *Relay) readFailure(ctx context.Context, res *http.Response) *Failure {
 	var head bytes.Buffer
 	copyRest(&head, res.Body, maxFailure)
 	r.hooks.received(ctx, head.Len())
-	failure := ParseFailure(head.Bytes())
-	failure.Status = res.StatusCode
-	if wait, ok := parseRetryAfter(res.Header); ok {
-		failure.RetryAfter = wholeSeconds(wait.Seconds())
-	}
-	return failure
+	return failureIn(res, head.Bytes())
 }
 
 // read reads the provider's stream and puts what it delivers into the call's answer.
 // over is true if the last event has come; failure is why the answer is not whole.
 func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool, failure *Failure) {
-	dec, events := newDecoder(), lines{most: maxEvent}
+	dec, events, came := newDecoder(), lines{most: maxEvent}, 0
 	event := func(data []byte) (more bool) {
 		var delivered []codex.Event
 		delivered, over, failure = dec.decode(data)
@@ -181,6 +178,7 @@ func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool
 	for {
 		n, err := body.Read(buf)
 		r.hooks.received(ctx, n)
+		came += n
 		more := events.add(buf[:n], event)
 		if err != nil && more {
 			events.close(event)
@@ -193,9 +191,9 @@ func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool
 		case !more:
 			return false, &Failure{Status: http.StatusOK, Code: "event_too_long"}
 		case errors.Is(err, io.EOF):
-			return false, &Failure{Cause: io.ErrUnexpectedEOF}
+			return false, &Failure{Status: http.StatusOK, Cause: fmt.Errorf("provider ended its stream after %d bytes, without a last event: %w", came, io.ErrUnexpectedEOF)}
 		case err != nil:
-			return false, &Failure{Cause: err}
+			return false, &Failure{Status: http.StatusOK, Cause: fmt.Errorf("provider hung up after %d bytes of its stream: %w", came, err)}
 		}
 	}
 }
@@ -242,6 +240,7 @@ func (r *Relay) outgoing(ctx context.Context, body *[]byte) *http.Request {
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "text/event-stream")
 	req.Header.Set("User-Agent", "codexpool")
+	req.Header["Idempotency-Key"] = nil // not sent: it has net/http repeat a request of which a reused connection brought nothing
 	return req
 }
 

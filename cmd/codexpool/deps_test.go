@@ -24,10 +24,11 @@ var rules = map[string]struct {
 	"codex/login":     {[]string{"codex"}, nil, "keeps a login fresh through one child; its caller configures that child"},
 	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "github.com/prometheus/procfs"}, "lends children"},
 	"upstream":        {[]string{"codex"}, nil, "serves children over HTTP; its answers are made of the events of a turn"},
-	"api":             {[]string{"pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync", "github.com/go-json-experiment/json", "github.com/klauspost/compress", "golang.org/x/image"}, "turns requests into turns, and reads bodies of many megabytes, also in zstd"},
+	"api/limits":      {nil, []string{"golang.org/x/time", "github.com/redis/go-redis/v9"}, "counts what keys use, whatever for"},
+	"api":             {[]string{"api/limits", "pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync", "github.com/go-json-experiment/json", "github.com/klauspost/compress", "golang.org/x/image"}, "turns requests into turns, and reads bodies of many megabytes, also in zstd"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
 	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and needs nothing of the daemon; TOML because config.toml must be read as Codex reads it"},
-	"cmd/codexpool":   {[]string{"api", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint"}, "wires them"},
+	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term"}, "wires them"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {

@@ -10,11 +10,13 @@ import (
 )
 
 const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]... [--json]
+       codexpool key new NAME
 
   serve    serve the API (the default)
   check    start one child, call it, ask the provider for its models (free), and print what was found
   config   print every setting with its value, source and meaning (--json: as JSON)
   health   report whether the running daemon is ready
+  key new  make a key: print it once, and the block for PROXY_API_KEYS_FILE
   version  print the version
 
 Settings are environment variables; see codexpool config. An env file is read
@@ -24,11 +26,13 @@ before the environment, which wins.
 // commandLine is what was asked for.
 type commandLine struct {
 	command  string
+	operands []string // of the command key
 	envFiles []string
 	json     bool
 }
 
-// parse reads the command line. It prints what is wrong with it to stderr.
+// parse reads the command line. It prints what is wrong with it to stderr. Only the
+// command key has operands.
 func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 	flags := flag.NewFlagSet("codexpool", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -53,6 +57,9 @@ func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 		line.command = "version"
 	}
 	switch line.command {
+	case "key":
+		line.operands = flags.Args()
+		return line, nil
 	case "serve", "check", "config", "health", "version":
 	case "help":
 		flags.Usage()

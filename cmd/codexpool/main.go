@@ -1,6 +1,6 @@
 // Command codexpool serves the OpenAI API from a pool of warm Codex children.
 //
-// The subcommands are serve (the default), check, config, health and version.
+// The subcommands are serve (the default), check, config, health, key and version.
 //
 // Read this file first: run picks the subcommand, serve wires the packages together,
 // and drain stops them.
@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/configs"
 	"codexpool/metrics"
@@ -44,46 +45,20 @@ func main() {
 	raiseFiles()
 	// Ignore SIGPIPE: keep serving when the reader of our log goes away.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	os.Exit(run(untilSignal(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
+	ctx, hangups := untilSignal()
+	os.Exit(run(ctx, hangups.claim, os.Args[1:], os.Environ(), os.Stdout, os.Stderr, func(string) {}))
 }
 
-// sameRequest is how soon after the first a signal is the same request to stop. timeout
-// and supervisord signal a process and then its group. Only CTRL-C is pressed twice.
-const sameRequest = time.Second
-
-// untilSignal returns a context that ends with the first signal to stop: SIGINT,
-// SIGTERM, or SIGHUP, which a closed terminal sends, unless nohup ignores it. A second
-// request ends the program at once. Both work also where our parent ignores
-// such signals, as shells do for what they start in the background.
-func untilSignal() context.Context {
-	ctx, stop := context.WithCancel(context.Background())
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) {
-		signal.Notify(signals, syscall.SIGHUP)
-	}
-	go func() { // lives as long as the program
-		<-signals
-		stop()
-		for began := time.Now(); <-signals != syscall.SIGINT && time.Since(began) < sameRequest; {
-		}
-		last := newBacklog(os.Stderr, nil) // nobody may read it
-		fmt.Fprintln(last, "codexpool: second signal, stopping at once")
-		last.close()
-		os.Exit(exitFailed)
-	}()
-	return ctx
-}
-
-// run is the whole program, with the world as parameters. It calls ready with the
-// address of the public listener, and returns the exit code.
+// run is the whole program, with the world as parameters. It calls hangups where SIGHUP
+// does not ask to stop, and ready with the address of the public listener. It returns
+// the exit code.
 //
 // environ is the environment. Only the standard library also reads the process's own:
 // HTTP_PROXY and its like for connections to the provider, SSL_CERT_FILE and
 // SSL_CERT_DIR for its certificate, PATH to find CODEX_BIN, and XDG_CACHE_HOME or HOME
 // for the default of PROXY_CODEX_WORKDIR. Nothing is written outside of that folder and
 // CODEX_HOME.
-func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, ready func(addr string)) int {
+func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []string, stdout, stderr io.Writer, ready func(addr string)) int {
 	line, err := parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
@@ -94,6 +69,9 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 	if line.command == "version" {
 		fmt.Fprintln(stdout, "codexpool", version())
 		return exitOK
+	}
+	if line.command == "key" {
+		return newKey(line.operands, stdout, stderr)
 	}
 	cfg, err := configs.Load(environ, line.envFiles)
 	if line.command == "config" {
@@ -115,7 +93,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 	case "serve":
 		m := metrics.New(version())
 		m.WatchLog(waiting.dropped.Load)
-		return serve(ctx, cfg, environ, stdout, log, m, ready)
+		return serve(ctx, hangups, cfg, environ, stdout, log, m, ready)
 	case "check":
 		return check(ctx, cfg, environ, stdout, log)
 	case "health":
@@ -126,7 +104,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer, 
 
 // serve wires the program in one straight line and undoes it in reverse. It is longer
 // than other functions because every step needs those before it.
-func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger, m *metrics.Metrics, ready func(addr string)) int {
+func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Config, environ []string, stdout io.Writer, log *slog.Logger, m *metrics.Metrics, ready func(addr string)) int {
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w)
 	}
@@ -196,13 +174,36 @@ func serve(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		<-kept
 	}()
 
-	server := api.New(apiConfig(cfg, found.known, up), children, up.relay, log, m.ObserveRequest)
+	keys, err := cfg.Keys()
+	if err != nil {
+		log.Error("configuration", "err", err)
+		return exitBadUsage
+	}
+	var shared *limits.Redis
+	if cfg.RedisURL != "" {
+		if shared, err = limits.OpenRedis(cfg.RedisURL, log); err != nil {
+			log.Error("PROXY_RATE_LIMIT_REDIS_URL", "err", err)
+			return exitBadUsage
+		}
+		defer shared.Close()
+		m.WatchRedis(shared.Stat)
+	}
+	server := api.New(apiConfig(cfg, keys, shared, found.known, up), children, up.relay, log, m.ObserveRequest)
 	m.Watch(metrics.Sources{
 		Pool: children.Stat, API: server.Stat, LoginExpiry: up.loginExpiry, Workdir: cfg.Workdir,
 		MaxWaiting: cfg.MaxWaiting, ChildMemory: cfg.MaxChildBytes,
 		Connections: public.opened, MaxConnections: most,
 	})
 	m.SetKeys(server.Keys())
+	m.WatchKeyUse(server.KeyStreams, children.Waiting)
+	if cfg.APIKeysFile != "" {
+		watching, stop := context.WithCancel(context.Background())
+		ended := watchKeys(watching, hangups(), cfg, server, m, log)
+		defer func() {
+			stop()
+			<-ended
+		}()
+	}
 
 	// A request ends with its turn, with its connection, or with cut. A signal alone
 	// does not end it.

@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -18,6 +20,7 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/codex/codextest"
 	"codexpool/configs"
@@ -57,7 +60,7 @@ func runOnce(t *testing.T, args []string, environ ...string) (code int, stdout, 
 	defer cancel()
 	var out, errs buffer
 	environ = append([]string{"PROXY_ENV=dev", "PORT=0", "PROXY_ADMIN_ADDR=127.0.0.1:0", "POOL_SIZE=1", "PROXY_CODEX_WORKDIR=" + t.TempDir()}, environ...)
-	code = run(ctx, args, environ, &out, &errs, func(string) { cancel() })
+	code = run(ctx, func() <-chan struct{} { return nil }, args, environ, &out, &errs, func(string) { cancel() })
 	return code, out.String(), errs.String()
 }
 
@@ -227,30 +230,41 @@ func TestPoolConfigHasEverySetting(t *testing.T) {
 // and expects each in the API's configuration.
 func TestAPIConfigHasEverySetting(t *testing.T) {
 	cfg, err := configs.Load([]string{
-		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*",
+		"PROXY_ENV=dev", "PROXY_API_KEY=codexpool-dev", "PROXY_ADMIN_PUBLIC=true", "PROXY_PROTECT_MODELS=true", "PROXY_CORS_ALLOWED_ORIGINS=*", "PROXY_RATE_LIMIT_MAX=4", "PROXY_RATE_LIMIT_WINDOW_MS=9",
 		"PROXY_DEFAULT_STREAM=true", "PROXY_SSE_MAX_CONCURRENCY=1", "PROXY_MAX_BODY_BYTES=2", "PROXY_MAX_BODY_TOTAL_BYTES=5", "PROXY_MAX_CHAT_CHOICES=3", "POOL_SIZE=4", "POOL_MAX_WAITING=5",
 		"PROXY_SSE_KEEPALIVE_MS=3", "PROXY_SSE_COMMIT_MS=4", "PROXY_TIMEOUT_MS=5", "PROXY_IDLE_TIMEOUT_MS=6",
 		"PROXY_STREAM_IDLE_TIMEOUT_MS=7", "PROXY_WRITE_TIMEOUT_MS=8", "PROXY_CODEX_WORKDIR=/w", "CODEX_PROMPT_CACHE_KEY=on",
+		"PROXY_TRUSTED_PROXIES=10.0.0.1", "PROXY_FORWARDAUTH_BYPASS_UNTIL=2026-01-31T15:04:05Z",
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := apiConfig(cfg, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} }, &provider{choice: "c", credential: "k"})
+	keys, err := cfg.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := new(limits.Redis)
+	got := apiConfig(cfg, keys, shared, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} }, &provider{choice: "c", credential: "k"})
 	models := api.Models{Prefix: "codev-5", Default: "m", Catalog: []codex.Model{{ID: "m", Default: true}}}
 	if diff := cmp.Diff(models, got.Models()); diff != "" {
 		t.Errorf("models (-want +got)\n%s", diff)
 	}
 	want := api.Config{
-		Keys: []string{"codexpool-dev"}, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
+		Keys: []api.Key{{Name: "1", Digest: sha256.Sum256([]byte("codexpool-dev"))}}, Requests: limits.Rate{Most: 4, Per: 9 * time.Millisecond}, Shared: shared, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
 		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", CacheKey: true, DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3, MaxPlaces: 9,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
 		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond,
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}, BypassUntil: time.Date(2026, 1, 31, 15, 4, 5, 0, time.UTC),
 	}
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models")); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models", "Shared"), cmpopts.EquateComparable(netip.Prefix{})); diff != "" || got.Shared != shared {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
+	cfg.RateLimit = false
+	if off := requestRate(cfg); off != (limits.Rate{}) {
+		t.Errorf("PROXY_RATE_LIMIT_ENABLED=false leaves %v", off)
+	}
 	for i, v := 0, reflect.ValueOf(want); i < v.NumField(); i++ {
-		if v.Field(i).IsZero() {
+		if v.Field(i).IsZero() && v.Type().Field(i).Name != "Keyless" { // there is a key
 			t.Errorf("this test does not check %s", v.Type().Field(i).Name)
 		}
 	}
@@ -262,7 +276,7 @@ func TestChatGPTRefusesSomeEfforts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := apiConfig(cfg, func() cli { return cli{} }, &provider{}).Models().Refused
+		got := apiConfig(cfg, nil, nil, func() cli { return cli{} }, &provider{}).Models().Refused
 		if len(got) != want {
 			t.Errorf("%s refuses %v", upstream, got)
 		}

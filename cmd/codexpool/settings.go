@@ -9,6 +9,7 @@ import (
 	"net"
 
 	"codexpool/api"
+	"codexpool/api/limits"
 	"codexpool/codex"
 	"codexpool/configs"
 	"codexpool/pool"
@@ -45,7 +46,7 @@ func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, 
 	}
 }
 
-func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
+func apiConfig(cfg configs.Config, keys []configs.Key, shared *limits.Redis, found func() cli, p *provider) api.Config {
 	prefix := "codex-5"
 	if cfg.Dev() {
 		prefix = "codev-5"
@@ -55,7 +56,8 @@ func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
 		refused = []string{"minimal", "ultra"}
 	}
 	return api.Config{
-		Keys: cfg.APIKeys, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
+		Keyless: cfg.Keyless(), Keys: apiKeys(keys), Requests: requestRate(cfg), Shared: shared, LoopbackOnly: cfg.LoopbackOnly(), AdminPublic: cfg.AdminPublic, ProtectModels: cfg.ProtectModels,
+		TrustedProxies: cfg.TrustedProxies, BypassUntil: cfg.BypassUntil, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models: func() api.Models {
 			c := found()
 			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
@@ -68,6 +70,22 @@ func apiConfig(cfg configs.Config, found func() cli, p *provider) api.Config {
 	}
 }
 
+// requestRate is the limit of keys that have none of their own.
+func requestRate(cfg configs.Config) limits.Rate {
+	if !cfg.RateLimit || cfg.RateMax == 0 {
+		return limits.Rate{}
+	}
+	return limits.Rate{Most: cfg.RateMax, Per: cfg.RateWindow}
+}
+
+// apiKeys are the keys in the API's words, which are the same.
+func apiKeys(keys []configs.Key) (list []api.Key) {
+	for _, k := range keys {
+		list = append(list, api.Key(k))
+	}
+	return list
+}
+
 // greet prints a command that a developer can paste.
 func greet(stdout io.Writer, cfg configs.Config, addr net.Addr) {
 	if !cfg.Dev() || cfg.Upstream != configs.Echo {
@@ -75,8 +93,9 @@ func greet(stdout io.Writer, cfg configs.Config, addr net.Addr) {
 	}
 	auth := ` -H "Authorization: Bearer $PROXY_API_KEY"`
 	switch {
-	case len(cfg.APIKeys) == 0:
+	case cfg.Keyless():
 		auth = ""
+	case len(cfg.APIKeys) == 0:
 	case cfg.APIKeys[0] == configs.DevKey:
 		auth = " -H 'Authorization: Bearer " + configs.DevKey + "'"
 	}

@@ -174,6 +174,7 @@ func forms() []form {
 		{"incomplete for another reason", []string{open, text, `{"type":"response.incomplete","response":{"id":"r","incomplete_details":{"reason":"weather"}}}`}, "[TextDelta] one ", "incomplete"},
 		{"failed before text", []string{`{"type":"response.failed","response":{"id":"r","error":{"code":"c","message":"m"}}}`}, "", "c"},
 		{"failed after text", []string{open, text, `{"type":"response.failed","response":{"id":"r","error":{"code":"c","message":"m"}}}`}, "[TextDelta] one ", "c"},
+		{"failed, with usage", []string{open, text, `{"type":"response.failed","response":{"id":"r","error":{"code":"c","message":"m"},"usage":{"input_tokens":7,"output_tokens":2}}}`}, "[TextDelta] one [Usage] {7 0 2 0 9}", "c"},
 		{"an error event", []string{open, text, `{"type":"error","code":"c","message":"m"}`}, "[TextDelta] one ", "c"},
 		{"cut before text", []string{`{"type":"response.created"}`}, "", "cut"},
 		{"cut after text", []string{open, text}, "[TextDelta] one ", "cut"},

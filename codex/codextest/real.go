@@ -93,6 +93,11 @@ func Workdir(t testing.TB) string {
 type Upstream struct {
 	*httptest.Server
 
+	// Check may reject the body of a request; then the test fails. It is set before the
+	// first request, and may be nil.
+	Check func(body []byte) error
+
+	t       testing.TB
 	mu      sync.Mutex
 	replies []http.HandlerFunc // guarded by mu
 	bodies  [][]byte           // guarded by mu
@@ -102,7 +107,7 @@ type Upstream struct {
 // all that follow.
 func NewUpstream(t testing.TB, replies ...http.HandlerFunc) *Upstream {
 	t.Helper()
-	u := &Upstream{replies: replies}
+	u := &Upstream{t: t, replies: replies}
 	u.Server = httptest.NewServer(u)
 	t.Cleanup(u.Close)
 	return u
@@ -112,6 +117,13 @@ func (u *Upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return
+	}
+	if u.Check != nil && r.Method == http.MethodPost {
+		if err := u.Check(body); err != nil {
+			u.t.Errorf("the provider rejects a request: %v\n%.2000s", err, body)
+			Status(http.StatusBadRequest, `{"error":{"message":"The provider is strict.","type":"invalid_request_error","param":null,"code":"strict"}}`)(w, r)
+			return
+		}
 	}
 	u.mu.Lock()
 	u.bodies = append(u.bodies, body)

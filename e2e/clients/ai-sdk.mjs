@@ -1,14 +1,20 @@
-// The AI SDK: ai with @ai-sdk/openai-compatible.
+// The AI SDK: ai with @ai-sdk/openai-compatible or, where AI_SDK is openai, with the
+// chat models of @ai-sdk/openai.
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { APICallError, generateText, jsonSchema, Output, stepCountIs, streamText, tool } from "ai";
 import { apiKey, baseURL, clock, failures, image, left, openURL, otherPage, read, Report, run, scenario, weather } from "./shared.mjs";
 
+const openai = process.env.AI_SDK === "openai";
+
 // to is what generateText and streamText need. onError only keeps the latter
 // from printing what is asserted here.
 const to = (more) => ({
-  model: createOpenAICompatible({ name: "codexpool", baseURL, apiKey, ...more })("codex-5"),
+  model: openai
+    ? createOpenAI({ baseURL, apiKey, ...more }).chat("codex-5")
+    : createOpenAICompatible({ name: "codexpool", baseURL, apiKey, ...more })("codex-5"),
   maxRetries: 0,
   onError() {},
 });
@@ -31,7 +37,7 @@ scenario("stream", async (prompt) => {
   }
   assert.deepEqual(deltas, ["One", " two", " three."]);
   assert.equal(await result.finishReason, "stop");
-  assert.equal((await result.usage).totalTokens, undefined);
+  assert.equal((await result.usage).totalTokens, openai ? 10 : undefined); // the former always asks for it
 });
 
 scenario("usage", async (prompt) => {
@@ -95,7 +101,7 @@ scenario("structured output", async (prompt) => {
 
 scenario("image", async (text) => {
   // The AI SDK has no word for the detail: this is its way to say what it has no word for.
-  const part = { type: "image", image, providerOptions: { openaiCompatible: { image_url: { url: image, detail: "low" } } } };
+  const part = { type: "image", image, providerOptions: { openai: { imageDetail: "low" }, openaiCompatible: { image_url: { url: image, detail: "low" } } } };
   const answer = await generateText({ ...to(), messages: [{ role: "user", content: [{ type: "text", text }, part] }] });
   assert.equal(answer.text, "A dot.");
 });

@@ -1,11 +1,20 @@
-// The openai package.
+// The openai package, in the version that OPENAI names.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import OpenAI from "openai";
-import { zodResponseFormat } from "openai/helpers/zod";
-import { apiKey, baseURL, clock, cutOff, failures, image, left, openURL, otherPage, read, Report, run, scenario, thrown, weather } from "./shared.mjs";
+import { z } from "zod";
+import { apiKey, baseURL, clock, cutOff, failures, image, left, OpenAI, openURL, otherPage, packageName, read, Report, run, scenario, thrown, weather } from "./shared.mjs";
 
-const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
+const options = { baseURL, apiKey, maxRetries: 0 };
+const client = new OpenAI(options);
+
+// Version 4 has the helpers under beta, and cannot read the schemas of zod 4.
+const old = packageName === "openai-4";
+const helpers = old ? client.beta.chat.completions : client.chat.completions;
+const { zodResponseFormat } = await import(`${packageName}/helpers/zod`);
+const reportFormat = old
+  ? { type: "json_schema", json_schema: { name: "report", strict: true, schema: z.toJSONSchema(Report, { target: "draft-7" }) } }
+  : zodResponseFormat(Report, "report");
+
 const ask = (text, more) => ({ model: "codex-5", messages: [{ role: "user", content: text }], ...more });
 
 scenario("chat", async (text) => {
@@ -36,7 +45,7 @@ scenario("stream", async (text) => {
 });
 
 scenario("usage", async (text) => {
-  const stream = client.chat.completions.stream(ask(text, { stream_options: { include_usage: true } }));
+  const stream = helpers.stream(ask(text, { stream_options: { include_usage: true } }));
   const chunks = [];
   for await (const chunk of stream) chunks.push(chunk);
   const last = chunks.pop();
@@ -68,7 +77,7 @@ const tools = [weather, clock].map((f) => ({ type: "function", function: f }));
 const runnable = [weather, clock].map((f) => ({ type: "function", function: { ...f, parse: JSON.parse, function: run[f.name] } }));
 
 scenario("tools", async (text) => {
-  const runner = client.chat.completions.runTools(ask(text, { tools: runnable }));
+  const runner = helpers.runTools(ask(text, { tools: runnable }));
   assert.equal(await runner.finalContent(), "At noon it is 7 degrees.");
   const [first] = runner.allChatCompletions();
   assert.equal(first.choices[0].finish_reason, "tool_calls");
@@ -77,7 +86,7 @@ scenario("tools", async (text) => {
 });
 
 scenario("streamed tools", async (text) => {
-  const runner = client.chat.completions.runTools(ask(text, { tools: runnable, stream: true }));
+  const runner = helpers.runTools(ask(text, { tools: runnable, stream: true }));
   assert.equal(await runner.finalContent(), "At noon it is 7 degrees.");
   const [first] = runner.allChatCompletions();
   assert.equal(first.choices[0].finish_reason, "tool_calls");
@@ -92,8 +101,9 @@ scenario("forced tool", async (text) => {
 });
 
 scenario("structured output", async (text) => {
-  const answer = await client.chat.completions.parse(ask(text, { response_format: zodResponseFormat(Report, "report") }));
-  assert.deepEqual(answer.choices[0].message.parsed, { city: "Oslo", degrees: 7 });
+  const answer = await helpers.parse(ask(text, { response_format: reportFormat }));
+  const { parsed, content } = answer.choices[0].message;
+  assert.deepEqual(parsed ?? JSON.parse(content), { city: "Oslo", degrees: 7 });
 });
 
 scenario("image", async (text) => {
@@ -111,11 +121,11 @@ for (const failure of failures) {
 }
 
 test("a wrong key", () => {
-  const stranger = client.withOptions({ apiKey: "wrong" });
+  const stranger = new OpenAI({ ...options, apiKey: "wrong" });
   return assert.rejects(stranger.chat.completions.create(ask("chat")), thrown({ status: 401, code: "invalid_api_key" }));
 });
 
 test("a page of another host", () => {
-  const page = client.withOptions({ baseURL: openURL, defaultHeaders: otherPage });
+  const page = new OpenAI({ ...options, baseURL: openURL, defaultHeaders: otherPage });
   return assert.rejects(page.chat.completions.create(ask("chat")), thrown({ status: 403, code: "permission_denied" }));
 });
