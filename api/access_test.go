@@ -95,6 +95,7 @@ func TestRefusalsAreLoggedSinglyUpToTwentyASecondAndCode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, log := logged(t)
 		lines := func() string {
+			synctest.Wait() // the second's last line is another goroutine's
 			var got []string
 			for _, l := range told(t, log) {
 				got = append(got, fmt.Sprint(l["msg"], " ", l["code"], " ", l["key"], " ", l["count"]))
