@@ -183,11 +183,12 @@ func beside(t *testing.T, cmd *exec.Cmd) {
 	cmd.Env = append(cmd.Env, "HOME="+t.TempDir(), markVar+"="+runMark)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a browser has processes of its own
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		cmd.Wait()
 		if t.Failed() {
 			t.Logf("%s:\n%s", cmd.Path, &out)
