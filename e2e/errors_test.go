@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -56,7 +57,7 @@ func (d *daemon) request(method, path, authorization, contentType, body string) 
 			req.Header.Set(name, value)
 		}
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := cmp.Or(d.client, http.DefaultClient).Do(req)
 	if err != nil {
 		d.t.Fatal(err)
 	}

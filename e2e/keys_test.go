@@ -204,13 +204,13 @@ func TestManyKeysCostGoodClientsNothing(t *testing.T) {
 func TestLimitsOfAKeyHoldOverHTTP(t *testing.T) {
 	d := start(t, "POOL_SIZE=2", "CODEX_ECHO_DELAY_MS=100", "PROXY_RATE_LIMIT_MAX=1", "PROXY_API_KEYS_FILE="+keysFile(t,
 		keyBlock("requests", "requests_per_minute = 30"), keyBlock("tokens", "tokens_per_minute = 1", "requests_per_minute = 60"), keyBlock("streams", "streams = 1", "requests_per_minute = 60")))
-	ask := func(key string, stream bool) *http.Response {
-		return d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", chatBody("one two three", stream))
+	ask := func(bearer string, stream bool) *http.Response {
+		return d.request("POST", "/v1/chat/completions", "Bearer "+bearer, "application/json", chatBody("one two three", stream))
 	}
 	const limited, busy = "429 rate_limit_error rate_limited - *", "429 rate_limit_error concurrency_exceeded - *"
-	first := ask("k-e2e", false)
+	first := ask(key, false)
 	first.Body.Close()
-	if got := failure(t, ask("k-e2e", false)); first.StatusCode != 200 || first.Header.Get("x-ratelimit-limit-requests") != "1" || got != limited {
+	if got := failure(t, ask(key, false)); first.StatusCode != 200 || first.Header.Get("x-ratelimit-limit-requests") != "1" || got != limited {
 		t.Errorf("PROXY_RATE_LIMIT_MAX: %d, then %s", first.StatusCode, got)
 	}
 	for range 30 {

@@ -173,18 +173,25 @@ func (b balancer) start(t *testing.T, addr string, daemons []*daemon) {
 	if err := os.WriteFile(config, text.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(b.program, append(slices.Clone(b.args), config)...)
-	cmd.Env = []string{"HOME=" + t.TempDir(), markVar + "=" + runMark}
+	beside(t, exec.Command(b.program, append(slices.Clone(b.args), config)...))
+}
+
+// beside runs a program until the end of the test, with what cmd.Env has and a home of
+// its own. The log of a test that failed has what it printed.
+func beside(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	cmd.Env = append(cmd.Env, "HOME="+t.TempDir(), markVar+"="+runMark)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a browser has processes of its own
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		cmd.Wait()
 		if t.Failed() {
-			t.Logf("%s:\n%s", b.name, &out)
+			t.Logf("%s:\n%s", cmd.Path, &out)
 		}
 	})
 }

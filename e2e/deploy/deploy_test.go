@@ -1,7 +1,7 @@
 // Package deploy checks what operators deploy, such as the Dockerfile, without
 // deploying it: that needs neither a container engine nor a network. It is a module
-// of its own because BuildKit, whose linter it uses, brings more dependencies than
-// the rest of the project.
+// of its own because BuildKit, whose linter it uses, and Traefik and Compose, whose types
+// it reads their files with, bring more dependencies than the rest of the project.
 //
 // Run it with -count=1: go test does not notice that a file outside of the module
 // has changed, and would repeat an old result.
