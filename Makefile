@@ -80,6 +80,9 @@ e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and what operat
 	cd e2e/deploy && go test $(TESTS) -count=1 ./...
 	@[ ! -s $(MISSING) ] || { echo "skipped, because a program is missing:"; sort -u $(MISSING); }
 
+ops: need-go $(CLI) ## the alerts, and the files for Prometheus and Alertmanager (make test has it too)
+	cd e2e && go test $(TESTS) -count=1 -run TestOps .
+
 rolling: need-go $(CLI) ## two daemons restarted in turn behind HAProxy and Caddy, 500 requests each
 	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run TestRollingRestart . | grep -E '^ *(---|ok|FAIL|rolling)'
 
@@ -137,4 +140,4 @@ image: ## build the container image codexpool (needs docker)
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e rolling soak attack bench scale fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e ops rolling soak attack bench scale fuzz cover lint fmt image clean

@@ -97,6 +97,7 @@ type poolBody struct {
 	Worn        int          `json:"worn"` // children that are to be replaced
 	MemoryBytes int64        `json:"memory_bytes"`
 	Draining    bool         `json:"draining"`
+	DrainSince  *time.Time   `json:"draining_since,omitempty"`
 	Failure     *failureBody `json:"failure"` // of the last start, or of a child that died young since; null after a start that succeeded
 	Upstream    Upstream     `json:"upstream"`
 	Children    []childBody  `json:"children"`
@@ -117,7 +118,16 @@ type childBody struct {
 	Turns       int        `json:"turns"`
 	MemoryBytes int64      `json:"memory_bytes"`
 	Worn        string     `json:"worn,omitempty"` // why it is to be replaced
+	Turn        *turnBody  `json:"turn,omitempty"` // that it runs
 	Probe       *probeBody `json:"probe"`          // the last one
+}
+
+// turnBody is the turn that a child runs. Its request is in the log under the same id.
+type turnBody struct {
+	Since         time.Time `json:"since"`
+	Request       string    `json:"request"`        // its X-Request-Id
+	Key           string    `json:"key,omitempty"`  // the name of its key
+	SilentSeconds float64   `json:"silent_seconds"` // since the child or the provider last sent anything
 }
 
 type probeBody struct {
@@ -142,13 +152,16 @@ func (s *Server) poolBody() poolBody {
 	stat := s.pool.Stat()
 	b := poolBody{
 		Size: stat.Size, Starting: stat.Starting, Idle: stat.Idle, Leased: stat.Leased, Waiting: stat.Waiting,
-		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: s.pool.Err() != nil, Failure: startFailure(stat.Failure), Upstream: s.cfg.Upstream,
+		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: !stat.Closed.IsZero(), Failure: startFailure(stat.Failure), Upstream: s.cfg.Upstream,
 		Children: []childBody{}, Deaths: []deathBody{},
+	}
+	if b.Draining {
+		b.DrainSince = &stat.Closed
 	}
 	for _, c := range s.pool.Children() {
 		b.Children = append(b.Children, childBody{
 			PID: c.Pid, State: string(c.State), Version: c.Version, Born: c.Born, AgeSeconds: time.Since(c.Born).Seconds(),
-			Turns: c.Turns, MemoryBytes: c.Memory, Worn: string(c.Worn), Probe: lastProbe(c.Probe),
+			Turns: c.Turns, MemoryBytes: c.Memory, Worn: string(c.Worn), Turn: s.turns.on(c.Pid).body(), Probe: lastProbe(c.Probe),
 		})
 	}
 	for _, d := range s.pool.Deaths() {
@@ -173,6 +186,13 @@ func startFailure(err error) *failureBody {
 		b.Stderr = exit.Stderr
 	}
 	return b
+}
+
+func (run *running) body() *turnBody {
+	if run == nil {
+		return nil
+	}
+	return &turnBody{Since: run.began, Request: run.request, Key: run.key, SilentSeconds: run.silent().Seconds()}
 }
 
 func lastProbe(p *pool.Probe) *probeBody {

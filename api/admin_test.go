@@ -86,6 +86,42 @@ func TestPoolRouteShowsThePool(t *testing.T) {
 	})
 }
 
+func TestPoolRouteShowsTheTurnOfAChild(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1, codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: 20 * time.Second})})
+		turn := func() any {
+			return shown(t, h.admin(t, "GET", "/pool"))["children"].([]any)[0].(map[string]any)["turn"]
+		}
+		if got := turn(); got != nil {
+			t.Errorf("at rest: %v", got)
+		}
+		go h.do(t, withHeader(chat(`{"messages":[{"role":"user","content":"one two"}]}`), "X-Request-Id", "mine"))
+		time.Sleep(23 * time.Second) // the second word comes at 40 s
+		want := map[string]any{"since": "2000-01-01T00:00:00Z", "request": "mine", "key": "1", "silent_seconds": 3.}
+		if diff := cmp.Diff(any(want), turn()); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+		time.Sleep(time.Minute)
+		if got := turn(); got != nil {
+			t.Errorf("after it: %v", got)
+		}
+	})
+}
+
+func TestPoolRouteShowsSinceWhenTheDaemonDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, config(), 1)
+		h.admin(t, "POST", "/pool/drain")
+		time.Sleep(time.Minute)
+		if got := shown(t, h.admin(t, "GET", "/pool")); got["draining"] != true || got["draining_since"] != "2000-01-01T00:00:00Z" {
+			t.Errorf("%v, since %v", got["draining"], got["draining_since"])
+		}
+		if got := shown(t, h.admin(t, "POST", "/pool/resume")); got["draining"] != false || got["draining_since"] != nil {
+			t.Errorf("resumed: %v, since %v", got["draining"], got["draining_since"])
+		}
+	})
+}
+
 func TestPoolRouteShowsWhyAChildCannotBeStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {

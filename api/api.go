@@ -9,11 +9,11 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -73,6 +73,16 @@ type Result struct {
 	Key        string        // name of the caller's key, "" where none was required or none is valid
 	Status     int           // as sent; StatusClientGone where the client disconnected first, which is no error
 	Code       string        // error code, "" where there was no error; also set when a stream failed after its 200
+	Fault      Fault         // of whom the error is, "" where there was none
+	SlowReader bool          // the client was connected, but did not read
+	Completion bool          // a completion was requested
+	Stream     bool          // as a stream
+	Model      string        // its id in the catalog, or "other"; "" where the request was rejected before
+	Retried    bool          // it ran on a second child, because the first died
+	Wait       time.Duration // in the queue; 0 also where there were several choices, as for Upstream
+	Upstream   time.Duration // from the request to the provider until the first piece of its answer; 0 where none came
+	Commit     Commit        // what made the stream's 200 be sent, "" where none was
+	Keepalives int           // comments that were sent in a silence
 	Took       time.Duration // duration of the whole request
 	FirstToken time.Duration // from the request to the first text, refusal or call; 0 where there was none
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
@@ -82,10 +92,31 @@ type Result struct {
 	Bypassed    bool   // /verify let it pass without a key that may
 }
 
+// Commit is what made the 200 of a stream be sent.
+type Commit string
+
+// The reasons to send a stream's 200.
+const (
+	CommitToken Commit = "token" // the model began
+	CommitTimer Commit = "timer" // Config.Commit was over: a failure can be no status any more
+)
+
 // Stat is a snapshot of the server's own figures.
 type Stat struct {
-	Streams     int       // SSE streams that are open, those in the queue included
-	BypassUntil time.Time // when the ForwardAuth bypass ends; zero = it is closed
+	State       State          // whether a completion may be sent here
+	Running     map[string]int // requests that run, by route
+	Streams     int            // SSE streams that are open, those in the queue included
+	Queued      int            // of them, those that have had no child yet
+	MaxStreams  int            // 0 = no limit
+	Silence     time.Duration  // the longest of all running turns since the child or the provider last sent anything
+	BypassUntil time.Time      // when the ForwardAuth bypass ends; zero = it is closed
+	Provider    *ProviderStat  // nil where children call the provider themselves
+}
+
+// ProviderStat is what is known of the provider.
+type ProviderStat struct {
+	Running  int  // requests that are with it
+	Rejected bool // it has rejected our credential, or there is none
 }
 
 // Server is the public API. It is an http.Handler.
@@ -106,8 +137,12 @@ type Server struct {
 	bodies   bodies
 	decoding *semaphore.Weighted // as many bodies as there are cores
 
-	streams atomic.Int64
-	unready atomic.Bool // /readyz answers 503
+	running  map[string]*atomic.Int64 // requests, by route; the map never changes
+	turns    turns
+	refusals refusals
+	streams  atomic.Int64
+	queued   atomic.Int64 // streams that have had no child yet
+	unready  atomic.Bool  // /readyz answers 503
 }
 
 // New builds the routes. relay is nil where children call the provider themselves;
@@ -115,11 +150,15 @@ type Server struct {
 // once for each request, with the request's context; it must not block.
 func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, observe func(context.Context, Result)) *Server {
 	s := &Server{
-		cfg: cfg, pool: p, relay: relay, log: log, observe: observe, began: time.Now(),
+		cfg: cfg, pool: p, relay: relay, log: log, observe: observe, began: time.Now(), running: map[string]*atomic.Int64{},
 		keys: newKeyring(cfg.Keyless, cfg.Keys, cfg.Requests, cfg.Shared), guesses: newGuesses(),
 	}
 	s.bodies.most, s.decoding = cfg.MaxBodies, semaphore.NewWeighted(int64(runtime.GOMAXPROCS(0)))
+	for _, name := range slices.Concat(CompletionRoutes, OtherRoutes) {
+		s.running[name] = new(atomic.Int64)
+	}
 
+	s.refusals.log = log
 	s.bypass.set(cfg.BypassUntil)
 
 	router := httprouter.New()
@@ -177,7 +216,17 @@ func (s *Server) KeyStreams() map[string]int { return s.keys.streams() }
 
 // Stat reads the server's figures.
 func (s *Server) Stat() Stat {
-	return Stat{Streams: int(s.streams.Load()), BypassUntil: s.bypass.until()}
+	stat := Stat{
+		State: s.state(), Running: map[string]int{}, Silence: s.turns.silence(),
+		Streams: int(s.streams.Load()), Queued: int(s.queued.Load()), MaxStreams: s.cfg.MaxStreams, BypassUntil: s.bypass.until(),
+	}
+	for name, n := range s.running {
+		stat.Running[name] = int(n.Load())
+	}
+	if s.relay != nil {
+		stat.Provider = &ProviderStat{Running: s.relay.Running(), Rejected: s.relay.Rejected()}
+	}
+	return stat
 }
 
 // Unready makes /readyz answer that the server is draining, so that load balancers
@@ -186,6 +235,12 @@ func (s *Server) Unready() { s.unready.Store(true) }
 
 // leaving reports whether clients should turn to another daemon.
 func (s *Server) leaving() bool { return s.unready.Load() || s.pool.Err() != nil }
+
+// The names of all routes, for whoever counts.
+var (
+	CompletionRoutes = []string{"chat", "completions"}
+	OtherRoutes      = []string{"models", "model", "index", "healthz", "livez", "readyz", "unmatched", "admin", "recycle", "drain", "resume", "bypass", "usage", "verify", "options"}
+)
 
 // route is what handle needs to know about a route.
 type route struct {
@@ -211,8 +266,15 @@ type handler func(*response, *http.Request) error
 // handle adapts a handler to net/http. It is the only place that looks at a
 // handler's error, writes it, logs it, and reports the request.
 func (s *Server) handle(rt route, h handler) http.Handler {
+	running := s.running[rt.name]
+	if running == nil {
+		panic("BUG: a route that is not in the lists of routes: " + rt.name)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		running.Add(1)
+		defer running.Add(-1)
 		res := newResponse(w, s.cfg.WriteTimeout)
+		res.access.client = s.client(r).String()
 		if r.ContentLength != 0 {
 			// net/http reads a body that we do not read before it answers, however
 			// slowly it comes. Without a body this deadline would end the request.
@@ -273,50 +335,4 @@ func (s *Server) identify(r *http.Request, right string) (Caller, error) {
 		err = caller.account.may(right)
 	}
 	return caller, err
-}
-
-// report logs the one line of a request and passes its figures to observe.
-func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
-	result := Result{Route: rt.name, Key: res.caller.Key, Status: res.status, Took: time.Since(res.began), FirstToken: res.firstToken, Tokens: res.tokens, Estimated: res.estimated}
-	result.CrossOrigin, result.Bypassed = crossOrigin(r, res.Header()), res.bypassed
-	if e != nil && e.Status == StatusClientGone {
-		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
-	}
-	level := slog.LevelInfo
-	attrs := []slog.Attr{
-		slog.String("req", res.Header().Get("X-Request-Id")),
-		slog.String("route", rt.name),
-		slog.String("method", r.Method),
-		slog.Int("status", result.Status),
-		slog.Duration("took", result.Took),
-	}
-	if res.firstToken > 0 {
-		attrs = append(attrs, slog.Duration("first_token", res.firstToken))
-	}
-	if result.Key != "" {
-		attrs = append(attrs, slog.String("key", result.Key))
-	}
-	if res.child != 0 {
-		attrs = append(attrs, slog.Int("child", res.child))
-	}
-	if e != nil && e.Status != StatusClientGone {
-		result.Code = e.countAs()
-	}
-	if e != nil {
-		attrs = append(attrs, e.attrs()...)
-		level = e.level()
-	}
-	if e != nil && res.stream {
-		attrs = append(attrs, slog.Int64("sent_bytes", res.sent)) // how far it came before it was cut
-	}
-	if result.CrossOrigin == CrossOriginRefused {
-		attrs = append(attrs, slog.String("origin", fmt.Sprintf("%.200s", r.Header.Get("Origin"))))
-	} else if rt.quiet && e == nil {
-		level = slog.LevelDebug
-	}
-	if res.admitted {
-		res.caller.account.usage.add(res.tokens)
-	}
-	s.log.LogAttrs(r.Context(), level, "request", attrs...)
-	s.observe(r.Context(), result)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,13 +23,18 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	if err != nil {
 		return err
 	}
-	idle := s.cfg.IdleTimeout
+	res.access.effort, res.access.choices = req.Effort, req.choices()
+	res.result.Stream, res.result.Model = req.Stream, s.cfg.Models().label(req.Model)
+	idle, begun := s.cfg.IdleTimeout, func() {}
 	if req.Stream {
 		closed, err := s.openStream(res.caller.account)
 		if err != nil {
 			return err
 		}
 		defer closed()
+		s.queued.Add(1)
+		begun = sync.OnceFunc(func() { s.queued.Add(-1) })
+		defer begun()
 		idle = s.cfg.StreamIdleTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), s.cfg.Timeout, errTimeout)
@@ -38,8 +44,9 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 		return err
 	}
 	defer admission.Close()
+	res.access.admitted = true
 	out := s.newReplier(res, r, req, f, admission.Keep)
-	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, admission: admission, body: held}
+	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, begun: begun, admission: admission, body: held}
 	c.unsent.Store(int32(c.choices))
 	if err := c.run(ctx, out); err != nil {
 		return err
@@ -60,6 +67,7 @@ type completion struct {
 	req       *chatRequest
 	choices   int
 	idle      time.Duration // longest silence of the model
+	begun     func()        // called with each child that the request gets
 	admission *pool.Admission
 	spent     atomic.Int64 // tokens, of all turns
 
@@ -156,6 +164,7 @@ func (c *completion) retry(ctx context.Context, choice int) events {
 			return
 		}
 		defer second.Close()
+		c.res.retried.Store(true)
 		c.try(ctx, second, choice)(yield)
 	}
 }
@@ -163,14 +172,30 @@ func (c *completion) retry(ctx context.Context, choice int) events {
 // turn runs a turn on a child that it waits for.
 func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice int, call *upstream.Call) events {
 	return func(yield func(codex.Event, error) bool) {
+		alone, began := c.choices == 1, time.Now()
 		lease, err := admission.Acquire(ctx)
+		if alone {
+			c.res.result.Wait += time.Since(began)
+		}
 		if err != nil {
+			if errors.Is(err, errTimeout) {
+				err = errTimeout.by(FaultCapacity)
+			}
 			yield(nil, err)
 			return
 		}
 		defer lease.Release()
-		if c.choices == 1 {
+		c.begun()
+		run := c.s.turns.begin(lease.Child(), c.res)
+		defer c.s.turns.end(run)
+		if alone {
 			c.res.child = lease.Child()
+			if call != nil {
+				defer func() {
+					c.res.result.Upstream = call.FirstToken()
+					c.res.access.status, c.res.access.request = call.Answered()
+				}()
+			}
 		}
 		source := lease.Turn(ctx, c.params(choice, call))
 		if call != nil {
@@ -185,8 +210,11 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 			if err != nil && childToBlame(err, call) {
 				lease.Blame(err)
 			}
-			if t, ok := e.(codex.Tick); ok && t.Silent >= c.idle {
+			if silent := run.note(e); silent >= c.idle {
 				e, err = nil, errIdle
+			}
+			if late := (*Error)(nil); errors.As(err, &late) && call != nil && !call.Arrived() {
+				err = late.by(FaultChild)
 			}
 			if !yield(e, err) || err != nil {
 				return

@@ -36,6 +36,7 @@ type Error struct {
 	Close   bool   // close the connection after the answer
 	Final   bool   // keep SDKs, which retry any 5xx and 429, from a retry that would end as this
 	counted string // the metrics' name for it, where Code is not of our own closed list
+	fault   Fault  // where it is not that of Kinds
 	cause   error
 }
 
@@ -66,6 +67,82 @@ func (e *Error) attrs() []slog.Attr {
 		attrs = append(attrs, f.Attrs()...)
 	}
 	return attrs
+}
+
+// Fault is who must act when a request fails.
+type Fault string
+
+// The faults. An error without one, "", is that of nobody: the client disconnected.
+const (
+	FaultClient   Fault = "client"   // the request is wrong
+	FaultLimit    Fault = "limit"    // the caller's key, or the server, has a limit
+	FaultCapacity Fault = "capacity" // the pool is full, or drains
+	FaultChild    Fault = "child"    // a child failed, or none can be started
+	FaultUpstream Fault = "upstream" // the provider failed, or was silent
+	FaultDaemon   Fault = "daemon"   // codexpool failed
+)
+
+// Kind is an error as logs and metrics name it.
+type Kind struct {
+	Code  string
+	Fault Fault
+	Any   bool // any route may answer with it, not only those of completions
+}
+
+// Kinds is the closed list of errors that have a fault.
+var Kinds = []Kind{
+	{"invalid_api_key", FaultClient, true},
+	{"permission_denied", FaultClient, true},
+	{"not_found", FaultClient, true},
+	{"model_not_found", FaultClient, true},
+	{"method_not_allowed", FaultClient, true},
+	{"invalid_json", FaultClient, false},
+	{invalidRequest, FaultClient, false},
+	{"unsupported_parameter", FaultClient, false},
+	{"context_length_exceeded", FaultClient, false},
+	{"request_too_large", FaultClient, false},
+	{"unsupported_media_type", FaultClient, false},
+	{"slow_body", FaultClient, false},
+	{"upstream_refused", FaultClient, false},
+	{"rate_limited", FaultLimit, true},
+	{"concurrency_exceeded", FaultLimit, false},
+	{"pool_saturated", FaultCapacity, false},
+	{"shutting_down", FaultCapacity, false},
+	{"child_exited", FaultChild, false},
+	{"backend_unavailable", FaultChild, false},
+	{"idle_timeout", FaultUpstream, false},
+	{"idle_timeout", FaultChild, false}, // the provider was never asked
+	{"request_timeout", FaultUpstream, false},
+	{"request_timeout", FaultChild, false},
+	{"request_timeout", FaultCapacity, false}, // it was in the queue
+	{"upstream_auth", FaultUpstream, false},
+	{"upstream_blocked", FaultUpstream, false},
+	{"upstream_error", FaultUpstream, false},
+	{"answer_too_large", FaultUpstream, false},
+	{"upstream_overloaded", FaultUpstream, false},
+	{"upstream_rate_limited", FaultUpstream, false},
+	{"usage_limit_reached", FaultUpstream, false},
+	{"internal_error", FaultDaemon, true},
+}
+
+// whose is the fault of an error.
+func (e *Error) whose() Fault {
+	if e.fault != "" || e.Status == StatusClientGone {
+		return e.fault
+	}
+	for _, k := range Kinds {
+		if k.Code == e.countAs() {
+			return k.Fault
+		}
+	}
+	return FaultDaemon
+}
+
+// by is the same error by another's fault.
+func (e *Error) by(f Fault) *Error {
+	other := *e
+	other.fault = f
+	return &other
 }
 
 // level is the level of an error's log line. Back-pressure is what was configured

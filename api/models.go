@@ -77,6 +77,26 @@ func (m Models) efforts() []string {
 	return slices.DeleteFunc(list, m.refuses)
 }
 
+// label is an id as metrics name it: of a closed list, whatever callers write.
+func (m Models) label(id string) string {
+	if slices.Contains(m.Labels(), id) {
+		return id
+	}
+	return OtherModel
+}
+
+// OtherModel stands for all models that the CLI does not list.
+const OtherModel = "other"
+
+// Labels lists the models as metrics name them.
+func (m Models) Labels() []string {
+	labels := []string{OtherModel}
+	for _, model := range m.Catalog {
+		labels = append(labels, model.ID)
+	}
+	return labels
+}
+
 func (m Models) refuses(effort string) bool { return slices.Contains(m.Refused, effort) }
 
 // advertised lists the aliases that are advertised.

@@ -58,21 +58,24 @@ type reply struct {
 // note handles the events that both treat alike. Bare text has no place for a call: an
 // answer that has nothing else is an error.
 func (b *reply) note(choice int, e codex.Event) error {
+	if codex.Visible(e) {
+		b.res.token()
+	}
 	switch e := e.(type) {
 	case codex.TextDelta, codex.Refusal:
 		b.said[choice] = true
-		b.res.token()
-	case codex.ToolCallDelta, codex.ToolCalls:
-		b.res.token()
 	case codex.Usage:
 		b.usage[choice] = &e
-		b.res.tokens = total(b.usage)
+		b.res.result.Tokens = total(b.usage)
 	case estimate:
 		e.Input = tokensOf(b.req.Lengths[choice])
 		e.Total = e.Input + e.Output
 		b.estimates[choice] = &e.Usage
-		b.res.estimated = total(b.estimates)
+		b.res.result.Estimated = total(b.estimates)
 	case codex.Completed:
+		if len(b.usage) == 1 {
+			b.res.access.finish = string(e.Finish)
+		}
 		if b.text && e.Finish == codex.FinishToolCalls && !b.said[choice] {
 			return foreign("function_call")
 		}
@@ -335,9 +338,11 @@ func (s *stream) tick() error {
 		if err := s.commit(); err != nil {
 			return err
 		}
+		s.res.result.Commit = CommitTimer
 		return s.flush()
 	case s.res.stream && s.keepalive > 0 && now.Sub(s.wrote) >= s.keepalive:
 		s.buf = append(s.buf, ": keepalive\n\n"...)
+		s.res.result.Keepalives++
 		return s.flush()
 	}
 	return nil
@@ -352,6 +357,7 @@ func (s *stream) commit() error {
 		return err
 	}
 	s.res.sse()
+	s.res.result.Commit = CommitToken
 	if s.text {
 		return nil
 	}

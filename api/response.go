@@ -7,29 +7,27 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
-
-	"codexpool/codex"
 )
 
 // response is the ResponseWriter of one request, with what is reported about it
 // afterwards. Only the handler's goroutine uses it.
 type response struct {
 	http.ResponseWriter
+	result       Result // as far as the handler knows it
+	access       access
 	control      *http.ResponseController
 	writeTimeout time.Duration
 
-	began      time.Time
-	status     int   // 0 until the header was sent
-	stream     bool  // the header with text/event-stream was sent
-	sent       int64 // bytes of the body
-	firstToken time.Duration
-	child      int // pid of the child that served it; 0 where there was none, or several choices
-	caller     Caller
-	admitted   bool // by the limits of the caller's key
-	tokens     codex.Usage
-	estimated  codex.Usage
-	bypassed   bool // /verify let it pass without a key that may
+	began    time.Time
+	status   int  // 0 until the header was sent
+	stream   bool // the header with text/event-stream was sent
+	child    int  // pid of the child that served it; 0 where there was none, or several choices
+	caller   Caller
+	admitted bool        // by the limits of the caller's key
+	bypassed bool        // /verify let it pass without a key that may
+	retried  atomic.Bool // set by the goroutine of a choice
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {
@@ -57,7 +55,7 @@ func (res *response) send(b []byte) error {
 		res.WriteHeader(http.StatusOK)
 	}
 	n, err := res.Write(b)
-	res.sent += int64(n)
+	res.access.sent += int64(n)
 	if err != nil {
 		return &goneError{err}
 	}
@@ -91,8 +89,8 @@ func (res *response) sse() {
 
 // token notes that the first text is here.
 func (res *response) token() {
-	if res.firstToken == 0 {
-		res.firstToken = time.Since(res.began)
+	if res.result.FirstToken == 0 {
+		res.result.FirstToken = time.Since(res.began)
 	}
 }
 

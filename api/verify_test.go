@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -37,7 +38,9 @@ func edged() api.Config {
 
 func TestVerifyTellsAnEdgeWhoIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := open(t, edged(), 1)
+		cfg := edged()
+		cfg.Keys = append(cfg.Keys, api.Key{Name: "lister", Digest: sha256.Sum256([]byte("lists")), Routes: []string{"models"}})
+		h := open(t, cfg, 1)
 		from := func(peer string, r *http.Request) *http.Request {
 			r.RemoteAddr = peer
 			return r
@@ -55,6 +58,11 @@ func TestVerifyTellsAnEdgeWhoIsThere(t *testing.T) {
 			{"no key for a route", asks("", "X-Forwarded-Method", "POST", "X-Forwarded-Uri", "/v1/chat/completions"), "401 "},
 			{"no key for health", asks("", "X-Forwarded-Uri", "/healthz"), "401 "},
 			{"a key for what is no URI", asks(key, "X-Forwarded-Uri", "::"), "200 1"},
+			{"a key for its route", asks("lists", "X-Forwarded-Uri", "/v1/models"), "200 lister"},
+			{"a key for its route, spelt otherwise", asks("lists", "X-Forwarded-Uri", "//models/?a"), "200 lister"},
+			{"a key for another route", asks("lists", "X-Forwarded-Method", "POST", "X-Forwarded-Uri", "/v1/chat/completions"), "403 "},
+			{"a key for another route, spelt otherwise", asks("lists", "X-Forwarded-Method", "POST", "X-Forwarded-Uri", "//v1//chat/completions/"), "403 "},
+			{"a key for what is no route of ours", asks("lists", "X-Forwarded-Uri", "/admin"), "403 "},
 			{"a preflight", asks("", "X-Forwarded-Method", "OPTIONS", "X-Forwarded-Uri", "/v1/chat/completions"), "200 "},
 			{"a stranger's word for a preflight", from("10.0.1.2:5000", asks("", "X-Forwarded-Method", "OPTIONS")), "401 "},
 			{"a stranger with a key", from("10.0.1.2:5000", asks(key)), "200 1"},
@@ -128,7 +136,9 @@ func TestRightIsThatOfTheRouteInAnySpelling(t *testing.T) {
 
 func TestWrongKeysAreLimitedForEachAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := open(t, edged(), 1)
+		cfg := edged()
+		cfg.Keys = append(cfg.Keys, api.Key{Name: "lister", Digest: sha256.Sum256([]byte("lists")), Routes: []string{"models"}})
+		h := open(t, cfg, 1)
 		from := func(addr, bearer string) int {
 			t.Helper()
 			a := h.do(t, asks(bearer, "X-Forwarded-For", addr))

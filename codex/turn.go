@@ -101,6 +101,16 @@ const (
 	FinishContentFilter Finish = "content_filter"
 )
 
+// Visible reports whether an event is a piece of the answer itself: text, a refusal or a
+// call.
+func Visible(e Event) bool {
+	switch e.(type) {
+	case TextDelta, Refusal, ToolCallDelta, ToolCalls:
+		return true
+	}
+	return false
+}
+
 func (Tick) event()           {}
 func (TextDelta) event()      {}
 func (Refusal) event()        {}

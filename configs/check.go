@@ -131,7 +131,13 @@ func (c Config) checkKeys() error {
 }
 
 func (c Config) checkKeysFile() error {
-	_, err := c.Keys()
+	if _, err := c.Keys(); err != nil || c.APIKeysFile == "" || c.Dev() {
+		return err
+	}
+	info, err := os.Stat(c.APIKeysFile)
+	if err == nil && info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("PROXY_API_KEYS_FILE: others can write %s, and so make keys for themselves; chmod go-w it", c.APIKeysFile)
+	}
 	return err
 }
 

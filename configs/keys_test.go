@@ -88,6 +88,18 @@ func TestKeysOfTheFileStandBesideThoseOfTheEnvironment(t *testing.T) {
 	if cfg, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "PROXY_API_KEYS_FILE=" + path}, nil); err != nil || cfg.Keyless() || cfg.LoopbackOnly() {
 		t.Errorf("%v; a keys file alone must do in production, and on any address", err)
 	}
+	for mode, want := range map[os.FileMode]string{
+		0o644: "<nil>",
+		0o664: "PROXY_API_KEYS_FILE: others can write " + path + ", and so make keys for themselves; chmod go-w it",
+		0o606: "PROXY_API_KEYS_FILE: others can write " + path + ", and so make keys for themselves; chmod go-w it",
+	} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := configs.Load([]string{"CODEX_UPSTREAM=echo", "PROXY_API_KEYS_FILE=" + path}, nil); fmt.Sprint(err) != want {
+			t.Errorf("mode %o: %v, want %s", mode, err, want)
+		}
+	}
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -133,8 +133,8 @@ func (d *daemon) attack(connections int, act func(net.Conn)) {
 	if took := time.Since(began); took > 30*time.Second {
 		d.t.Errorf("the good clients' requests took %v", took)
 	}
-	if m := d.metrics(); m["codexpool_http_connections"] > m["codexpool_http_connections_max"] {
-		d.t.Errorf("%v connections are open of %v", m["codexpool_http_connections"], m["codexpool_http_connections_max"])
+	if m := d.metrics(); m["codexpool_http_connections"] > m["codexpool_http_connections_limit"] {
+		d.t.Errorf("%v connections are open of %v", m["codexpool_http_connections"], m["codexpool_http_connections_limit"])
 	}
 	if got := len(d.pool().Children); got != 2 {
 		d.t.Errorf("/pool lists %d children", got)

@@ -112,21 +112,24 @@ func TestCallersGetTheirOwnAnswers(t *testing.T) {
 
 	m := d.metrics()
 	for name, want := range map[string]float64{
-		`codexpool_http_requests_total{code="200",route="chat"}`:         2 * total,
-		`codexpool_time_to_first_token_seconds_count{route="chat"}`:      2 * total,
-		`codexpool_pool_acquire_wait_seconds_count{outcome="leased"}`:    2 * total,
-		`codexpool_child_starts_total{outcome="ok"}`:                     4,
-		`codexpool_child_starts_total{outcome="error"}`:                  0,
-		`codexpool_child_deaths_total{reason="exited"}`:                  0,
-		`codexpool_pool_children{state="leased"}`:                        0,
-		`codexpool_pool_waiting`:                                         0,
-		`codexpool_sse_streams`:                                          0,
-		`codexpool_http_errors_total{error="child_exited",route="chat"}`: 0,
+		`codexpool_http_requests_total{code="200",route="chat"}`:                       2 * total,
+		`codexpool_completions_total{outcome="ok",route="chat",stream="true"}`:         2 * total,
+		`codexpool_time_to_first_token_seconds_count{route="chat",stream="true"}`:      2 * total,
+		`codexpool_overhead_seconds_count`:                                             2 * total,
+		`codexpool_pool_lease_seconds_count`:                                           2 * total,
+		`codexpool_pool_acquires_total{outcome="leased"}`:                              2 * total,
+		`codexpool_child_starts_total{outcome="ok"}`:                                   4,
+		`codexpool_child_starts_total{outcome="error"}`:                                0,
+		`codexpool_child_deaths_total{reason="exited"}`:                                0,
+		`codexpool_pool_children{state="leased"}`:                                      0,
+		`codexpool_pool_waiting`:                                                       0,
+		`codexpool_sse_streams{state="open"}`:                                          0,
+		`codexpool_sse_streams{state="waiting"}`:                                       0,
+		`codexpool_upstream_requests_in_flight`:                                        0,
+		`codexpool_turn_silence_seconds`:                                               0,
+		`codexpool_http_errors_total{error="child_exited",fault="child",route="chat"}`: 0,
 	} {
 		got, there := m[name]
-		if !there && strings.Contains(name, "_errors_") {
-			continue // an error that never happened has no series
-		}
 		if got != want || !there {
 			t.Errorf("%s is %v (there: %v), want %v", name, got, there, want)
 		}

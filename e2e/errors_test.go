@@ -177,7 +177,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		if got := <-second; got != saturated {
 			t.Errorf("too long in the queue: got %s, want %s", got, saturated)
 		}
-		if m := d.metrics(); m[`codexpool_pool_acquire_wait_seconds_count{outcome="timeout"}`] != 1 || m[`codexpool_pool_acquire_wait_seconds_count{outcome="full"}`] != 1 {
+		if m := d.metrics(); m[`codexpool_pool_acquires_total{outcome="timeout"}`] != 1 || m[`codexpool_pool_acquires_total{outcome="full"}`] != 1 {
 			t.Error("the ends of waiting are not counted as what they are")
 		}
 		if got, want := <-first, "504 timeout_error idle_timeout -"; got != want {

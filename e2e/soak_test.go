@@ -352,12 +352,12 @@ func (s *soak) rest(size int) {
 		homes, _ = filepath.Glob(filepath.Join(s.workdir, "daemon-*", "child-*"))
 		stopped := slices.ContainsFunc(processes, func(name string) bool { return strings.HasSuffix(name, " T") }) // and soon replaced
 		if !stopped && m[`codexpool_pool_children{state="idle"}`] == float64(size) && m[`codexpool_pool_children{state="leased"}`] == 0 &&
-			m["codexpool_pool_waiting"] == 0 && m["codexpool_sse_streams"] == 0 && len(processes) == size && len(homes) == size {
+			m["codexpool_pool_waiting"] == 0 && m[`codexpool_sse_streams{state="open"}`] == 0 && len(processes) == size && len(homes) == size {
 			return
 		}
 		if time.Since(began) > 20*time.Second {
 			s.t.Fatalf("SEED=%d: no rest: pool %+v, %v waiting, %v streams, processes %q, homes %q",
-				s.seed, s.pool(), m["codexpool_pool_waiting"], m["codexpool_sse_streams"], processes, homes)
+				s.seed, s.pool(), m["codexpool_pool_waiting"], m[`codexpool_sse_streams{state="open"}`], processes, homes)
 		}
 	}
 }

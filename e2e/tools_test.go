@@ -16,12 +16,18 @@ const missingVar = "CODEXPOOL_E2E_MISSING"
 // root's. Where it is missing, the test is skipped. CI has them all, so there it fails.
 func installed(t testing.TB, program string) (path string) {
 	t.Helper()
+	return needsOf(t, program, program)
+}
+
+// needsOf finds a program of another package.
+func needsOf(t testing.TB, program, pkg string) (path string) {
+	t.Helper()
 	for _, name := range []string{program, "/usr/sbin/" + program} {
 		if path, err := exec.LookPath(name); err == nil {
 			return path
 		}
 	}
-	install := "apt-get install " + program
+	install := "apt-get install " + pkg
 	if os.Getenv("CI") == "true" {
 		t.Fatalf("%s is missing: %s", program, install)
 	}

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"sync"
+	"time"
 
 	"codexpool/api"
 
@@ -61,7 +62,7 @@ func (k *keySeries) set(names []string) {
 
 // begin makes the series of a key exist.
 func (k *keySeries) begin(label string) {
-	for _, outcome := range requestOutcomes {
+	for _, outcome := range outcomes {
 		k.requests.WithLabelValues(label, outcome)
 	}
 	for kind := range byKind(api.Result{}) {
@@ -77,7 +78,7 @@ func (k *keySeries) observe(r api.Result) {
 	if !exists {
 		return
 	}
-	k.requests.WithLabelValues(label, requestOutcome(r)).Inc()
+	k.requests.WithLabelValues(label, outcome(r)).Inc()
 	for kind, n := range byKind(r) {
 		k.tokens.WithLabelValues(label, kind).Add(float64(n))
 	}
@@ -86,53 +87,41 @@ func (k *keySeries) observe(r api.Result) {
 // WatchRedis reads, at each scrape, whether the limits of keys are shared through Redis
 // now, and how many calls have failed.
 func (m *Metrics) WatchRedis(stat func() (up bool, errors int64)) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "codexpool_ratelimit_redis_up", Help: "1 = the limits of keys are shared through Redis; 0 = it cannot be used, and this daemon limits keys by itself.",
-	}, func() float64 {
+	m.read("codexpool_ratelimit_redis_up", "1 = the limits of keys are shared through Redis; 0 = it cannot be used, and this daemon limits keys by itself. Absent without Redis.", none(), func(set set) {
 		up, _ := stat()
-		return truth(up)
-	}), prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "codexpool_ratelimit_redis_errors_total", Help: "Calls of Redis that failed or were too slow.",
-	}, func() float64 {
+		set(is(up))
+	})
+	m.readCounter("codexpool_ratelimit_redis_errors_total", "Calls of Redis that failed or were too slow. Absent without Redis.", func() float64 {
 		_, errors := stat()
 		return float64(errors)
-	}))
+	})
 }
 
-func truth(is bool) float64 {
-	if is {
-		return 1
-	}
-	return 0
+// WatchKeys reads, at each scrape, whether the keys file as it is now is in force, and
+// since when a file is.
+func (m *Metrics) WatchKeys(stat func() (ok bool, at time.Time)) {
+	m.read("codexpool_keys_reload_success", "1 = the keys file as it is now is in force; 0 = it has a mistake, and the keys before it stay. Absent without a keys file.", none(), func(set set) {
+		ok, _ := stat()
+		set(is(ok))
+	})
+	m.read("codexpool_keys_reload_timestamp_seconds", "When a keys file last came into force. Absent without a keys file.", none(), func(set set) {
+		_, at := stat()
+		set(float64(at.UnixMilli()) / 1000)
+	})
 }
 
 // WatchKeyUse reads, at each scrape, how many open streams and how many requests in the
 // queue each key has.
 func (m *Metrics) WatchKeyUse(streams, waiting func() map[string]int) {
-	m.registry.MustRegister(keyCollector{&m.keys, streams, waiting})
-}
-
-var (
-	keyStreamsDesc = prometheus.NewDesc("codexpool_key_streams", "SSE streams of each key, open or waiting for a child.", []string{"key"}, nil)
-	keyWaitingDesc = prometheus.NewDesc("codexpool_key_waiting", "Requests of each key in the queue for a child.", []string{"key"}, nil)
-)
-
-type keyCollector struct {
-	keys             *keySeries
-	streams, waiting func() map[string]int
-}
-
-func (c keyCollector) Describe(descs chan<- *prometheus.Desc) {
-	descs <- keyStreamsDesc
-	descs <- keyWaitingDesc
-}
-
-func (c keyCollector) Collect(metrics chan<- prometheus.Metric) {
-	for desc, read := range map[*prometheus.Desc]func() map[string]int{keyStreamsDesc: c.streams, keyWaitingDesc: c.waiting} {
-		for label, n := range c.keys.sums(read()) {
-			metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), label)
-		}
+	use := func(name, help string, read func() map[string]int) {
+		m.read(name, help, none().open("key", "the key's name"), func(set set) {
+			for label, n := range m.keys.sums(read()) {
+				set(float64(n), label)
+			}
+		})
 	}
+	use("codexpool_key_streams", "SSE streams of each key, open or waiting for a child.", streams)
+	use("codexpool_key_waiting", "Requests of each key in the queue for a child.", waiting)
 }
 
 // sums adds up figures of keys that exist, by their labels.

@@ -146,7 +146,7 @@ func (p *Pool) acquire(ctx context.Context, a *Admission) (*Lease, error) {
 			p.retire(res, why)
 			continue
 		}
-		return &Lease{pool: p, admission: a, res: res}, nil
+		return &Lease{pool: p, admission: a, res: res, began: time.Now()}, nil
 	}
 }
 

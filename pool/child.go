@@ -23,6 +23,7 @@ type child struct {
 	failures int       // turns in a row that failed by the child's own fault; holder only
 	odd      error     // what the pool found wrong with it and its client cannot know; holder only
 	why      Reason    // why it is retired; holder only
+	inTurn   bool      // it failed while it was leased; holder only
 
 	place  *list.Element // in state.free, nil while it is not there; guarded by state.mu, like all that follows
 	entry  *list.Element // in state.listed
@@ -70,12 +71,13 @@ type ChildStat struct {
 
 // Death is the end of one child.
 type Death struct {
-	Pid   int
-	Why   Reason
-	At    time.Time
-	Age   time.Duration
-	Turns int
-	Err   error // nil where nothing was wrong with the child
+	Pid    int
+	Why    Reason
+	At     time.Time
+	Age    time.Duration
+	Turns  int
+	InTurn bool  // it failed while it was leased, so that it took a turn with it
+	Err    error // nil where nothing was wrong with the child
 }
 
 // deathsKept is how many deaths are remembered.

@@ -23,6 +23,7 @@ type Lease struct {
 	pool      *Pool
 	admission *Admission
 	res       *puddle.Resource[*child]
+	began     time.Time
 	failure   error // of the turn, where the child is to blame
 	released  atomic.Bool
 }
@@ -57,6 +58,12 @@ func (l *Lease) Release() {
 // takeBack inspects a child that was released, and keeps or retires it.
 func (p *Pool) takeBack(l *Lease) {
 	c := l.res.Value()
+	defer func() {
+		if p.cfg.Hooks.Released != nil {
+			p.cfg.Hooks.Released(p.ctx, time.Since(l.began))
+		}
+	}()
+	c.inTurn = fault(c) != ""
 	if why := cmp.Or(fault(c), failing(c, l.failure)); why != "" {
 		p.retire(l.res, why)
 		return

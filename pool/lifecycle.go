@@ -139,7 +139,7 @@ func (p *Pool) destroy(c *child) {
 func (p *Pool) stop(c *child) {
 	err, age := c.err(), time.Since(c.born) // before Close adds an end of its own
 	c.Close()
-	d := p.state.died(c, Death{Pid: c.Pid(), Why: c.why, At: time.Now(), Age: age, Err: err})
+	d := p.state.died(c, Death{Pid: c.Pid(), Why: c.why, At: time.Now(), Age: age, InTurn: c.inTurn, Err: err})
 	level := slog.LevelInfo
 	attrs := []any{"child", d.Pid, "why", d.Why, "turns", d.Turns, "age", d.Age.Round(time.Millisecond)}
 	if err != nil {
@@ -151,7 +151,7 @@ func (p *Pool) stop(c *child) {
 	}
 	p.cfg.Log.Log(p.ctx, level, "child gone", attrs...)
 	if p.cfg.Hooks.Retired != nil {
-		p.cfg.Hooks.Retired(p.ctx, d.Why)
+		p.cfg.Hooks.Retired(p.ctx, d)
 	}
 }
 

@@ -61,9 +61,11 @@ func (s *state) pids() (pids []int) {
 func (s *state) weighed(groups map[int]int64) (large []*child) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.largest = 0
 	for c := range s.children() {
 		before := s.tooLarge(c)
 		s.change(c, func() { c.memory = groups[c.Pid()] })
+		s.largest = max(s.largest, c.memory)
 		if c.state == Leased && s.tooLarge(c) && !before {
 			large = append(large, c)
 		}

@@ -78,7 +78,8 @@ type Hooks struct {
 	Spawned  func(ctx context.Context, took time.Duration, err error)
 	Acquired func(ctx context.Context, waited time.Duration, err error) // once for each call of Admission.Acquire, and once for each Admit that failed
 	Probed   func(ctx context.Context, took time.Duration, err error)
-	Retired  func(ctx context.Context, why Reason) // exactly once for every child that was started
+	Released func(ctx context.Context, held time.Duration) // once for each lease, when its child can be lent again or is to be stopped
+	Retired  func(ctx context.Context, d Death)            // exactly once for every child that was started
 }
 
 // Reason says why a child is gone.
@@ -191,12 +192,16 @@ type Stat struct {
 	Starting int // starts that were decided on; a start may wait for its time
 	Idle     int
 	Leased   int
-	Waiting  int   // callers in the queue
-	Admitted int   // callers that wait or will wait, and leases
-	Alive    int   // children whose process runs, idle or leased
-	Worn     int   // children that have reached a limit and will be replaced, idle or leased
-	Memory   int64 // private bytes of all children, as far as measured
-	Failure  error // of the last start, or of a child that died young since; nil after a start that succeeded
+	Late     int       // of the leased, those that have not answered their probe in time
+	Leaving  int       // of the leased, those that are being stopped
+	Waiting  int       // callers in the queue
+	Admitted int       // callers that wait or will wait, and leases
+	Alive    int       // children whose process runs, idle or leased
+	Worn     int       // children that have reached a limit and will be replaced, idle or leased
+	Memory   int64     // private bytes of all children, as far as measured
+	Largest  int64     // of the largest child
+	Closed   time.Time // since when callers are turned away; zero where they are not
+	Failure  error     // of the last start, or of a child that died young since; nil after a start that succeeded
 }
 
 // Waiting is how many callers each tenant has in the queue, if any.
@@ -215,18 +220,26 @@ func (p *Pool) Waiting() map[string]int {
 func (p *Pool) Stat() Stat {
 	s := &p.state
 	s.mu.Lock()
-	n, waiting, admitted, alive := s.counts, s.queue.length, s.admitted, s.alive
+	n, waiting, admitted, alive, largest := s.counts, s.queue.length, s.admitted, s.alive, s.largest
+	var closed time.Time
+	if s.closed != nil {
+		closed = s.closedAt
+	}
 	s.mu.Unlock()
 	return Stat{
 		Size:     p.cfg.Size,
 		Starting: n.starting,
 		Idle:     n.idle,
 		Leased:   n.total - n.idle,
+		Late:     n.late,
+		Leaving:  n.leaving,
 		Waiting:  waiting,
 		Admitted: admitted,
 		Alive:    alive,
 		Worn:     n.worn,
 		Memory:   n.memory,
+		Largest:  largest,
+		Closed:   closed,
 		Failure:  p.starts.failure(),
 	}
 }

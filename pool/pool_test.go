@@ -68,6 +68,7 @@ func (n *nursery) hooks(own pool.Hooks) pool.Hooks {
 	return pool.Hooks{
 		Probed:   own.Probed,
 		Acquired: own.Acquired,
+		Released: own.Released,
 		Spawned: func(_ context.Context, _ time.Duration, err error) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -77,12 +78,12 @@ func (n *nursery) hooks(own pool.Hooks) pool.Hooks {
 				n.spawned++
 			}
 		},
-		Retired: func(ctx context.Context, why pool.Reason) {
+		Retired: func(ctx context.Context, d pool.Death) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			n.retired[why]++
+			n.retired[d.Why]++
 			if own.Retired != nil {
-				own.Retired(ctx, why)
+				own.Retired(ctx, d)
 			}
 		},
 	}

@@ -23,8 +23,8 @@ type guard struct {
 func (g *guard) start(n *nursery, cfg pool.Config) *pool.Pool {
 	n.t.Helper()
 	g.least = cfg.Size
-	g.pool = n.startWith(cfg, pool.Hooks{Retired: func(_ context.Context, why pool.Reason) {
-		if why == pool.Shutdown {
+	g.pool = n.startWith(cfg, pool.Hooks{Retired: func(_ context.Context, d pool.Death) {
+		if d.Why == pool.Shutdown {
 			return
 		}
 		alive := 0

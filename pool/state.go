@@ -33,19 +33,22 @@ type state struct {
 	alive      int            // children that run
 	generation int64          // raised by Recycle; children of an older one are worn
 	closed     error          // why nobody is admitted, or nil
+	closedAt   time.Time      // since when
+	largest    int64          // private bytes of the largest child, when it was last looked at
 }
 
 // census counts the children by what they are doing. Counting costs the same
 // however many children there are: each change of a child corrects the counters.
 type census struct {
-	total     int   // children that have a slot
-	idle      int   // of them, those that a caller may have now or within a moment
-	idleWorn  int   // of the idle ones, those that have reached a limit
-	worn      int   // all that have reached a limit
-	probing   int   // those that are being probed, and count as idle
-	uncertain int   // those that have not answered a probe yet, or are being stopped
-	starting  int   // starts that upkeep decided on and that have not ended
-	memory    int64 // private bytes of all children, as far as measured
+	total    int   // children that have a slot
+	idle     int   // of them, those that a caller may have now or within a moment
+	idleWorn int   // of the idle ones, those that have reached a limit
+	worn     int   // all that have reached a limit
+	probing  int   // those that are being probed, and count as idle
+	late     int   // those that have not answered a probe in time
+	leaving  int   // those that are being stopped
+	starting int   // starts that upkeep decided on and that have not ended
+	memory   int64 // private bytes of all children, as far as measured
 }
 
 // add counts a child once more (by = 1) or once less (by = -1).
@@ -56,8 +59,10 @@ func (n *census) add(c *child, by int) {
 	switch {
 	case c.state == Probing:
 		n.probing += by
-	case c.state == Late, c.state == Leaving:
-		n.uncertain += by
+	case c.state == Late:
+		n.late += by
+	case c.state == Leaving:
+		n.leaving += by
 	}
 	if idle {
 		n.idle += by
@@ -229,6 +234,9 @@ func (s *state) dismiss(w *waiter, err error) {
 func (s *state) close(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed == nil {
+		s.closedAt = time.Now()
+	}
 	if s.closed != ErrClosed {
 		s.closed = err
 	}
@@ -416,7 +424,7 @@ func (s *state) takeWorn() (*puddle.Resource[*child], Reason) {
 // be replaced no other follows.
 func (s *state) mayRetire(others int) bool {
 	n := s.counts
-	settled := n.starting == 0 && n.uncertain == 0                              // no other child is on its way in or out
+	settled := n.starting == 0 && n.late == 0 && n.leaving == 0                 // no other child is on its way in or out
 	enough := others >= s.queue.length+s.cfg.MinIdle || n.room(s.cfg.Size) <= 0 // else upkeep has yet to plan a replacement
 	return settled && enough
 }

@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"strings"
 )
@@ -13,13 +12,10 @@ import (
 type Overrides map[string]json.RawMessage
 
 // body makes the body of the provider's request.
-func (r *Relay) body(ctx context.Context, req Request) ([]byte, error) {
+func (r *Relay) body(req Request) ([]byte, error) {
 	fields := map[string]any{"stream": true, "store": false}
 	for name, value := range req.Overrides {
 		fields[name] = value
-		if r.hooks.Overridden != nil {
-			r.hooks.Overridden(ctx, name)
-		}
 	}
 	var most int64
 	if least := r.provider.Kind.leastOutput; json.Unmarshal(req.Overrides["max_output_tokens"], &most) == nil && most < least {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,7 +25,16 @@ type Call struct {
 	request func() Request
 	sent    func()
 	arrived atomic.Bool
+	posted  time.Time    // when the relay sent it; the relay's goroutine only
+	first   atomic.Int64 // nanoseconds from then to the first piece of the answer; 0 before it
+	reply   atomic.Pointer[reply]
 	answer  *answer
+}
+
+// reply is what the header of the provider's answer says.
+type reply struct {
+	status  int
+	request string
 }
 
 // Request is what a call sends to the provider.
@@ -58,8 +68,33 @@ func (c *Call) Done() {
 	delete(c.relay.calls, c.Key)
 }
 
+// Answered is the status of the provider's answer and its own id of the request, which
+// its support asks for. They are 0 and "" where it did not answer, or gave none.
+func (c *Call) Answered() (status int, request string) {
+	if r := c.reply.Load(); r != nil {
+		return r.status, r.request
+	}
+	return 0, ""
+}
+
 // Arrived reports whether a child has sent a request for this call.
 func (c *Call) Arrived() bool { return c.arrived.Load() }
+
+// FirstToken is the time from the request to the first piece of the answer: text, a
+// refusal or a call. It is 0 before that.
+func (c *Call) FirstToken() time.Duration { return time.Duration(c.first.Load()) }
+
+// note notes when the first piece of the answer has come, and reports it.
+func (c *Call) note(ctx context.Context, delivered []codex.Event) {
+	if c.first.Load() != 0 || !slices.ContainsFunc(delivered, codex.Visible) {
+		return
+	}
+	took := max(time.Since(c.posted), 1)
+	c.first.Store(int64(took))
+	if c.relay.hooks.FirstToken != nil {
+		c.relay.hooks.FirstToken(ctx, took)
+	}
+}
 
 // Wake receives a value when Next may have something to return.
 func (c *Call) Wake() <-chan struct{} { return c.answer.wake }

@@ -19,6 +19,9 @@ type Hooks struct {
 	// A try that was cancelled is not reported.
 	Request func(ctx context.Context, status int, reused bool, firstByte time.Duration)
 
+	// FirstToken reports the time from a call's request to the first piece of its answer.
+	FirstToken func(ctx context.Context, took time.Duration)
+
 	// Retried reports that a second try begins.
 	Retried func(ctx context.Context)
 
@@ -26,27 +29,31 @@ type Hooks struct {
 	Sent     func(ctx context.Context, bytes int64)
 	Received func(ctx context.Context, bytes int64)
 
-	// Overridden reports that a field of Overrides was written into a request.
-	Overridden func(ctx context.Context, field string)
-
 	// Limit reports a limit that an answer of the provider contains.
 	Limit func(ctx context.Context, limit Limit, value float64)
 }
 
 // Limit names one of the provider's limits. The list of them is closed.
 type Limit struct {
-	Kind string // limit or remaining (a number of units), or used (a fraction from 0 to 1)
-	Unit string // requests or tokens; primary or secondary for the windows of a ChatGPT login
+	// limit or remaining (a number of units); for the windows of a ChatGPT login: used (a
+	// fraction from 0 to 1), reset (when it ends, in Unix seconds) or window (its length, in
+	// seconds).
+	Kind string
+	Unit string // requests or tokens; primary or secondary for the windows
 }
 
 // limitHeaders are the headers in which providers report their limits.
 var limitHeaders = map[string]Limit{
-	"X-Ratelimit-Limit-Requests":     {"limit", "requests"},
-	"X-Ratelimit-Limit-Tokens":       {"limit", "tokens"},
-	"X-Ratelimit-Remaining-Requests": {"remaining", "requests"},
-	"X-Ratelimit-Remaining-Tokens":   {"remaining", "tokens"},
-	"X-Codex-Primary-Used-Percent":   {"used", "primary"},
-	"X-Codex-Secondary-Used-Percent": {"used", "secondary"},
+	"X-Ratelimit-Limit-Requests":       {"limit", "requests"},
+	"X-Ratelimit-Limit-Tokens":         {"limit", "tokens"},
+	"X-Ratelimit-Remaining-Requests":   {"remaining", "requests"},
+	"X-Ratelimit-Remaining-Tokens":     {"remaining", "tokens"},
+	"X-Codex-Primary-Used-Percent":     {"used", "primary"},
+	"X-Codex-Secondary-Used-Percent":   {"used", "secondary"},
+	"X-Codex-Primary-Reset-At":         {"reset", "primary"},
+	"X-Codex-Secondary-Reset-At":       {"reset", "secondary"},
+	"X-Codex-Primary-Window-Minutes":   {"window", "primary"},
+	"X-Codex-Secondary-Window-Minutes": {"window", "secondary"},
 }
 
 // limits reports the limits that an answer's headers contain.
@@ -59,8 +66,11 @@ func (h Hooks) limits(ctx context.Context, header http.Header) {
 		if err != nil || !(value >= 0 && value <= math.MaxInt64) { // written so that NaN fails too
 			continue // absent, or not a number of anything
 		}
-		if limit.Kind == "used" {
+		switch limit.Kind {
+		case "used":
 			value /= 100
+		case "window":
+			value *= 60
 		}
 		h.Limit(ctx, limit, value)
 	}

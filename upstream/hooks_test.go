@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"codexpool/upstream"
@@ -35,11 +37,10 @@ func TestHooksGetTheContextOfTheCallersRequest(t *testing.T) {
 		Request: func(ctx context.Context, status int, _ bool, _ time.Duration) {
 			note(fmt.Sprint("Request ", status), ctx)
 		},
-		Retried:    func(ctx context.Context) { note("Retried", ctx) },
-		Sent:       func(ctx context.Context, _ int64) { note("Sent", ctx) },
-		Received:   func(ctx context.Context, _ int64) { note("Received", ctx) },
-		Overridden: func(ctx context.Context, _ string) { note("Overridden", ctx) },
-		Limit:      func(ctx context.Context, _ upstream.Limit, _ float64) { note("Limit", ctx) },
+		Retried:  func(ctx context.Context) { note("Retried", ctx) },
+		Sent:     func(ctx context.Context, _ int64) { note("Sent", ctx) },
+		Received: func(ctx context.Context, _ int64) { note("Received", ctx) },
+		Limit:    func(ctx context.Context, _ upstream.Limit, _ float64) { note("Limit", ctx) },
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.ServeHTTP(w, req.WithContext(context.WithValue(req.Context(), span{}, "of the child's request")))
@@ -51,7 +52,7 @@ func TestHooksGetTheContextOfTheCallersRequest(t *testing.T) {
 		t.Fatal(code, err)
 	}
 	p.rest(t)
-	if got, want := slices.Sorted(maps.Keys(spans)), []string{"Limit", "Overridden", "Received", "Request 200", "Request 503", "Retried", "Sent"}; !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(spans)), []string{"Limit", "Received", "Request 200", "Request 503", "Retried", "Sent"}; !slices.Equal(got, want) {
 		t.Errorf("hooks called: %q, want %q", got, want)
 	}
 	for hook, got := range spans {
@@ -70,13 +71,18 @@ func TestLimitsOfTheProviderAreReported(t *testing.T) {
 		w.Header().Set("x-ratelimit-limit-tokens", "NaN")
 		w.Header().Set("x-codex-secondary-used-percent", "+Inf")
 		w.Header().Set("x-codex-primary-used-percent", "12.5")
+		w.Header().Set("x-codex-primary-reset-at", "1790000000")
+		w.Header().Set("x-codex-secondary-window-minutes", "300")
 		sse(completed)(w, r)
 	})
 	r, base := relay(t, p, upstream.Hooks{Limit: func(_ context.Context, l upstream.Limit, value float64) { got[l] = value }})
 	call := prepare(t.Context(), r, upstream.Request{})
 	defer call.Done()
 	child(t.Context(), base, call.Key)
-	want := map[upstream.Limit]float64{{Kind: "remaining", Unit: "tokens"}: 149000, {Kind: "used", Unit: "primary"}: 0.125}
+	want := map[upstream.Limit]float64{
+		{Kind: "remaining", Unit: "tokens"}: 149000, {Kind: "used", Unit: "primary"}: 0.125,
+		{Kind: "reset", Unit: "primary"}: 1790000000, {Kind: "window", Unit: "secondary"}: 18000,
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
@@ -97,4 +103,33 @@ func TestConnectionReuseIsReported(t *testing.T) {
 	if !slices.Equal(got, []string{"200 false", "200 true"}) {
 		t.Errorf("got %v", got)
 	}
+}
+
+// TestFirstTokenIsTimedFromTheRequest has a provider that sends its headers at once,
+// thinks for three seconds, and writes for two more.
+func TestFirstTokenIsTimedFromTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		body, w := io.Pipe()
+		go func() { // ends with the body
+			defer w.Close()
+			for _, e := range []string{`{"type":"response.in_progress"}`, `{"type":"response.output_text.delta","delta":"a"}`, `{"type":"response.output_text.delta","delta":"b"}`, completed} {
+				fmt.Fprintf(w, "data: %s\n\n", e)
+				time.Sleep(3 * time.Second)
+			}
+		}()
+		var reported []time.Duration
+		running := 0
+		var r *upstream.Relay
+		r = upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, imaginary(func(*http.Request) *http.Response {
+			running = r.Running()
+			return &http.Response{StatusCode: 200, Body: body}
+		}), upstream.Hooks{FirstToken: func(_ context.Context, took time.Duration) { reported = append(reported, took) }})
+		call, _ := serveOne(t.Context(), r)
+		if want := []time.Duration{3 * time.Second}; !slices.Equal(reported, want) || call.FirstToken() != want[0] {
+			t.Errorf("reported %v, and the call says %v", reported, call.FirstToken())
+		}
+		if running != 1 || r.Running() != 0 {
+			t.Errorf("%d requests ran during the request, %d after it", running, r.Running())
+		}
+	})
 }

@@ -35,7 +35,8 @@ type Relay struct {
 	transport http.RoundTripper
 	tries     http.RoundTripper // transport, with a second try
 	hooks     Hooks
-	rejected  atomic.Bool // the provider's last verdict on our credential
+	running   atomic.Int64 // requests that are with the provider
+	rejected  atomic.Bool  // the provider's last verdict on our credential
 
 	mu    sync.Mutex
 	calls map[string]*Call // guarded by mu
@@ -52,6 +53,9 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 // Supports reports whether the provider supports a field of the Responses API, or a
 // thing in its input, such as [SystemRole]. Others must not be given to Prepare.
 func (r *Relay) Supports(field string) bool { return r.provider.Kind.supports(field) }
+
+// Running is how many requests are with the provider now.
+func (r *Relay) Running() int { return int(r.running.Load()) }
 
 // ServeHTTP serves one request of a child: POST /v1/responses for a call of
 // Prepare. What the child posts is read and dropped. Its answer is an empty one,
@@ -91,6 +95,8 @@ func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 	defer cancel()
 	stop := context.AfterFunc(child, cancel)
 	defer stop()
+	r.running.Add(1)
+	defer r.running.Add(-1)
 	res, failure := r.open(ctx, call)
 	over := false
 	if res != nil {
@@ -114,7 +120,7 @@ func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 // open returns the provider's answer, which is a stream, or why there is none.
 func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure) {
 	request := call.request()
-	body, err := r.body(ctx, request)
+	body, err := r.body(request)
 	if err != nil {
 		return nil, &Failure{Cause: err}
 	}
@@ -126,12 +132,18 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 	if json.Unmarshal(request.Overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
 		req.Header.Set("Session-Id", cacheKey) // Codex sends both with one value
 	}
+	call.posted = time.Now()
 	res, err := r.tries.RoundTrip(req)
 	body = nil
 	call.sent()
 	if err != nil {
 		return nil, &Failure{Cause: fmt.Errorf("provider not reached: %w", err)}
 	}
+	answered := &reply{status: res.StatusCode}
+	if id := res.Header.Get("X-Request-Id"); fitsHeader(id) {
+		answered.request = id
+	}
+	call.reply.Store(answered)
 	r.hooks.limits(ctx, res.Header)
 	r.noteCredential(res)
 	if res.StatusCode == http.StatusOK && isStream(res.Header) {
@@ -159,6 +171,7 @@ func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool
 	event := func(data []byte) (more bool) {
 		var delivered []codex.Event
 		delivered, over, failure = dec.decode(data)
+		call.note(ctx, delivered)
 		return call.answer.put(ctx, delivered, len(data)) && !over
 	}
 	buf := make([]byte, 32<<10)

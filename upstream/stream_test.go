@@ -233,8 +233,9 @@ func TestItemsWithoutEndAreNotRemembered(t *testing.T) {
 }
 
 func TestPanicOfAHookIsAFailureOfTheCall(t *testing.T) {
-	r := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, nil, upstream.Hooks{
-		Overridden: func(context.Context, string) { panic("a hook") },
+	answer := imaginary(func(*http.Request) *http.Response { return &http.Response{StatusCode: 200, Body: http.NoBody} })
+	r := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, answer, upstream.Hooks{
+		Request: func(context.Context, int, bool, time.Duration) { panic("a hook") },
 	})
 	call := prepare(t.Context(), r, upstream.Request{Overrides: upstream.Overrides{"model": json.RawMessage(`"m"`)}})
 	defer call.Done()

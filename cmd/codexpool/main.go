@@ -146,8 +146,9 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		adminAddr = admin.Addr().String()
 	}
 
-	m.SetCLI(found.known().version)
-	found.changed = func(now cli) { m.SetCLI(now.version) }
+	setCLI := func(now cli) { m.SetCLI(now.version, api.Models{Catalog: now.models}.Labels()) }
+	setCLI(found.known())
+	found.changed = setCLI
 	up, err := newProvider(newProviderConfig(cfg, environ), found, m.RelayHooks(), log)
 	if err != nil {
 		log.Error("upstream", "err", err)
@@ -161,13 +162,12 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		return exitFailed
 	}
 	defer children.Close()
-	m.WatchPool(children.Stat)
 
 	keeping, stopKeeping := context.WithCancel(context.Background())
 	kept := make(chan struct{})
 	go func() { // ends with stopKeeping and a refresh of a login that is running
 		defer close(kept)
-		up.keep(keeping, children.Recycle)
+		up.keep(keeping, children.Recycle, m.LoginRefreshed)
 	}()
 	defer func() {
 		stopKeeping()
@@ -189,8 +189,11 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		m.WatchRedis(shared.Stat)
 	}
 	server := api.New(apiConfig(cfg, keys, shared, found.known, up), children, up.relay, log, m.ObserveRequest)
-	m.WatchAPI(server.Stat)
-	m.WatchConnections(public.opened, most)
+	m.Watch(metrics.Sources{
+		Pool: children.Stat, API: server.Stat, LoginExpiry: up.loginExpiry, Workdir: cfg.Workdir,
+		MaxWaiting: cfg.MaxWaiting, ChildMemory: cfg.MaxChildBytes,
+		Connections: public.opened, MaxConnections: most,
+	})
 	m.SetKeys(server.Keys())
 	m.WatchKeyUse(server.KeyStreams, children.Waiting)
 	if cfg.APIKeysFile != "" {

@@ -155,11 +155,19 @@ func (p *provider) rejected(h http.Header) {
 	p.login.Rejected(strings.TrimPrefix(h.Get("Authorization"), "Bearer "))
 }
 
+// loginExpiry is when the ChatGPT login expires; zero where there is none.
+func (p *provider) loginExpiry() time.Time {
+	if p.login == nil {
+		return time.Time{}
+	}
+	return p.login.Expires()
+}
+
 // keep does the provider's work in the background. It probes a credential that was
 // rejected, and refreshes a login. With direct, children hold the login's access
-// token themselves, so recycle is called when there is another. keep returns when ctx
-// ends and a refresh that is running has finished.
-func (p *provider) keep(ctx context.Context, recycle func()) {
+// token themselves, so recycle is called when there is another. refreshed is told how each
+// refresh ended. keep returns when ctx ends and a refresh that is running has finished.
+func (p *provider) keep(ctx context.Context, recycle func(), refreshed func(outcome string)) {
 	var tasks sync.WaitGroup
 	if p.relay != nil {
 		tasks.Go(func() { p.relay.Watch(ctx, 30*time.Second) }) // ends with ctx
@@ -168,6 +176,7 @@ func (p *provider) keep(ctx context.Context, recycle func()) {
 		if p.relay == nil {
 			p.login.Changed = recycle
 		}
+		p.login.Refreshed = refreshed
 		tasks.Go(func() { p.login.Keep(ctx) }) // ends with ctx and a refresh that is running
 	}
 	tasks.Wait()

@@ -47,6 +47,11 @@ type Login struct {
 	// Set it before Keep is called.
 	Changed func()
 
+	// Refreshed, if not nil, is called by Keep after each attempt to refresh the login:
+	// with ok, failed, or refused, which means that the login is no longer valid. Set it
+	// before Keep is called.
+	Refreshed func(outcome string)
+
 	dir    string
 	keeper func(home string) codex.Command
 	log    *slog.Logger
@@ -164,14 +169,26 @@ func (l *Login) attempt(ctx context.Context) (pause time.Duration) {
 		if after := l.current(); after.tokens != before.tokens {
 			l.log.Info("ChatGPT login refreshed", "expires", after.expires)
 		}
+		l.refreshed("ok")
 		return pauseRefreshed
 	}
 	l.log.Error("ChatGPT login not refreshed", "err", err, "expires", before.expires)
 	if errors.Is(err, errRejected) {
+		l.refreshed("refused")
 		return pauseRejected
 	}
+	l.refreshed("failed")
 	return pauseFailed
 }
+
+func (l *Login) refreshed(outcome string) {
+	if l.Refreshed != nil {
+		l.Refreshed(outcome)
+	}
+}
+
+// Expires is when the access token expires; zero where it does not say.
+func (l *Login) Expires() time.Time { return l.current().expires }
 
 func (l *Login) current() auth {
 	l.mu.Lock()

@@ -1,0 +1,173 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// access is what only the log says of a request.
+type access struct {
+	client   string // address
+	effort   string
+	choices  int
+	finish   string // of a single choice
+	status   int    // of the provider, 0 where it did not answer
+	request  string // the provider's own id of its request, which its support asks for
+	sent     int64  // bytes of the answer
+	admitted bool   // to the pool
+}
+
+// report logs the one line of a request and passes its figures to observe.
+func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
+	result := res.result
+	result.Route, result.Key, result.Status, result.Took = rt.name, res.caller.Key, res.status, time.Since(res.began)
+	result.CrossOrigin, result.Bypassed = crossOrigin(r, res.Header()), res.bypassed
+	result.Completion, result.Retried = rt.completion && r.Method == http.MethodPost, res.retried.Load()
+	switch {
+	case e == nil:
+	case e.Status == StatusClientGone:
+		result.SlowReader = e.Code == "client_too_slow"
+		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
+	default:
+		result.Code, result.Fault = e.countAs(), e.whose()
+	}
+	level := slog.LevelInfo
+	switch {
+	case e != nil:
+		level = e.level()
+	case rt.quiet && result.CrossOrigin != CrossOriginRefused:
+		level = slog.LevelDebug
+	}
+	if res.admitted {
+		res.caller.account.usage.add(result.Tokens)
+	}
+	if !refused(res, e) || s.refusals.single(e.countAs(), result.Key, level) {
+		s.log.LogAttrs(r.Context(), level, "request", res.line(r, result, e)...)
+	}
+	s.observe(r.Context(), result)
+}
+
+// line are the fields of a request's line, in their order. Those that do not apply are
+// left out. README.md explains them.
+func (res *response) line(r *http.Request, result Result, e *Error) []slog.Attr {
+	var f fields
+	f.text("req", res.Header().Get("X-Request-Id"))
+	f.text("route", result.Route)
+	f.text("method", r.Method)
+	f.always(slog.Int("status", result.Status))
+	if e != nil {
+		f = append(f, e.attrs()...)
+	}
+	f.text("fault", string(result.Fault))
+	f.text("key", result.Key)
+	f.text("client", res.access.client)
+	f.text("model", result.Model)
+	if result.Model != "" {
+		f.always(slog.Bool("stream", result.Stream))
+	}
+	f.text("effort", res.access.effort)
+	f.number("choices", int64(res.access.choices))
+	f.time("wait", result.Wait)
+	f.time("first_token", result.FirstToken)
+	f.always(slog.Duration("took", result.Took))
+	f.number("tokens_in", result.Tokens.Input)
+	f.number("tokens_cached", result.Tokens.Cached)
+	f.number("tokens_out", result.Tokens.Output)
+	f.number("tokens_reasoning", result.Tokens.Reasoning)
+	f.text("finish", res.access.finish)
+	f.text("commit", string(result.Commit))
+	f.number("sent_bytes", res.access.sent)
+	f.number("child", int64(res.child))
+	if result.Retried {
+		f.always(slog.Bool("retried", true))
+	}
+	if result.CrossOrigin == CrossOriginRefused {
+		f.text("origin", fmt.Sprintf("%.200s", r.Header.Get("Origin")))
+	}
+	if e == nil { // else they are among those of the error
+		f.number("upstream_status", int64(res.access.status))
+		f.text("upstream_request", res.access.request)
+	}
+	return f
+}
+
+// fields are those of a line.
+type fields []slog.Attr
+
+func (f *fields) always(a slog.Attr) { *f = append(*f, a) }
+
+func (f *fields) text(name, value string) {
+	if value != "" {
+		f.always(slog.String(name, value))
+	}
+}
+
+func (f *fields) number(name string, value int64) {
+	if value != 0 {
+		f.always(slog.Int64(name, value))
+	}
+}
+
+func (f *fields) time(name string, value time.Duration) {
+	if value != 0 {
+		f.always(slog.Duration(name, value))
+	}
+}
+
+// refused reports whether a request was turned away before the pool had to do with it:
+// such requests cost their senders nothing, and come in thousands.
+func refused(res *response, e *Error) bool {
+	return e != nil && !res.access.admitted && e.Status != StatusClientGone && e.whose() != FaultDaemon
+}
+
+// maxRefusals is how many refusals of a second and code have a line of their own.
+const maxRefusals = 20
+
+// refusals bounds the lines of requests that are turned away. Those that have no line of
+// their own share one, at the end of their second.
+type refusals struct {
+	log *slog.Logger
+
+	mu    sync.Mutex
+	alone map[string]int    // lines of this second, by code; guarded by mu
+	more  map[refusal]int64 // requests of this second without a line; guarded by mu
+}
+
+type refusal struct {
+	code, key string
+	level     slog.Level
+}
+
+// single reports whether a refusal gets a line of its own, and counts it otherwise.
+func (l *refusals) single(code, key string, level slog.Level) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.alone == nil {
+		l.alone, l.more = map[string]int{}, map[refusal]int64{}
+		time.AfterFunc(time.Second, l.flush) // runs once, and ends
+	}
+	if l.alone[code] < maxRefusals {
+		l.alone[code]++
+		return true
+	}
+	l.more[refusal{code, key, level}]++
+	return false
+}
+
+// flush ends the second.
+func (l *refusals) flush() {
+	l.mu.Lock()
+	more := l.more
+	l.alone, l.more = nil, nil
+	l.mu.Unlock()
+	for r, n := range more {
+		attrs := fields{slog.String("code", r.code)}
+		attrs.text("key", r.key)
+		attrs.number("count", n)
+		l.log.LogAttrs(context.Background(), r.level, "requests refused", attrs...)
+	}
+}
