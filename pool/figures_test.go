@@ -44,6 +44,7 @@ func TestDeathSaysWhetherItTookATurnWithIt(t *testing.T) {
 			l.Release()
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		expect(t, "in a turn", fmt.Sprint(inTurn), "[true false false]")
 	})
 }
