@@ -45,7 +45,7 @@ func TestAttack(t *testing.T) {
 	keys := keysFile(t, append(manyKeys(4999), keyBlock(goodKey))...)
 	a := &attack{
 		keys: keys,
-		soak: newSoak(t, start(t, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_WAITING=32", "PROXY_API_KEYS_FILE="+keys, "CODEX_UPSTREAM="+server.URL+"/v1", "POOL_PROBE_MS=1000", "POOL_PROBE_TIMEOUT_MS=1000",
+		soak: newSoak(t, start(t, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_WAITING=32", "PROXY_API_KEYS_FILE="+keys, "PROXY_TRUSTED_PROXIES=127.0.0.1", "CODEX_UPSTREAM="+server.URL+"/v1", "POOL_PROBE_MS=1000", "POOL_PROBE_TIMEOUT_MS=1000",
 			"PROXY_IDLE_TIMEOUT_MS=5000", "PROXY_STREAM_IDLE_TIMEOUT_MS=5000", "PROXY_TIMEOUT_MS=15000", "POOL_BACKOFF_MAX_MS=1000")),
 		bare: bareServer(t),
 	}
@@ -56,7 +56,7 @@ func TestAttack(t *testing.T) {
 
 	over := make(chan struct{})
 	var all sync.WaitGroup
-	for i, kind := range []func(*rand.Rand){a.shapes, a.shapes, a.bodies, a.bodies, a.answers, a.answers, a.harmChild, a.pause, a.holdLog, a.rewriteKeys} {
+	for i, kind := range []func(*rand.Rand){a.shapes, a.shapes, a.bodies, a.bodies, a.answers, a.answers, a.guess, a.harmChild, a.pause, a.holdLog, a.rewriteKeys} {
 		rng := rand.New(rand.NewPCG(a.seed, uint64(i)))
 		all.Go(func() { // ends with over
 			for {
@@ -233,6 +233,31 @@ func (a *attack) hostile(rng *rand.Rand, body []byte) {
 	if res.StatusCode == http.StatusInternalServerError || bytes.Contains(got, []byte("internal_error")) || bytes.Contains(got, []byte("canary-")) {
 		a.t.Errorf("SEED=%d: %.100q is answered with %d %.200s", a.seed, body, res.StatusCode, got)
 	}
+}
+
+// guess tries keys at /verify, as one address and as many that a proxy names.
+func (a *attack) guess(rng *rand.Rand) {
+	for i := range 100 {
+		req, err := http.NewRequest("GET", a.url+"/verify", nil)
+		if err != nil {
+			a.t.Error(err)
+			return
+		}
+		req.Header.Set("Authorization", fmt.Sprint("Bearer guess-", rng.Uint64()))
+		if i%3 == 0 {
+			req.Header.Set("X-Forwarded-For", fmt.Sprintf("203.0.%d.%d", rng.IntN(256), rng.IntN(256)))
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			continue // the daemon may close a connection that it needs for others
+		}
+		io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		if res.StatusCode != http.StatusUnauthorized {
+			a.t.Errorf("SEED=%d: a guessed key is answered with %d", a.seed, res.StatusCode)
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
 }
 
 // harmChild kills, stops or pauses a child, once in a while.

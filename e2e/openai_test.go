@@ -196,6 +196,28 @@ func TestGoClientWorksUnmodified(t *testing.T) {
 	}
 }
 
+// TestOpenAIClientObeysTheLimitOfItsKey has a client that is refused once, waits as long as
+// it is told, and is served.
+func TestOpenAIClientObeysTheLimitOfItsKey(t *testing.T) {
+	t.Parallel()
+	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=1", "PROXY_RATE_LIMIT_MAX=1", "PROXY_RATE_LIMIT_WINDOW_MS=3000")
+	client := openai.NewClient(option.WithBaseURL(d.url+"/v1"), option.WithAPIKey(key), option.WithMaxRetries(1))
+	for range 2 {
+		if answer, err := client.Chat.Completions.New(t.Context(), say("hi")); err != nil || answer.Choices[0].Message.Content != "hi" {
+			t.Errorf("%+v, %v", answer, err)
+		}
+	}
+	refused := 0.0
+	for name, n := range d.metrics() {
+		if strings.HasPrefix(name, "codexpool_http_errors_total") && strings.Contains(name, `error="rate_limited"`) {
+			refused += n
+		}
+	}
+	if refused != 1 {
+		t.Errorf("%v requests were refused; one must be, and one retry must do", refused)
+	}
+}
+
 func say(text string) openai.ChatCompletionNewParams {
 	return openai.ChatCompletionNewParams{Model: "codex-5", Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage(text)}}
 }
