@@ -292,7 +292,7 @@ func (d *daemon) blockLog() {
 			if d.t.Failed() {
 				return nil // without waiting once more
 			}
-			req, err := http.NewRequest("GET", d.url+"/nothing", nil)
+			req, err := http.NewRequest("GET", d.url+"/v1/models", nil) // not refused: refusals have a bound of their own
 			if err != nil {
 				return err
 			}

@@ -497,8 +497,8 @@ func TestStopSequenceEndsTheProvidersRequest(t *testing.T) {
 		t.Error("the provider's request still runs")
 	}
 	// "one ", "tw" and "o END" came: 11 bytes.
-	if m := d.metrics(); m[`codexpool_estimated_tokens_total{kind="output"}`] != 3 || m[`codexpool_tokens_total{kind="output"}`] != 0 {
-		t.Errorf("%v tokens are estimated, %v counted", m[`codexpool_estimated_tokens_total{kind="output"}`], m[`codexpool_tokens_total{kind="output"}`])
+	if estimated, counted := d.total("codexpool_estimated_tokens_total", `kind="output"`), d.total("codexpool_output_tokens_total"); estimated != 3 || counted != 0 {
+		t.Errorf("%v tokens are estimated, %v counted", estimated, counted)
 	}
 	if got, _ := d.complete(hi, false); got.String() != `assistant content "ok" finish stop` {
 		t.Errorf("the next: %s", got)

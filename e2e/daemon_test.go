@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -265,6 +266,20 @@ func (d *daemon) metrics() map[string]float64 {
 		}
 	}
 	return values
+}
+
+// total is the sum of the series of a metric that have all these labels, such as
+// route="chat".
+func (d *daemon) total(name string, labels ...string) (sum float64) {
+	d.t.Helper()
+	for series, n := range d.metrics() {
+		of, rest, _ := strings.Cut(series, "{")
+		has := func(label string) bool { return strings.Contains(","+rest, ","+label) }
+		if of == name && !slices.ContainsFunc(labels, func(label string) bool { return !has(label) }) {
+			sum += n
+		}
+	}
+	return sum
 }
 
 // children are the pids of the daemon's app-servers.

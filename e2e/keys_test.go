@@ -291,7 +291,7 @@ func TestFloodOfOneKeyDoesNotStarveAnother(t *testing.T) {
 	if ended[503] == 0 || ended[200] < 30 || len(ended) != 2 {
 		t.Errorf("a got %v", ended)
 	}
-	if m := d.metrics(); m[`codexpool_http_errors_total{error="pool_saturated",route="chat"}`] != float64(ended[503]) || m[`codexpool_key_waiting{key="a"}`] != 0 {
+	if d.total("codexpool_http_errors_total", `error="pool_saturated"`, `route="chat"`) != float64(ended[503]) || d.total("codexpool_key_waiting", `key="a"`) != 0 {
 		t.Error("what was dismissed is not counted as saturation")
 	}
 }

@@ -186,7 +186,7 @@ func TestAnswerWithoutEndHoldsBoundedMemory(t *testing.T) {
 	d.full(3)
 	d.heapWithin(before, 4<<20, "after answers in one piece")
 	d.postWithoutReading(true)
-	eventually(t, time.Minute, "stream", func() bool { return d.metrics()["codexpool_sse_streams"] == 1 })
+	eventually(t, time.Minute, "stream", func() bool { return d.metrics()[`codexpool_sse_streams{state="open"}`] == 1 })
 	up.Script(codextest.Text("ok"))
 	d.wellServed(20)
 	d.heapWithin(before, 8<<20, "while a stream is not read")
@@ -212,7 +212,7 @@ func TestUsageThatCannotBeHarmsNothing(t *testing.T) {
 			t.Errorf("%d %v %s", res.StatusCode, err, body)
 		}
 	}
-	if m := d.metrics(); m[`codexpool_http_requests_total{code="200",route="chat"}`] != 2 || m[`codexpool_tokens_total{kind="input"}`] != 0 {
+	if d.total("codexpool_http_requests_total", `code="200"`, `route="chat"`) != 2 || d.total("codexpool_input_tokens_total") != 0 {
 		t.Error("the requests are not counted")
 	}
 	if log := d.logged(); strings.Contains(log, "panic") {

@@ -207,13 +207,7 @@ func TestOpenAIClientObeysTheLimitOfItsKey(t *testing.T) {
 			t.Errorf("%+v, %v", answer, err)
 		}
 	}
-	refused := 0.0
-	for name, n := range d.metrics() {
-		if strings.HasPrefix(name, "codexpool_http_errors_total") && strings.Contains(name, `error="rate_limited"`) {
-			refused += n
-		}
-	}
-	if refused != 1 {
+	if refused := d.total("codexpool_http_errors_total", `error="rate_limited"`); refused != 1 {
 		t.Errorf("%v requests were refused; one must be, and one retry must do", refused)
 	}
 }
