@@ -203,7 +203,9 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 		}
 		begun := call != nil
 		for e, err := range c.counted(ctx, source, choice, call) {
-			if !begun && err == nil { // a child that calls the provider itself has the request
+			// A child that calls the provider itself has the request once it tells anything of
+			// the turn. A tick tells nothing: the child may not have read it.
+			if _, tick := e.(codex.Tick); !begun && err == nil && !tick {
 				begun = true
 				c.sent()
 			}

@@ -135,6 +135,30 @@ func TestProviderThatNeverEndsATurnIsAskedAFewTimesAtMost(t *testing.T) {
 	}
 }
 
+// TestRequestThatAStoppedChildDoesNotReadIsWholeOnAnother: a child that is stopped while
+// it is idle gets a conversation and reads nothing of it.
+func TestRequestThatAStoppedChildDoesNotReadIsWholeOnAnother(t *testing.T) {
+	t.Parallel()
+	for _, choice := range []string{"relay", "direct"} {
+		t.Run(choice, func(t *testing.T) {
+			t.Parallel()
+			up := codextest.NewUpstream(t, codextest.Text("ok"))
+			environ := []string{"POOL_SIZE=1", "CODEX_UPSTREAM=" + up.URL + "/v1", "CODEX_STOP_GRACE_MS=300"}
+			if choice == "direct" {
+				environ = append(environ, "CODEX_UPSTREAM=direct", "CODEX_HOME="+directHome(t, up.URL+"/v1"))
+			}
+			d := start(t, environ...)
+			syscall.Kill(d.children()[0], syscall.SIGSTOP)
+			if got := d.outcome(); got != "whole" {
+				t.Errorf("the client sees %q", got)
+			}
+			if all := up.Bodies(); len(all) != 1 || codextest.LastUserText(all[0]) != "hi" {
+				t.Errorf("%d requests reached the provider: %q", len(all), all)
+			}
+		})
+	}
+}
+
 // directHome is a CODEX_HOME whose config.toml names a provider.
 func directHome(t *testing.T, baseURL string) string {
 	t.Helper()
