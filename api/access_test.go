@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -19,7 +18,6 @@ import (
 
 	"codexpool/api"
 	"codexpool/pool"
-	"codexpool/upstream"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -55,7 +53,7 @@ func TestLineOfARequestAnswersTheQuestionsOfAnIncident(t *testing.T) {
 			`{"type":"response.in_progress"}`, `{"type":"response.output_text.delta","delta":"ok"}`,
 			`{"type":"response.completed","response":{"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":4},"output_tokens":3,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":12}}}`,
 		}, 2 * time.Second}}
-		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, provider, upstream.Hooks{})
+		relay := relayTo(provider)
 		h := openWith(t, config(), pool.Config{Size: 1}, relay)
 		var log bytes.Buffer
 		h.Server = api.New(config(), h.pool, relay, slog.New(slog.NewJSONHandler(&log, nil)), func(context.Context, api.Result) {})
@@ -131,7 +129,7 @@ func TestRefusalsAreLoggedSinglyUpToTwentyASecondAndCode(t *testing.T) {
 func TestCompletionsAreLoggedSinglyHoweverManyFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failing := failingProvider{}
-		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, failing, upstream.Hooks{})
+		relay := relayTo(failing)
 		h := openWith(t, config(), pool.Config{Size: 1}, relay)
 		var log bytes.Buffer
 		h.Server = api.New(config(), h.pool, relay, slog.New(slog.NewJSONHandler(&log, nil)), func(context.Context, api.Result) {})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -360,7 +359,7 @@ func TestBlameIsForWhatNeverReachedTheProvider(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, unplugged{}, upstream.Hooks{})
+				relay := relayTo(unplugged{})
 				script := codextest.Script{codextest.Handshake()}
 				for range 3 {
 					script = append(append(script, codextest.Thread()), tt.turn(relay)...)

@@ -73,6 +73,17 @@ func open(t *testing.T, cfg api.Config, size int, scripts ...codextest.Script) *
 	return openWith(t, cfg, pool.Config{Size: size}, nil, scripts...)
 }
 
+// relayTo is a relay to a provider that is played by its transport.
+func relayTo(provider http.RoundTripper) *upstream.Relay {
+	return upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, provider, upstream.Hooks{})
+}
+
+// behind is a house whose relay sends to a provider of the test's own.
+func behind(t *testing.T, cfg api.Config, size int, provider http.RoundTripper) *house {
+	t.Helper()
+	return openWith(t, cfg, pool.Config{Size: size}, relayTo(provider))
+}
+
 // openWith has more to choose from.
 func openWith(t *testing.T, cfg api.Config, children pool.Config, relay *upstream.Relay, scripts ...codextest.Script) *house {
 	t.Helper()
@@ -507,7 +518,7 @@ func TestModelAndEffortReachTheTurn(t *testing.T) {
 func TestModelAndEffortReachTheRelayOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got map[string]any
-		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, unplugged{}, upstream.Hooks{})
+		relay := relayTo(unplugged{})
 		h := openWith(t, config(), pool.Config{Size: 1}, relay, codextest.Script{
 			codextest.Handshake(), codextest.Thread(),
 			codextest.Expect("thread/inject_items"), codextest.Reply(struct{}{}),
@@ -634,7 +645,7 @@ func TestRetryIsForChildrenThatGotNothingOfTheConversation(t *testing.T) {
 			both(t, func(t *testing.T, stream string) {
 				var relay *upstream.Relay
 				if tt.relay {
-					relay = upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, says("hi there"), upstream.Hooks{})
+					relay = relayTo(says("hi there"))
 				}
 				h := openWith(t, config(), pool.Config{Size: 1}, relay, tt.scripts...)
 				a := h.do(t, chat(`{"stream":`+stream+`,"messages":[{"role":"user","content":"hi there"}]}`))

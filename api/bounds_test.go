@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"runtime"
 	"strconv"
 	"strings"
@@ -20,15 +19,7 @@ import (
 	"codexpool/api"
 	"codexpool/codex"
 	"codexpool/pool"
-	"codexpool/upstream"
 )
-
-// behind is a house whose relay sends to a provider of the test's own.
-func behind(t *testing.T, cfg api.Config, size int, provider http.RoundTripper) *house {
-	t.Helper()
-	relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, provider, upstream.Hooks{})
-	return openWith(t, cfg, pool.Config{Size: size}, relay)
-}
 
 // list is n elements of an array; each %d in format is its number.
 func list(n int, format string) string {

@@ -3,13 +3,11 @@ package api_test
 import (
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
 
 	"codexpool/pool"
-	"codexpool/upstream"
 )
 
 // listening is a provider that keeps the last body.
@@ -30,7 +28,7 @@ func (l *listening) RoundTrip(req *http.Request) (*http.Response, error) {
 func TestConversationReachesTheProviderByteForByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		provider := &listening{says: "ok"}
-		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, provider, upstream.Hooks{})
+		relay := relayTo(provider)
 		h := openWith(t, config(), pool.Config{Size: 1}, relay)
 		const (
 			system = `"sys\u00e9 \/ <b> \ud83e\uddea \ud83e"`
@@ -66,7 +64,7 @@ func TestWhatACallerSendsReachesTheProviderByteForByte(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				provider := &listening{says: "ok"}
-				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, provider, upstream.Hooks{})
+				relay := relayTo(provider)
 				cfg := config()
 				cfg.MaxBody = 16 << 20
 				h := openWith(t, cfg, pool.Config{Size: 1}, relay)

@@ -3,7 +3,6 @@ package api_test
 import (
 	"context"
 	"encoding/json"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,7 +15,6 @@ import (
 	"codexpool/api"
 	"codexpool/codex/codextest"
 	"codexpool/pool"
-	"codexpool/upstream"
 )
 
 // TestEveryErrorCodeHasAFault reads the codes from the source: one that is new must be
@@ -69,7 +67,7 @@ func TestTimeoutIsByTheFaultOfWhoHadTheRequest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				silent := pausing{[]string{`{"type":"response.in_progress"}`}, 24 * time.Hour}
-				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, silent, upstream.Hooks{})
+				relay := relayTo(silent)
 				cfg := config()
 				cfg.Timeout, cfg.IdleTimeout = tt.timeout, tt.idle
 				h := openWith(t, cfg, pool.Config{Size: 1}, relay, tt.script...)

@@ -4,14 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http/httptest"
-	"net/url"
 	"reflect"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"codexpool/api"
-	"codexpool/upstream"
 )
 
 // FuzzDecode: a body is refused as what is wrong with it, or becomes JSON for
@@ -31,7 +29,7 @@ func FuzzDecode(f *testing.F) {
 			f.Add([]byte(body), legacy, true)
 		}
 	}
-	provider := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, unplugged{}, upstream.Hooks{})
+	provider := relayTo(unplugged{})
 	f.Fuzz(func(t *testing.T, body []byte, legacy, direct bool) {
 		relay := provider
 		if direct {

@@ -1,7 +1,6 @@
 package api_test
 
 import (
-	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -10,7 +9,6 @@ import (
 	"codexpool/api"
 	"codexpool/codex/codextest"
 	"codexpool/pool"
-	"codexpool/upstream"
 )
 
 const streamedHello = `{"stream":true,"messages":[{"role":"user","content":"hi"}]}`
@@ -22,7 +20,7 @@ func TestResultTellsTheQueueTheProviderAndUsApart(t *testing.T) {
 		provider := pausing{[]string{
 			`{"type":"response.in_progress"}`, `{"type":"response.output_text.delta","delta":"ok"}`, `{"type":"response.completed","response":{}}`,
 		}, 2 * time.Second}
-		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, provider, upstream.Hooks{})
+		relay := relayTo(provider)
 		h := openWith(t, config(), pool.Config{Size: 1}, relay)
 		lease, err := h.pool.Acquire(t.Context())
 		if err != nil {

@@ -4,14 +4,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"codexpool/pool"
-	"codexpool/upstream"
 )
 
 // pausing is a provider that pauses before each event of its answer.
@@ -60,10 +56,9 @@ func TestEveryEventOfTheProviderEndsItsSilence(t *testing.T) {
 		for pause, code := range map[time.Duration]int{50 * time.Second: 200, 70 * time.Second: 504} {
 			t.Run(fmt.Sprint(name, ", every ", pause), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, pausing{append(events, text, end), pause}, upstream.Hooks{})
 					cfg := config()
 					cfg.Timeout, cfg.IdleTimeout, cfg.StreamIdleTimeout = time.Hour, time.Minute, time.Minute
-					h := openWith(t, cfg, pool.Config{Size: 1}, relay)
+					h := behind(t, cfg, 1, pausing{append(events, text, end), pause})
 					began := time.Now()
 					a := h.do(t, chat(hello))
 					if a.Code != code || (code == 200 && time.Since(began) < 400*time.Second) {

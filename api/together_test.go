@@ -4,15 +4,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"codexpool/pool"
-	"codexpool/upstream"
 )
 
 // fast is a provider whose first answer is there at once, and whose others never come.
@@ -33,10 +29,9 @@ func TestWhatComesAtOnceIsSentAtOnce(t *testing.T) {
 	for n := 1; n <= 2; n++ {
 		t.Run(fmt.Sprint(n, " choices"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, fast{new(atomic.Bool)}, upstream.Hooks{})
 				cfg := config()
 				cfg.StreamIdleTimeout = 10 * time.Second // for the other choice
-				h := openWith(t, cfg, pool.Config{Size: 2}, relay)
+				h := behind(t, cfg, 2, fast{new(atomic.Bool)})
 				w := newSeen()
 				func() {
 					defer func() { recover() }() // the stream of two is cut
