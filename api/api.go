@@ -173,6 +173,7 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 	}{
 		{"POST", "/v1/chat/completions", route{name: "chat", right: "chat", key: true, local: true, completion: true}, s.chatCompletions},
 		{"POST", "/v1/completions", route{name: "completions", right: "completions", key: true, local: true, completion: true}, s.completions},
+		{"POST", "/v1/responses", route{name: "responses", right: "responses", key: true, local: true, completion: true}, s.responses},
 		{"GET", "/v1/models", route{name: "models", right: "models", key: cfg.ProtectModels, local: true}, s.listModels},
 		{"GET", "/v1/models/*id", route{name: "model", right: "models", key: cfg.ProtectModels, local: true}, s.getModel},
 		{"GET", "/v1/usage", route{name: "usage", key: true, local: true}, s.showUsage},
@@ -197,6 +198,9 @@ func New(cfg Config, p *pool.Pool, relay *upstream.Relay, log *slog.Logger, obse
 				s.routes = append(s.routes, routePath{path, r.right})
 			}
 		}
+	}
+	for _, path := range []string{"/v1/responses", "/responses"} {
+		router.Handler("GET", path, s.handle(route{name: "responses", right: "responses", key: true, local: true}, noWebSocket))
 	}
 	s.chain = requestID(s.farewell(plainPath(s.cors(router))))
 	return s
@@ -238,7 +242,7 @@ func (s *Server) leaving() bool { return s.unready.Load() || s.pool.Err() != nil
 
 // The names of all routes, for whoever counts.
 var (
-	CompletionRoutes = []string{"chat", "completions"}
+	CompletionRoutes = []string{"chat", "completions", "responses"}
 	OtherRoutes      = []string{"models", "model", "index", "healthz", "livez", "readyz", "unmatched", "admin", "recycle", "drain", "resume", "bypass", "usage", "verify", "options"}
 )
 

@@ -89,6 +89,10 @@ func (s *Server) decode(res *response, r *http.Request, f form, held *share) (*c
 	if err == nil {
 		err = res.caller.account.mayUse(s.cfg.Models(), req.Model)
 	}
+	if err == nil && req.Exact != nil {
+		req.Exact.header = exactHeader(r.Header)
+		err = req.Exact.refused(res.caller.account.Refuse)
+	}
 	if err == nil && len(req.Ignored) > 0 {
 		res.Header().Set("X-Codexpool-Ignored", headerList(req.Ignored))
 	}

@@ -14,6 +14,7 @@ type form struct {
 	whole  string // "object" of an answer in one piece
 	chunk  string // and of a part of a stream
 	text   bool   // choices are bare text
+	exact  bool   // body and answer are passed on as they are; then input is all that is set
 }
 
 // chatForm is how a chat completion looks.

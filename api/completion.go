@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"net/http"
 	"sync"
@@ -49,7 +50,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, begun: begun, admission: admission, body: held}
 	c.unsent.Store(int32(c.choices))
 	if err := c.run(ctx, out); err != nil {
-		return err
+		return f.named(err)
 	}
 	return out.finish() // without a lease: a client that reads slowly keeps its answer, not a child
 }
@@ -102,14 +103,28 @@ func (c *completion) try(ctx context.Context, admission *pool.Admission, choice 
 	return func(yield func(codex.Event, error) bool) {
 		var call *upstream.Call // that the turn will set off, where there is a relay
 		if c.s.relay != nil {
-			call = c.s.relay.Prepare(ctx, func() upstream.Request {
-				conversation := c.req.conversation(choice)
-				return upstream.Request{Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}
-			}, c.sent)
+			call = c.s.relay.Prepare(ctx, func() upstream.Request { return c.request(choice) }, c.sent)
 			defer call.Done()
 		}
-		c.turn(ctx, admission, choice, call)(yield)
+		exact := c.req.Exact != nil
+		for e, err := range c.turn(ctx, admission, choice, call) {
+			if exact && codex.ChildFault(err).Fatal() && !call.Arrived() {
+				err = fmt.Errorf("%w: %w", codex.ErrUnsent, err) // a child never gets any of it
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
 	}
+}
+
+// request is what the relay sends for a choice.
+func (c *completion) request(choice int) upstream.Request {
+	if c.req.Exact != nil {
+		return upstream.Request{Body: c.req.Exact.body, Header: c.req.Exact.header}
+	}
+	conversation := c.req.conversation(choice)
+	return upstream.Request{Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}
 }
 
 // params makes the turn of a choice. That may be megabytes, so it is done when there is
@@ -268,6 +283,16 @@ func answered(turn events, call *upstream.Call) events {
 		}
 		yield(nil, &codex.ProtocolError{Problem: "a turn ended without a request"})
 	}
+}
+
+// named names the field that an error about the conversation is about.
+func (f form) named(err error) error {
+	if told := (*Error)(nil); f.exact && errors.As(err, &told) && told.Code == "context_length_exceeded" {
+		other := *told
+		other.Param = f.input
+		return &other
+	}
+	return err
 }
 
 // explained is what a caller is told of the provider's failure.

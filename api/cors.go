@@ -17,6 +17,7 @@ const (
 // exposed are the headers that a page of another origin may read.
 var exposed = []string{
 	"X-Request-Id", "Retry-After", "X-Should-Retry", "X-Codexpool-Ignored",
+	"X-Upstream-Request-Id", "X-Codex-Turn-State", "OpenAI-Model", "OpenAI-Processing-Ms",
 	"x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
 	"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
 }

@@ -158,25 +158,38 @@ func (e *Error) level() slog.Level {
 	return slog.LevelInfo
 }
 
-type errorBody struct {
-	Error struct {
+type (
+	errorBody struct {
+		Error errorFields `json:"error"`
+	}
+
+	errorFields struct {
 		Message string  `json:"message"`
 		Type    string  `json:"type"`
 		Param   *string `json:"param"`
 		Code    *string `json:"code"`
-	} `json:"error"`
-}
+	}
+
+	// errorEvent is an error in a stream of the Responses API.
+	errorEvent struct {
+		Type     string      `json:"type"`
+		Sequence int64       `json:"sequence_number"`
+		Message  string      `json:"message"`
+		Param    *string     `json:"param"`
+		Code     *string     `json:"code"`
+		Error    errorFields `json:"error"`
+	}
+)
 
 func (e *Error) body() errorBody {
-	var b errorBody
-	b.Error.Message, b.Error.Type = e.Message, e.Type
+	b := errorFields{Message: e.Message, Type: e.Type}
 	if e.Param != "" {
-		b.Error.Param = &e.Param
+		b.Param = &e.Param
 	}
 	if e.Code != "" {
-		b.Error.Code = &e.Code
+		b.Code = &e.Code
 	}
-	return b
+	return errorBody{b}
 }
 
 // header sets the headers that belong to the error.
@@ -239,6 +252,8 @@ var (
 	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no secret key, so it answers only requests from this machine, with a loopback Host and Origin. Set PROXY_API_KEY to a key of your own."}
 	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer only requests from this machine, with a loopback Host and Origin."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
+	errNoResponses    = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "This server has no Responses API, because its children call the upstream themselves (CODEX_UPSTREAM=direct). Use /v1/chat/completions."}
+	errWebSocket      = &Error{Status: 426, Type: invalidRequest, Code: "method_not_allowed", Message: "This route answers over HTTP only, not over a WebSocket."}
 	errMethod         = &Error{Status: 405, Type: invalidRequest, Code: "method_not_allowed", Message: "The route does not support this method."}
 )
 

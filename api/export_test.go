@@ -45,7 +45,7 @@ func OverridesOf(body []byte, caller Caller, cfg Config) (map[string]json.RawMes
 // StreamText streams deltas of one choice.
 func StreamText(w http.ResponseWriter, deltas []string) error {
 	res := newResponse(w, time.Minute)
-	s := &stream{reply: reply{form: chatForm, res: res, req: &chatRequest{Stream: true}, usage: make([]*codex.Usage, 1), said: make([]bool, 1)}, begin: func() error { return nil }}
+	s := newStream(flow{reply: reply{form: chatForm, res: res, req: &chatRequest{Stream: true}, usage: make([]*codex.Usage, 1), said: make([]bool, 1)}, begin: func() error { return nil }})
 	for _, d := range deltas {
 		if err := s.write(choiceEvent{Event: codex.TextDelta{Text: d}}); err != nil {
 			return err

@@ -8,6 +8,7 @@ const (
 
 POST /v1/chat/completions   chat completions
 POST /v1/completions        the legacy form
+POST /v1/responses          the Responses API
 GET  /v1/models             the models
 GET  /v1/models/ID          one of them
 GET  /healthz               health: the process serves

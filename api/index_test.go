@@ -10,7 +10,7 @@ import (
 
 func TestIndexOfEachListenerNamesRoutesThatAreThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := open(t, config(), 1)
+		h := behind(t, config(), 1, says("ok"))
 		public := h.do(t, request("GET", "/", ""))
 		admin := h.admin(t, "GET", "/")
 		for _, page := range []struct {

@@ -75,7 +75,7 @@ func (t *tally) note(e codex.Event) {
 	switch e := e.(type) {
 	case codex.Usage:
 		t.reported = e.Total
-	case codex.Tick, nil:
+	case codex.Tick, upstream.Opening, upstream.Raw, nil: // what a Raw says of the answer follows it
 	default:
 		t.begun = true
 		t.answered += content(e)

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"codexpool/codex"
+	"codexpool/upstream"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -164,6 +165,8 @@ func content(e codex.Event) (sum int) {
 			sum = overhead
 		}
 		return sum + len(e.ID) + len(e.Name) + len(e.Arguments)
+	case upstream.Raw:
+		return len(e.Bytes) + len(e.Response)
 	case codex.ToolCalls:
 		for _, c := range e.Calls {
 			sum += overhead + len(c.ID) + len(c.Name) + len(c.Arguments)

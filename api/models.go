@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -137,13 +138,24 @@ func (s *Server) model(id string) modelBody {
 	return modelBody{ID: id, Object: "model", Created: s.began.Unix(), OwnedBy: "codexpool"}
 }
 
-// listModels lists the models that the caller may use.
+type modelList struct {
+	Object string            `json:"object"`
+	Data   []any             `json:"data"`
+	Models []json.RawMessage `json:"models,omitempty"` // as the Codex CLI reads them
+}
+
+// listModels lists the models that the caller may use. A Codex CLI, which names its
+// version, also gets what its own catalog says of them.
 func (s *Server) listModels(res *response, r *http.Request) error {
-	list := struct {
-		Object string `json:"object"`
-		Data   []any  `json:"data"`
-	}{Object: "list", Data: []any{}}
+	list := modelList{Object: "list", Data: []any{}}
 	models := s.cfg.Models()
+	if r.URL.Query().Has("client_version") {
+		for _, m := range models.Catalog {
+			if m.Entry != nil && res.caller.account.mayUse(models, m.ID) == nil {
+				list.Models = append(list.Models, m.Entry)
+			}
+		}
+	}
 	names := models.advertised()
 	others := s.providersModels(r.Context(), models)
 	switch {

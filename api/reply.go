@@ -25,22 +25,15 @@ func (s *Server) newReplier(res *response, r *http.Request, req *chatRequest, f 
 		res: res, req: req, form: f, id: f.prefix + rand.Text(), created: time.Now().Unix(),
 		usage: make([]*codex.Usage, req.choices()), estimates: make([]*codex.Usage, req.choices()), said: make([]bool, req.choices()),
 	}
-	if !req.Stream {
-		return &whole{reply: base, choices: make([]message, req.choices())}
+	switch {
+	case req.Stream && f.exact:
+		return newExactStream(s.newFlow(base, r, begin))
+	case req.Stream:
+		return newStream(s.newFlow(base, r, begin))
+	case f.exact:
+		return &exactWhole{reply: base}
 	}
-	st := &stream{reply: base, begin: begin, commitAfter: s.cfg.Commit, keepalive: s.cfg.Keepalive}
-	if rejectsComments(r) {
-		st.keepalive = 0
-	}
-	return st
-}
-
-// rejectsComments reports whether the client cannot parse SSE comments: it is
-// known for that, or it sent the header or parameter for it.
-func rejectsComments(r *http.Request) bool {
-	agent := r.UserAgent()
-	return r.Header.Get("X-No-Keepalive") == "1" || r.URL.Query().Get("no_keepalive") == "1" ||
-		strings.Contains(agent, "Obsidian") || strings.Contains(agent, "Electron")
+	return &whole{reply: base, choices: make([]message, req.choices())}
 }
 
 // reply is the common part of both kinds of response.
@@ -228,23 +221,17 @@ func (w *whole) message(m *message) messageBody {
 	return body
 }
 
-// stream is a response as server-sent events. Its 200 is sent with the first
-// text, or commitAfter after the turn began. A failure before that is a real HTTP
-// status, which SDKs retry or raise.
+// stream is a response as server-sent events.
 type stream struct {
-	reply
-	begin       func() error // called before the 200
-	commitAfter time.Duration
-	keepalive   time.Duration // 0 = none
-
-	turn  time.Time // when the first began
-	wrote time.Time // when anything was last sent
-	buf   []byte    // frames that go out with the next write
-	ended int       // choices
+	flow
+	ended int // choices
 }
 
-// maxUnsent bounds, in bytes, what a stream collects for one write.
-const maxUnsent = 32 << 10
+func newStream(f flow) *stream {
+	s := &stream{flow: f}
+	s.opening = s.open
+	return s
+}
 
 // write adds the frames of an event. Those of events that come at once go out in one
 // write: a provider may be faster than a system call for each token.
@@ -327,45 +314,15 @@ func (s *stream) call(choice int, e codex.ToolCallDelta) {
 	}
 }
 
-// tick commits the stream, or keeps it alive, when it is time.
-func (s *stream) tick() error {
-	now := time.Now()
-	if s.turn.IsZero() {
-		s.turn = now
-	}
-	switch {
-	case !s.res.stream && now.Sub(s.turn) >= s.commitAfter:
-		if err := s.commit(); err != nil {
-			return err
-		}
-		s.res.result.Commit = CommitTimer
-		return s.flush()
-	case s.res.stream && s.keepalive > 0 && now.Sub(s.wrote) >= s.keepalive:
-		s.buf = append(s.buf, ": keepalive\n\n"...)
-		s.res.result.Keepalives++
-		return s.flush()
-	}
-	return nil
-}
-
-// commit sends the 200, with the role of each choice.
-func (s *stream) commit() error {
-	if s.res.stream {
-		return nil
-	}
-	if err := s.begin(); err != nil {
-		return err
-	}
-	s.res.sse()
-	s.res.result.Commit = CommitToken
+// open adds the role of each choice.
+func (s *stream) open() {
 	if s.text {
-		return nil
+		return
 	}
 	empty := ""
 	for i := range s.usage {
 		s.chunk(i, deltaBody{Role: "assistant", Content: &empty}, "")
 	}
-	return nil
 }
 
 func (s *stream) finish() error {
@@ -412,11 +369,4 @@ func (s *stream) frame(b chunkBody) {
 		panic("BUG: a chunk that JSON cannot hold: " + err.Error())
 	}
 	s.buf = frame(s.buf, line)
-}
-
-// flush sends the buffer in one write.
-func (s *stream) flush() error {
-	err := s.res.send(s.buf)
-	s.buf, s.wrote = s.buf[:0], time.Now()
-	return err
 }

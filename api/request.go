@@ -37,6 +37,7 @@ type chatRequest struct {
 	Ignored       map[string]bool            // fields that were accepted and have no effect
 	LargeImage    *Error                     // the error for a child that decodes images, nil where each is small enough
 	Needs         map[string]*Error          // what input has that not every provider takes, and the error where it does not
+	Exact         *exactRequest              // the request as it came; nil where it is translated
 
 	scanner
 	toolNames map[string]bool // of Tools
@@ -57,7 +58,7 @@ func (req *chatRequest) choices() int { return len(req.Conversations) * req.N }
 // of conversations.
 func (req *chatRequest) forget() {
 	req.Conversations = make([][]chatMessage, len(req.Conversations))
-	req.Tools, req.Tuned, req.Format = nil, nil, nil
+	req.Tools, req.Tuned, req.Format, req.Exact = nil, nil, nil, nil
 }
 
 // conversation is the one that a choice answers.
@@ -68,6 +69,9 @@ func (req *chatRequest) conversation(choice int) []chatMessage {
 // promptLength is how long the text is that the model reads for a choice, in bytes. The
 // bytes of images and files say nothing of their tokens.
 func (req *chatRequest) promptLength(choice int) int {
+	if req.Exact != nil {
+		return textLength(req.Exact.body)
+	}
 	n := 0
 	for _, t := range req.Tools {
 		n += len(t.Name) + len(t.Description) + len(t.Parameters)
@@ -130,6 +134,9 @@ func missing(input string, fields map[string]json.RawMessage) *Error {
 func (req *chatRequest) decode(body []byte, f form) error {
 	if kindOf(body) != '{' || !utf8.Valid(body) {
 		return notJSON(body)
+	}
+	if f.exact {
+		return req.readExact(body)
 	}
 	fields, err := req.members("body", body, "an object")
 	if told := (*Error)(nil); errors.As(err, &told) {
@@ -238,6 +245,9 @@ var providerNames = map[string]string{
 // tune the answer are ignored and named, and those that would change it are rejected.
 // Without a relay, the provider gets only what Codex itself can pass on.
 func (req *chatRequest) fit(relay *upstream.Relay) error {
+	if req.Exact != nil {
+		return req.fitExact(relay)
+	}
 	takes := func(name string) bool { return relay != nil && relay.Supports(name) }
 	for name := range req.Tuned {
 		if !takes(cmp.Or(providerNames[name], name)) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {

@@ -25,9 +25,11 @@ type response struct {
 	stream   bool // the header with text/event-stream was sent
 	child    int  // pid of the child that served it; 0 where there was none, or several choices
 	caller   Caller
-	admitted bool        // by the limits of the caller's key
-	bypassed bool        // /verify let it pass without a key that may
-	retried  atomic.Bool // set by the goroutine of a choice
+	failed   func(*Error) []byte // what tells the reader of a stream of an error; nil = a frame with its body
+	told     bool                // the provider's own event has told it
+	admitted bool                // by the limits of the caller's key
+	bypassed bool                // /verify let it pass without a key that may
+	retried  atomic.Bool         // set by the goroutine of a choice
 }
 
 func newResponse(w http.ResponseWriter, writeTimeout time.Duration) *response {
@@ -71,6 +73,10 @@ func (res *response) json(status int, v any) error {
 	if err != nil {
 		return err
 	}
+	return res.rawJSON(status, body)
+}
+
+func (res *response) rawJSON(status int, body []byte) error {
 	res.Header().Set("Content-Type", "application/json")
 	res.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	res.WriteHeader(status)
@@ -109,6 +115,10 @@ func (res *response) finish(e *Error) (abort bool) {
 		e.header(res.Header())
 		res.json(e.Status, e.body()) // a client that cannot read its error has disconnected
 		return false
+	case res.told:
+		return false
+	case res.failed != nil:
+		res.send(res.failed(e))
 	case res.stream:
 		if body, err := encode(e.body()); err == nil {
 			res.send(frame(nil, body))

@@ -21,6 +21,8 @@ type Model struct {
 	ID      string
 	Efforts []string // reasoning efforts that it supports, lowest first
 	Default bool     // used by a turn without a model
+
+	Entry json.RawMessage // the model in the catalog; nil where it is not from one
 }
 
 // Version reads the version of the CLI at path, with "codex --version". It fails where
@@ -48,8 +50,12 @@ func Catalog(ctx context.Context, path, dir string, env []string) (file []byte, 
 		return nil, nil, err
 	}
 	var catalog struct{ Models []catalogModel }
-	if err := json.Unmarshal(file, &catalog); err != nil || len(catalog.Models) == 0 {
+	var entries struct{ Models []json.RawMessage }
+	if err := errors.Join(json.Unmarshal(file, &catalog), json.Unmarshal(file, &entries)); err != nil || len(catalog.Models) == 0 {
 		return nil, nil, fmt.Errorf("%s debug models: no catalog in its output", path)
+	}
+	for i, entry := range entries.Models {
+		catalog.Models[i].entry = entry
 	}
 	return file, listed(catalog.Models), nil
 }
@@ -60,6 +66,8 @@ type catalogModel struct {
 	Visibility string
 	Priority   int
 	Levels     []struct{ Effort string } `json:"supported_reasoning_levels"`
+
+	entry json.RawMessage // all of it
 }
 
 // listed are the models that the catalog shows, by priority; the first is the
@@ -69,7 +77,7 @@ func listed(all []catalogModel) []Model {
 	slices.SortStableFunc(shown, func(a, b catalogModel) int { return cmp.Compare(a.Priority, b.Priority) })
 	var models []Model
 	for i, m := range shown {
-		model := Model{ID: m.Slug, Default: i == 0}
+		model := Model{ID: m.Slug, Default: i == 0, Entry: m.entry}
 		for _, l := range m.Levels {
 			model.Efforts = append(model.Efforts, l.Effort)
 		}

@@ -1,6 +1,7 @@
 package codex_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -196,6 +197,12 @@ func TestCatalogListsTheModelsOfAChild(t *testing.T) {
 	got, err := start(t, cmd).Models(t.Context())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for i := range want {
+		if !bytes.Contains(want[i].Entry, []byte(want[i].ID)) {
+			t.Errorf("%s is %.100s in the catalog", want[i].ID, want[i].Entry)
+		}
+		want[i].Entry = nil // the child does not tell it
 	}
 	if diff := cmp.Diff(got, want); diff != "" || len(want) == 0 {
 		t.Errorf("(-child +catalog)\n%s", diff)

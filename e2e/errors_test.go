@@ -96,6 +96,7 @@ func TestErrorTableHoldsRowByRow(t *testing.T) {
 		{"a field that cannot be honoured", "POST", chat, bearer, kind, `{"logprobs":true,` + hi + `}`, "400 invalid_request_error unsupported_parameter logprobs"},
 		{"an unknown path", "POST", "/v1/nothing", bearer, kind, "{}", "404 invalid_request_error not_found -"},
 		{"an unknown method", "DELETE", chat, bearer, "", "", "405 invalid_request_error method_not_allowed -"},
+		{"a background answer", "POST", "/v1/responses", bearer, kind, `{"background":true}`, "400 invalid_request_error unsupported_parameter background"},
 		{"20,001 messages", "POST", chat, bearer, kind, `{"messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 20_000) + `{"role":"user","content":"a"}]}`, "400 invalid_request_error - messages"},
 		{"20 MB", "POST", chat, bearer, kind, chatBody(strings.Repeat("x", 20<<20), false), "413 invalid_request_error request_too_large -"},
 		{"another content type", "POST", chat, bearer, "text/plain", chatBody("hi", false), "415 invalid_request_error unsupported_media_type -"},

@@ -144,9 +144,17 @@ func lastSaid(input any) (text string) {
 	items, _ := input.([]any)
 	for _, item := range items {
 		item, _ := item.(map[string]any)
-		if content, _ := item["content"].([]any); item["role"] == "user" && len(content) > 0 {
-			part, _ := content[0].(map[string]any)
-			text, _ = part["text"].(string)
+		if item["role"] != "user" {
+			continue
+		}
+		switch content := item["content"].(type) {
+		case string:
+			text = content
+		case []any:
+			if len(content) > 0 {
+				part, _ := content[0].(map[string]any)
+				text, _ = part["text"].(string)
+			}
 		}
 	}
 	return text

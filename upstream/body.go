@@ -13,6 +13,9 @@ type Overrides map[string]json.RawMessage
 
 // body makes the body of the provider's request.
 func (r *Relay) body(req Request) ([]byte, error) {
+	if req.Body != nil {
+		return req.Body, nil
+	}
 	fields := map[string]any{"stream": true, "store": false}
 	for name, value := range req.Overrides {
 		fields[name] = value

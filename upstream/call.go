@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"net/http"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ type Call struct {
 	sent    func()
 	arrived atomic.Bool
 	posted  time.Time    // when the relay sent it; the relay's goroutine only
+	exact   bool         // its answer is passed on as it is; the relay's goroutine only
 	first   atomic.Int64 // nanoseconds from then to the first piece of the answer; 0 before it
 	reply   atomic.Pointer[reply]
 	answer  *answer
@@ -37,10 +39,15 @@ type reply struct {
 	request string
 }
 
-// Request is what a call sends to the provider.
+// Request is what a call sends to the provider: a conversation, or a body of the
+// caller's own. With a body of its own the answer is exact: it begins with an [Opening],
+// and each event of the provider comes as a [Raw].
 type Request struct {
 	Input     []json.RawMessage // the conversation, as Responses items
 	Overrides Overrides         // the other fields, model among them
+
+	Body   []byte      // the whole body; then there is neither Input nor Overrides
+	Header http.Header // that goes with it
 }
 
 // Prepare makes a call. A child that sends its key sets it off: the request goes to

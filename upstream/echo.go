@@ -1,6 +1,8 @@
 package upstream
 
 import (
+	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -11,8 +13,8 @@ import (
 
 // Echo is a model that needs no network. It streams the last user message back,
 // word by word, with delay before each word, and counts words as tokens. It serves
-// POST /v1/responses as the OpenAI API does with "stream": true, and supports the
-// fields of [EchoModel].
+// POST /v1/responses as the OpenAI API does with "stream": true, event for event, and
+// supports the fields of [EchoModel].
 func Echo(delay time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/responses", func(w http.ResponseWriter, r *http.Request) {
@@ -21,84 +23,146 @@ func Echo(delay time.Duration) http.Handler {
 			http.Error(w, `{"error":{"message":"the body is not a Responses request","type":"invalid_request_error"}}`, http.StatusBadRequest)
 			return
 		}
-		echo(w, r, req, delay)
+		e := echo{w: w, req: req, id: rand.Text(), created: time.Now().Unix()}
+		e.answer(r.Context(), delay)
 	})
 	return mux
 }
 
 // responsesRequest is the part of a Responses request that the echo reads.
 type responsesRequest struct {
-	MaxOutputTokens *int `json:"max_output_tokens"`
-	Input           []struct {
-		Type    string `json:"type"`
-		Role    string `json:"role"`
-		Content []struct {
-			Text string `json:"text"`
-		} `json:"content"`
-	} `json:"input"`
+	Model           string    `json:"model"`
+	MaxOutputTokens *int      `json:"max_output_tokens"`
+	Instructions    *string   `json:"instructions"`
+	Input           echoInput `json:"input"`
+}
+
+// echoInput is the items of a conversation. A string is the message of a user.
+type echoInput []struct {
+	Role    string   `json:"role"`
+	Content echoText `json:"content"`
+}
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (i *echoInput) UnmarshalJSON(data []byte) error {
+	var text string
+	if json.Unmarshal(data, &text) == nil {
+		data, _ = json.Marshal([]map[string]string{{"role": "user", "content": text}})
+	}
+	type items echoInput
+	return json.Unmarshal(data, (*items)(i))
+}
+
+// echoText is the text of a message: a string, or parts.
+type echoText string
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (t *echoText) UnmarshalJSON(data []byte) error {
+	if json.Unmarshal(data, (*string)(t)) == nil {
+		return nil
+	}
+	var parts []struct{ Text string }
+	err := json.Unmarshal(data, &parts)
+	for _, p := range parts {
+		*t += echoText(p.Text)
+	}
+	return err
 }
 
 // lastUser returns the text of the last user message, and how many words the
 // whole input has.
 func (req responsesRequest) lastUser() (last string, count int) {
 	for _, item := range req.Input {
-		var b strings.Builder
-		for _, part := range item.Content {
-			b.WriteString(part.Text)
-		}
-		count += len(strings.Fields(b.String()))
+		count += len(strings.Fields(string(item.Content)))
 		if item.Role == "user" {
-			last = b.String()
+			last = string(item.Content)
 		}
 	}
 	return last, count
 }
 
-// echo writes one answer. It stops when its client disconnects.
-func echo(w http.ResponseWriter, r *http.Request, req responsesRequest, delay time.Duration) {
-	answer, input := req.lastUser()
-	w.Header().Set("Content-Type", "text/event-stream")
-	flush := http.NewResponseController(w).Flush
-	send := func(kind string, fields map[string]any) {
-		fields["type"] = kind
-		data, err := json.Marshal(fields)
-		if err != nil {
-			panic("BUG: an event that JSON cannot hold: " + err.Error())
-		}
-		fmt.Fprintf(w, "event: %s\ndata: %s\n\n", kind, data)
-		flush()
-	}
-	message := func(status string, content ...any) map[string]any {
-		return map[string]any{"type": "message", "id": "msg_echo", "role": "assistant", "status": status, "content": append([]any{}, content...)}
-	}
+// echo is one answer that is being written.
+type echo struct {
+	w       http.ResponseWriter
+	req     responsesRequest
+	id      string
+	created int64
+	next    int // sequence_number
+}
 
-	send("response.created", map[string]any{"response": map[string]any{"id": "resp_echo"}})
-	send("response.output_item.added", map[string]any{"output_index": 0, "item": message("in_progress")})
+// members are those of a JSON object.
+type members = map[string]any
+
+// answer writes the answer. It stops when ctx ends.
+func (e *echo) answer(ctx context.Context, delay time.Duration) {
+	answer, input := e.req.lastUser()
 	pieces, end := words(answer), "completed"
-	if most := req.MaxOutputTokens; most != nil && *most < len(pieces) {
+	if most := e.req.MaxOutputTokens; most != nil && *most < len(pieces) {
 		pieces, end = pieces[:*most], "incomplete"
 		answer = strings.Join(pieces, "")
 	}
+	message := func(status string, content ...any) members {
+		return members{"type": "message", "id": "msg_" + e.id, "role": "assistant", "status": status, "content": append([]any{}, content...)}
+	}
+	part := func(text string) members {
+		return members{"type": "output_text", "text": text, "annotations": []any{}, "logprobs": []any{}}
+	}
+	ofItem := func(fields members) members {
+		fields["item_id"], fields["output_index"], fields["content_index"] = "msg_"+e.id, 0, 0
+		return fields
+	}
+
+	e.w.Header().Set("Content-Type", "text/event-stream")
+	e.send("response.created", members{"response": e.response("in_progress", nil)})
+	e.send("response.in_progress", members{"response": e.response("in_progress", nil)})
+	e.send("response.output_item.added", members{"output_index": 0, "item": message("in_progress")})
+	e.send("response.content_part.added", ofItem(members{"part": part("")}))
 	for _, word := range pieces {
 		select {
-		case <-r.Context().Done():
+		case <-ctx.Done():
 			return
 		case <-time.After(delay):
 		}
-		send("response.output_text.delta", map[string]any{"item_id": "msg_echo", "output_index": 0, "content_index": 0, "delta": word})
+		e.send("response.output_text.delta", ofItem(members{"delta": word, "logprobs": []any{}}))
 	}
-	send("response.output_item.done", map[string]any{"output_index": 0, "item": message(end,
-		map[string]any{"type": "output_text", "text": answer, "annotations": []any{}})})
+	e.send("response.output_text.done", ofItem(members{"text": answer, "logprobs": []any{}}))
+	e.send("response.content_part.done", ofItem(members{"part": part(answer)}))
+	whole := message(end, part(answer))
+	e.send("response.output_item.done", members{"output_index": 0, "item": whole})
 	output := len(strings.Fields(answer))
-	response := map[string]any{"id": "resp_echo", "status": end, "usage": map[string]any{
-		"input_tokens": input, "input_tokens_details": map[string]any{"cached_tokens": 0},
-		"output_tokens": output, "output_tokens_details": map[string]any{"reasoning_tokens": 0},
+	e.send("response."+end, members{"response": e.response(end, members{
+		"input_tokens": input, "input_tokens_details": members{"cached_tokens": 0},
+		"output_tokens": output, "output_tokens_details": members{"reasoning_tokens": 0},
 		"total_tokens": input + output,
-	}}
-	if end == "incomplete" {
-		response["incomplete_details"] = map[string]any{"reason": "max_output_tokens"}
+	}, whole)})
+}
+
+// send writes one event.
+func (e *echo) send(kind string, fields members) {
+	fields["type"], fields["sequence_number"] = kind, e.next
+	e.next++
+	data, err := json.Marshal(fields)
+	if err != nil {
+		panic("BUG: an event that JSON cannot hold: " + err.Error())
 	}
-	send("response."+end, map[string]any{"response": response})
+	fmt.Fprintf(e.w, "event: %s\ndata: %s\n\n", kind, data)
+	_ = http.NewResponseController(e.w).Flush() // a recorder in a test may have none
+}
+
+// response is the whole answer so far, with all that the published reference requires.
+func (e *echo) response(status string, usage members, output ...any) members {
+	r := members{
+		"id": "resp_" + e.id, "object": "response", "created_at": e.created, "status": status, "model": e.req.Model,
+		"output": append([]any{}, output...), "usage": usage, "error": nil, "incomplete_details": nil,
+		"instructions": e.req.Instructions, "max_output_tokens": e.req.MaxOutputTokens, "metadata": members{},
+		"parallel_tool_calls": true, "previous_response_id": nil, "reasoning": members{"effort": nil, "summary": nil},
+		"store": false, "temperature": 1, "text": members{"format": members{"type": "text"}}, "tool_choice": "auto",
+		"tools": []any{}, "top_p": 1, "truncation": "disabled",
+	}
+	if status == "incomplete" {
+		r["incomplete_details"] = members{"reason": "max_output_tokens"}
+	}
+	return r
 }
 
 // words cuts s before each word; the pieces together are s.

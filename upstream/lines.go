@@ -6,8 +6,11 @@ import "bytes"
 // most bytes of one event.
 type lines struct {
 	most int
+	keep bool   // raw too
 	line []byte // that has not ended
 	data []byte // of the event that has not ended
+	raw  []byte // all that came since the last event
+	cut  bool   // the stream has ended, in the middle of an event
 }
 
 // add takes the next bytes of the stream and calls event with the data of each event
@@ -16,8 +19,11 @@ type lines struct {
 func (l *lines) add(b []byte, event func(data []byte) bool) bool {
 	for len(b) > 0 {
 		part, rest, ended := bytes.Cut(b, []byte("\n"))
+		if l.keep {
+			l.raw = append(l.raw, b[:len(b)-len(rest)]...)
+		}
 		b = rest
-		if len(l.line)+len(part)+len(l.data) > l.most {
+		if max(len(l.line)+len(part)+len(l.data), len(l.raw)) > l.most {
 			return false
 		}
 		if !ended {
@@ -39,9 +45,16 @@ func (l *lines) add(b []byte, event func(data []byte) bool) bool {
 // close calls event with the data of an event that the end of the stream cut off
 // before its empty line.
 func (l *lines) close(event func(data []byte) bool) {
+	l.cut = true
 	if l.end(bytes.TrimSuffix(l.line, []byte("\r")), event) {
 		l.end(nil, event)
 	}
+}
+
+// take returns all bytes of the event whose data was just given, and what came before it.
+func (l *lines) take() (raw []byte) {
+	raw, l.raw = l.raw, nil
+	return raw
 }
 
 // end takes one whole line.

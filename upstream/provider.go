@@ -45,6 +45,8 @@ const (
 	SystemRole = "system"     // messages of this role; else their role is developer
 	ImageURL   = "image_url"  // images with a URL that the provider must fetch
 	InputFile  = "input_file" // files
+
+	StoredState = "stored state" // what the provider has stored, by its id
 )
 
 // The kinds of provider.
@@ -70,5 +72,11 @@ var (
 	// EchoModel is what [Echo] supports.
 	EchoModel = Kind{fields: []string{"max_output_tokens", "prompt_cache_key", "reasoning", SystemRole, ImageURL, InputFile}}
 )
+
+// core are the fields of any request.
+var core = []string{"model", "input", "instructions", "stream", "store", "background"}
+
+// passes reports whether a field that a caller wrote is passed on.
+func (k Kind) passes(field string) bool { return k.supports(field) || slices.Contains(core, field) }
 
 func (k Kind) supports(field string) bool { return k.fields == nil || slices.Contains(k.fields, field) }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -53,6 +54,10 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 // Supports reports whether the provider supports a field of the Responses API, or a
 // thing in its input, such as [SystemRole]. Others must not be given to Prepare.
 func (r *Relay) Supports(field string) bool { return r.provider.Kind.supports(field) }
+
+// Passes reports whether a field of a body that its caller made is passed on. Others must
+// not be in the body.
+func (r *Relay) Passes(field string) bool { return r.provider.Kind.passes(field) }
 
 // Running is how many requests are with the provider now.
 func (r *Relay) Running() int { return int(r.running.Load()) }
@@ -120,11 +125,13 @@ func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 // open returns the provider's answer, which is a stream, or why there is none.
 func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure) {
 	request := call.request()
+	call.exact = request.Body != nil
 	body, err := r.body(request)
 	if err != nil {
 		return nil, &Failure{Cause: err}
 	}
 	req := r.outgoing(ctx, &body)
+	maps.Copy(req.Header, request.Header)
 	if err := r.authorize(req.Header); err != nil {
 		return nil, &Failure{Status: http.StatusUnauthorized, Cause: fmt.Errorf("no request sent to the provider: %w", err), unsent: true}
 	}
@@ -144,6 +151,9 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 		answered.request = id
 	}
 	call.reply.Store(answered)
+	if call.exact {
+		call.answer.put(ctx, []codex.Event{opening(res.Header)}, 0)
+	}
 	r.hooks.limits(ctx, res.Header)
 	r.noteCredential(res)
 	if res.StatusCode == http.StatusOK && isStream(res.Header) {
@@ -167,10 +177,17 @@ func (r *Relay) readFailure(ctx context.Context, res *http.Response) *Failure {
 // read reads the provider's stream and puts what it delivers into the call's answer.
 // over is true if the last event has come; failure is why the answer is not whole.
 func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool, failure *Failure) {
-	dec, events, came := newDecoder(), lines{most: maxEvent}, 0
+	dec, events, came := newDecoder(), lines{most: maxEvent, keep: call.exact}, 0
 	event := func(data []byte) (more bool) {
 		var delivered []codex.Event
-		delivered, over, failure = dec.decode(data)
+		if call.exact {
+			delivered, over, failure = decodeExact(events.take(), data)
+		} else {
+			delivered, over, failure = dec.decode(data)
+		}
+		if call.exact && events.cut && !over {
+			return true // half an event: what comes behind it would be read as a part of it
+		}
 		call.note(ctx, delivered)
 		return call.answer.put(ctx, delivered, len(data)) && !over
 	}
