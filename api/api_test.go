@@ -873,13 +873,7 @@ func TestRoutesWithoutAModel(t *testing.T) {
 
 func TestModelIDMayHaveASlash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cfg := config()
-		cfg.Models = func() api.Models {
-			open := models
-			open.Open = true
-			return open
-		}
-		h := open(t, cfg, 1)
+		h := behindURL(t, &lists{}, "codex-5")
 		for _, path := range []string{"/v1/models/meta/llama-4", "/v1/models/meta%2Fllama-4"} {
 			if a := h.do(t, request("GET", path, "")); a.Code != 200 || !strings.Contains(a.Body.String(), `"id":"meta/llama-4"`) {
 				t.Errorf("%s: %d %s", path, a.Code, a.Body)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"codexpool/api"
+	"codexpool/codex/codextest"
 	"codexpool/pool"
 	"codexpool/upstream"
 )
@@ -24,9 +25,9 @@ func by(key string, r *http.Request) *http.Request {
 }
 
 // logged opens a house that writes its log into a buffer.
-func logged(t *testing.T) (*house, *bytes.Buffer) {
+func logged(t *testing.T, scripts ...codextest.Script) (*house, *bytes.Buffer) {
 	t.Helper()
-	h := open(t, config(), 1)
+	h := open(t, config(), 1, scripts...)
 	var log bytes.Buffer
 	h.Server = api.New(config(), h.pool, nil, slog.New(slog.NewJSONHandler(&log, nil)), func(_ context.Context, r api.Result) { h.results = append(h.results, r) })
 	return h, &log

@@ -109,3 +109,22 @@ func TestFaultIsInTheLog(t *testing.T) {
 		}
 	})
 }
+
+// A child that calls the provider itself has one word for all that it has no word for.
+func TestLogNamesAFailureThatCodexHasNoWordFor(t *testing.T) {
+	for said, want := range map[string]string{
+		`stream disconnected before completion: of "xyzzy"`: "turn failed: stream disconnected before completion",
+		`{"xyzzy":1}`: "turn failed: other",
+		"":            "turn failed: other",
+		"one word " + strings.Repeat("a", 100) + "xyzzy": "turn failed: one word " + strings.Repeat("a", 71),
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h, log := logged(t, codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Turn(), codextest.Fail("other", said)})
+			h.do(t, chat(hello))
+			var line struct{ Err string }
+			if err := json.Unmarshal(log.Bytes(), &line); err != nil || line.Err != want || strings.Contains(log.String(), "xyzzy") {
+				t.Errorf("%q, %v, want %q: %s", said, err, want, log)
+			}
+		})
+	}
+}

@@ -181,6 +181,7 @@ func (s *Server) listModels(res *response, r *http.Request) error {
 func (s *Server) getModel(res *response, r *http.Request) error {
 	name := strings.TrimPrefix(httprouter.ParamsFromContext(r.Context()).ByName("id"), "/") // ids of other upstreams have slashes
 	models := s.cfg.Models()
+	models.Open = s.asksProvider(models) // of a provider that we cannot ask, there are only those of the catalog
 	var found any = s.model(name)
 	id, _, ok := models.resolve(name)
 	if others := s.providersModels(r.Context(), models); others != nil && (!ok || id != models.Default) {

@@ -34,15 +34,18 @@ func (l *lists) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(l.list))}, nil
 }
 
+// others are the models of a provider that may have more than the catalog.
+func others(prefix string) func() api.Models {
+	m := models
+	m.Open, m.Prefix = true, prefix
+	return func() api.Models { return m }
+}
+
 // behindURL is a house whose provider is a base URL.
 func behindURL(t *testing.T, provider http.RoundTripper, prefix string) *house {
 	t.Helper()
 	cfg := config()
-	cfg.Models = func() api.Models {
-		m := models
-		m.Open, m.Prefix = true, prefix
-		return m
-	}
+	cfg.Models = others(prefix)
 	relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid", Path: "/v1"}, Credential: upstream.Bearer("sk")}, provider, upstream.Hooks{})
 	return openWith(t, cfg, pool.Config{Size: 1}, relay)
 }
@@ -128,4 +131,23 @@ func TestModelsWithoutAListOfTheProvider(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Children that call the provider themselves may use any of its models, but nobody can
+// ask it which there are.
+func TestModelsWithoutARelayAreThoseOfTheCatalog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.Models = others("codex-5")
+		h := open(t, cfg, 1)
+		list := h.do(t, request("GET", "/v1/models", ""))
+		for name, want := range map[string]int{"codex-5": 200, "gpt-a": 200, "gpt-b-mini": 200, "NONSENSE": 404, "org/qwen-3": 404} {
+			if a := h.do(t, request("GET", "/v1/models/"+name, "")); a.Code != want || strings.Contains(list.Body.String(), `"id":"`+name+`"`) != (want == 200) {
+				t.Errorf("%s: %d %s; listed are %s", name, a.Code, a.Body, ids(list))
+			}
+		}
+		if a := h.do(t, chat(`{"model":"org/qwen-3","messages":[{"role":"user","content":"hi"}]}`)); a.Code != 200 {
+			t.Errorf("a completion: %d %s", a.Code, a.Body)
+		}
+	})
 }

@@ -31,7 +31,8 @@ var untold = map[string]string{
 	// It tells of a call when it is whole.
 	"a call that was cut": "[Completed] length",
 	// It reports no usage of an answer that failed or was cut short, and reads no status.
-	"failed, with usage":     "[TextDelta] one ",
+	"failed, with usage":                        "[TextDelta] one ",
+	"incomplete for another reason, with usage": "[TextDelta] one ",
 	"too long":               "[TextDelta] one [Completed] length",
 	"too long by its status": "[TextDelta] one [Completed] stop",
 	"filtered":               "[TextDelta] one [Completed] content_filter",

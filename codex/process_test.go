@@ -32,6 +32,7 @@ var children = map[string]func(){
 	"has-no-threads": func() { // what the CLI writes under a limit of its threads
 		fmt.Fprintln(os.Stderr, "\x1b[2m2026-11-25T18:55:00.565781Z\x1b[0m \x1b[31mERROR\x1b[0m \x1b[2mcodex_app_server\x1b[0m\x1b[2m:\x1b[0m Codex could not find bubblewrap on PATH.")
 		fmt.Fprintln(os.Stderr, "\x1b[31mError\x1b[0m: Resource temporarily unavailable (os error 11)")
+		fmt.Fprintln(os.Stderr, "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace")
 		codextest.Play(codextest.Script{codextest.Expect("initialize"), codextest.Exit(1)})
 	},
 	"exits-mid-turn": func() {

@@ -20,8 +20,9 @@ const webPage = `<!doctype html><script>
     const res = await fetch("%s/v1/chat/completions", {
       method: "POST",
       headers: { "Authorization": "Bearer %s", "Content-Type": "application/json", "X-Stainless-Lang": "js" },
-      body: JSON.stringify({ model: "codex-5", stream: true, messages: [{ role: "user", content: "one two three four five" }] }),
+      body: JSON.stringify({ model: "codex-5", stream: true, seed: 1, messages: [{ role: "user", content: "one two three four five" }] }),
     });
+    const header = (name) => " " + name + ":" + (res.headers.get(name) !== null);
     const reader = res.body.getReader(), decoder = new TextDecoder();
     let text = "", pieces = 0;
     for (;;) {
@@ -31,7 +32,7 @@ const webPage = `<!doctype html><script>
       pieces++;
     }
     const words = [...text.matchAll(/"content":"([^"]*)"/g)].map((m) => m[1]).join("");
-    await report(res.status + " " + words + " id:" + (res.headers.get("x-request-id") !== null) + " pieces:" + (pieces > 3));
+    await report(res.status + " " + words + header("x-request-id") + header("x-ratelimit-remaining-requests") + header("x-codexpool-ignored") + " pieces:" + (pieces > 3));
   } catch (e) {
     await report("refused");
   }
@@ -58,10 +59,10 @@ func TestBrowserStreamsFromAListedOriginOnly(t *testing.T) {
 		return s
 	}
 	listed, other := site(), site()
-	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=100", "PROXY_CORS_ALLOWED_ORIGINS="+listed.URL)
+	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=100", "PROXY_RATE_LIMIT_MAX=100", "PROXY_CORS_ALLOWED_ORIGINS="+listed.URL)
 	daemonURL = d.url
 	for _, tt := range []struct{ name, url, want string }{
-		{"listed", listed.URL, "200 one two three four five id:true pieces:true"},
+		{"listed", listed.URL, "200 one two three four five x-request-id:true x-ratelimit-remaining-requests:true x-codexpool-ignored:true pieces:true"},
 		{"not listed", other.URL, "refused"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"net/http"
 	"net/http/httptest"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -81,10 +80,15 @@ func TestCheckSaysWhichProxyIsOnTheWay(t *testing.T) {
 	}
 }
 
-func TestCheckOfTheEchoModelSaysThatNoProviderWasAsked(t *testing.T) {
+func TestCheckSaysWhereNoProviderWasAsked(t *testing.T) {
 	t.Parallel()
-	out, code := runCheck(t, "CODEX_UPSTREAM=echo")
-	if code != 0 || !regexp.MustCompile(`(?m)^not proved: anything about a provider`).MatchString(out) || strings.Contains(out, "network:") {
-		t.Errorf("exit code %d\n%s", code, out)
+	for upstream, why := range map[string]string{
+		"echo":   "anything about a provider: the echo model is a part of codexpool",
+		"direct": "anything about the provider: children call it themselves",
+	} {
+		out, code := runCheck(t, "CODEX_UPSTREAM="+upstream, "CODEX_HOME="+codextest.Workdir(t))
+		if code != 0 || !strings.Contains(out, "\nproved:     a child starts and answers\nnot proved: "+why+"\n") || strings.Contains(out, "network:") {
+			t.Errorf("%s: exit code %d\n%s", upstream, code, out)
+		}
 	}
 }

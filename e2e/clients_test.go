@@ -97,6 +97,19 @@ func TestLegacyLLMSendsTenPromptsAtOnce(t *testing.T) {
 	}
 }
 
+// TestClientsObeyTheLimitOfTheirKey has the versions of openai for Node.
+func TestClientsObeyTheLimitOfTheirKey(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"openai", "openai-4", "openai-7"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			d := start(t, oneInThreeSeconds...)
+			play(t, "limited", "OPENAI="+version, "BASE_URL="+d.url+"/v1", "API_KEY="+key)
+			d.refusedOnce()
+		})
+	}
+}
+
 // TestSlowReaderGetsAllChunksBeforeAFailure has a client whose HTTP library drops what
 // has not been read of a connection that is cut.
 func TestSlowReaderGetsAllChunksBeforeAFailure(t *testing.T) {

@@ -259,4 +259,9 @@ env_key = "MY_KEY"
 	for _, pid := range d.children() {
 		holdsNot(t, pid, upstreamKey, key)
 	}
+	for name, want := range map[string]int{"codex-5": 200, "NONSENSE": 404} {
+		if got := statusOf(d.request("GET", "/v1/models/"+name, "Bearer "+key, "", "")); got != want {
+			t.Errorf("the model %s: %d", name, got)
+		}
+	}
 }

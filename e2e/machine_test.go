@@ -60,18 +60,21 @@ func TestCheckNamesALimitOfDescriptorsThatIsTooLow(t *testing.T) {
 	}
 }
 
-// The limit does not count for root, so check runs as another user. It needs no CLI to
+// The limit does not count for root, so the daemon runs as another user. It needs no CLI to
 // say so.
-func TestCheckNamesALimitOfProcessesThatIsTooSmall(t *testing.T) {
+func TestLimitOfProcessesThatIsTooSmallIsNamedByCheckAndAtTheStart(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can become a user with few processes")
 	}
-	cmd := exec.Command("prlimit", "--nproc=60:60", program, "check")
-	cmd.Env = []string{"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/nowhere", "POOL_SIZE=1"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}}
-	out, err := cmd.CombinedOutput()
-	if want := "warning:    POOL_SIZE=1 needs 68 processes and threads, and the limit of the user (RLIMIT_NPROC) is 60"; !strings.Contains(string(out), want) {
-		t.Errorf("%v, without %q:\n%s", err, want, out)
+	const problem = "POOL_SIZE=1 needs 68 processes and threads, and the limit of the user (RLIMIT_NPROC) is 60"
+	for command, want := range map[string]string{"check": "warning:    " + problem, "serve": `"level":"WARN","msg":"a limit is too small","err":"` + problem + `"`} {
+		cmd := exec.Command("prlimit", "--nproc=60:60", program, command)
+		cmd.Env = []string{"PROXY_ENV=dev", "PROXY_CODEX_WORKDIR=/nowhere", "POOL_SIZE=1"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 54321, Gid: 54321}}
+		out, err := cmd.CombinedOutput()
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v, without %q:\n%s", command, err, want, out)
+		}
 	}
 }

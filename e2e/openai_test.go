@@ -196,20 +196,29 @@ func TestGoClientWorksUnmodified(t *testing.T) {
 	}
 }
 
+// oneInThreeSeconds are the settings of a daemon that takes one request of each key in three seconds.
+var oneInThreeSeconds = []string{"POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=1", "PROXY_RATE_LIMIT_MAX=1", "PROXY_RATE_LIMIT_WINDOW_MS=3000"}
+
+// refusedOnce expects that of a client's two requests, and of one retry.
+func (d *daemon) refusedOnce() {
+	d.t.Helper()
+	if refused := d.total("codexpool_http_errors_total", `error="rate_limited"`); refused != 1 {
+		d.t.Errorf("%v requests were refused; one must be, and one retry must do", refused)
+	}
+}
+
 // TestOpenAIClientObeysTheLimitOfItsKey has a client that is refused once, waits as long as
 // it is told, and is served.
 func TestOpenAIClientObeysTheLimitOfItsKey(t *testing.T) {
 	t.Parallel()
-	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=1", "PROXY_RATE_LIMIT_MAX=1", "PROXY_RATE_LIMIT_WINDOW_MS=3000")
+	d := start(t, oneInThreeSeconds...)
 	client := openai.NewClient(option.WithBaseURL(d.url+"/v1"), option.WithAPIKey(key), option.WithMaxRetries(1))
 	for range 2 {
 		if answer, err := client.Chat.Completions.New(t.Context(), say("hi")); err != nil || answer.Choices[0].Message.Content != "hi" {
 			t.Errorf("%+v, %v", answer, err)
 		}
 	}
-	if refused := d.total("codexpool_http_errors_total", `error="rate_limited"`); refused != 1 {
-		t.Errorf("%v requests were refused; one must be, and one retry must do", refused)
-	}
+	d.refusedOnce()
 }
 
 func say(text string) openai.ChatCompletionNewParams {

@@ -711,21 +711,30 @@ func TestRelayRejectsOtherProcesses(t *testing.T) {
 // with each request. A query may hold a key, so it is not shown.
 func TestQueryOfTheBaseURLIsKept(t *testing.T) {
 	t.Parallel()
+	const secret = "s3cret-of-the-url"
 	asked := make(chan string, 1)
-	up := newUpstream(t, func(w http.ResponseWriter, r *http.Request) {
-		asked <- r.URL.RequestURI()
-		codextest.Text("ok")(w, r)
-	})
-	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1?api-version=2025-04-01&code=s3cret")
-	res, err := d.post(chatBody("hi", false))
-	if err != nil {
-		t.Fatal(err)
+	noted := func(reply http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			asked <- r.URL.RequestURI()
+			reply(w, r)
+		}
 	}
-	res.Body.Close()
-	if got := <-asked; res.StatusCode != 200 || got != "/v1/responses?api-version=2025-04-01&code=s3cret" {
-		t.Errorf("%d, the provider was asked for %s", res.StatusCode, got)
+	const query = "?api-version=2025-04-01&code=" + secret
+	up := newUpstream(t, noted(codextest.Text("ok")), noted(codextest.Status(400, `{"detail":"the code `+secret+` is unknown"}`)), noted(codextest.Status(404, "")))
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1"+query)
+	for i, tt := range []struct{ method, path, answer, asked string }{
+		{"POST", chatPath, `"content":"ok"`, "/v1/responses" + query},
+		{"POST", chatPath, `"message":"the code … is unknown"`, "/v1/responses" + query},
+		{"GET", "/v1/models", `"object":"list"`, "/v1/models" + query},
+	} {
+		res := d.request(tt.method, tt.path, "Bearer "+key, "application/json", chatBody("hi", false))
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if got := <-asked; err != nil || !strings.Contains(string(body), tt.answer) || got != tt.asked {
+			t.Errorf("%d: %d %s, %v, the provider was asked for %s", i, res.StatusCode, body, err, got)
+		}
 	}
-	if strings.Contains(d.logged(), "s3cret") || !strings.Contains(d.logged(), up.URL+"/v1") {
+	if strings.Contains(d.logged(), secret) || !strings.Contains(d.logged(), up.URL+"/v1") {
 		t.Errorf("the log names the provider otherwise:\n%s", d.logged())
 	}
 }

@@ -168,6 +168,8 @@ func TestAnotherMachineReadsMetricsAndHealthAtMost(t *testing.T) {
 		{"GET", "/pool", 403},
 		{"POST", "/pool/drain", 403},
 		{"POST", "/pool/resume", 403},
+		{"POST", "/auth/bypass?minutes=5", 403},
+		{"DELETE", "/auth/bypass", 403},
 		{"GET", "/debug/pprof/", 403},
 		{"GET", "/debug/pprof/heap", 403},
 	} {
@@ -283,6 +285,10 @@ func TestImagesAreNotFetched(t *testing.T) {
 func TestProductionRejectsUnsafeSettings(t *testing.T) {
 	t.Parallel()
 	const good = "PROXY_API_KEY=" + key + " "
+	keys := keysFile(t, keyBlock("a"))
+	if err := os.Chmod(keys, 0o666); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		settings string
 		problem  string // how the error begins
@@ -297,6 +303,7 @@ func TestProductionRejectsUnsafeSettings(t *testing.T) {
 		{good + "PROXY_CORS_ALLOWED_ORIGINS=*,https://app.example", "PROXY_CORS_ALLOWED_ORIGINS: ", "exact origins only"},
 		{good + "PROXY_ADMIN_ADDR=0.0.0.0:11436", "PROXY_ADMIN_ADDR: ", "PROXY_ADMIN_PUBLIC=true"},
 		{good + "PROXY_FORWARDAUTH_BYPASS_UNTIL=9999-12-31T00:00:00Z", "PROXY_FORWARDAUTH_BYPASS_UNTIL: ", "choose an earlier time"},
+		{"PROXY_API_KEYS_FILE=" + keys, "PROXY_API_KEYS_FILE: others can write ", "chmod go-w"},
 		{good + "PROXY_TRUSTED_PROXIES=0.0.0.0/0", "PROXY_TRUSTED_PROXIES: ", "list the proxies"},
 		{good + "PROXY_SANDBOX_MODE=danger-full-access", "PROXY_SANDBOX_MODE: ", "read-only"},
 		{good + "CODEX_UPSTREAM=", "CODEX_UPSTREAM: ", "set it to openai"},

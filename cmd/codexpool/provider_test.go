@@ -4,13 +4,17 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"codexpool/configs"
@@ -90,4 +94,39 @@ func (s swallower) Write(b []byte) (int, error) {
 		return len(b), nil
 	}
 	return s.Conn.Write(b)
+}
+
+// listless is a provider that rejects the credential, and has no list of models.
+type listless struct{}
+
+func (listless) RoundTrip(r *http.Request) (*http.Response, error) {
+	status := http.StatusUnauthorized
+	if r.Method == http.MethodGet {
+		status = http.StatusNotFound
+	}
+	return &http.Response{StatusCode: status, Body: http.NoBody, Request: r}, nil
+}
+
+// Nobody can see whether a new credential is accepted, so within a minute a completion
+// must be let through to try.
+func TestKeepForgetsARejectedCredentialWithinAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		relay := upstream.NewRelay(upstream.Provider{Base: &url.URL{Scheme: "http", Host: "provider.invalid"}}, listless{}, upstream.Hooks{})
+		call := relay.Prepare(t.Context(), func() upstream.Request { return upstream.Request{} }, func() {})
+		defer call.Done()
+		turn := httptest.NewRequest("POST", "/v1/responses", strings.NewReader("{}"))
+		turn.Header.Set("X-Codex-Turn-Metadata", fmt.Sprintf("{%q:%q}", upstream.MetaKey, call.Key))
+		relay.ServeHTTP(httptest.NewRecorder(), turn)
+		if !relay.Rejected() {
+			t.Fatal("the 401 is not known")
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go (&provider{relay: relay}).keep(ctx, nil, nil) // ends with ctx, for which the bubble waits
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if relay.Rejected() {
+			t.Error("the daemon is not ready a minute later")
+		}
+	})
 }

@@ -172,6 +172,7 @@ func forms() []form {
 		{"too long by its status", []string{open, text, `{"type":"response.completed","response":{"id":"r","status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}}}`}, "[TextDelta] one [Completed] length", ""},
 		{"filtered", []string{open, text, `{"type":"response.incomplete","response":{"id":"r","incomplete_details":{"reason":"content_filter"},"usage":{"input_tokens":7,"output_tokens":2}}}`}, "[TextDelta] one [Usage] {7 0 2 0 9}[Completed] content_filter", ""},
 		{"incomplete for another reason", []string{open, text, `{"type":"response.incomplete","response":{"id":"r","incomplete_details":{"reason":"weather"}}}`}, "[TextDelta] one ", "incomplete"},
+		{"incomplete for another reason, with usage", []string{open, text, `{"type":"response.incomplete","response":{"id":"r","incomplete_details":{"reason":"weather"},"usage":{"input_tokens":7,"output_tokens":2}}}`}, "[TextDelta] one [Usage] {7 0 2 0 9}", "incomplete"},
 		{"failed before text", []string{`{"type":"response.failed","response":{"id":"r","error":{"code":"c","message":"m"}}}`}, "", "c"},
 		{"failed after text", []string{open, text, `{"type":"response.failed","response":{"id":"r","error":{"code":"c","message":"m"}}}`}, "[TextDelta] one ", "c"},
 		{"failed, with usage", []string{open, text, `{"type":"response.failed","response":{"id":"r","error":{"code":"c","message":"m"},"usage":{"input_tokens":7,"output_tokens":2}}}`}, "[TextDelta] one [Usage] {7 0 2 0 9}", "c"},

@@ -2,7 +2,12 @@ package deploy
 
 import (
 	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -121,5 +126,111 @@ func TestComposeFilePublishesNoPortOfTheDaemonAndStopsItGently(t *testing.T) {
 	router := labels.HTTP.Routers["codexpool"]
 	if router.Rule != "Host(`api.example`)" || !slices.Equal(router.Middlewares, []string{"codexpool-auth"}) {
 		t.Errorf("the router is %+v", router)
+	}
+}
+
+// traefik is the release of Traefik whose types these tests use, and the folder with its
+// source.
+func traefik(t *testing.T) (version, dir string) {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Version}} {{.Dir}}", "github.com/traefik/traefik/v3").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	version, dir, _ = strings.Cut(strings.TrimSpace(string(out)), " ")
+	return version, dir
+}
+
+// flag is a flag of Traefik.
+type flag struct{ name, value string }
+
+// flagsOf are those that the Compose file gives to Traefik.
+func flagsOf(project *types.Project) (flags []flag) {
+	for _, word := range project.Services["traefik"].Command {
+		name, value, _ := strings.Cut(strings.TrimPrefix(word, "--"), "=")
+		flags = append(flags, flag{name, value})
+	}
+	return flags
+}
+
+// The release has a reference of its flags, which is generated of its types. The types
+// themselves cannot be used here: that of certificates brings the clients of a hundred DNS
+// services.
+func TestComposeFileGivesTraefikFlagsThatItHas(t *testing.T) {
+	project, err := compose(t, composeEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	version, dir := traefik(t)
+	if image := project.Services["traefik"].Image; image != "traefik:"+version {
+		t.Errorf("the image is %s, and this test knows Traefik %s", image, version)
+	}
+	reference, err := os.ReadFile(filepath.Join(dir, "docs/content/reference/static-configuration/cli-ref.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]string{} // defaults, by a pattern of the flag
+	for _, m := range regexp.MustCompile("(?m)^`--(.+)`: *\n(?:.*\\(Default: ```(.*)```\\))?").FindAllStringSubmatch(string(reference), -1) {
+		known["(?i)^"+strings.ReplaceAll(regexp.QuoteMeta(m[1]), "<name>", "[^.]+")+"$"] = m[2]
+	}
+	if len(known) < 400 {
+		t.Fatalf("the reference has %d flags: it is written otherwise", len(known))
+	}
+	for _, f := range flagsOf(project) {
+		found := false
+		for pattern, otherwise := range known {
+			if !regexp.MustCompile(pattern).MatchString(f.name) {
+				continue
+			}
+			found = true
+			if _, err := strconv.ParseBool(f.value); err != nil && (otherwise == "true" || otherwise == "false") {
+				t.Errorf("--%s=%s: it must be true or false", f.name, f.value)
+			}
+		}
+		if !found {
+			t.Errorf("Traefik has no flag --%s", f.name)
+		}
+	}
+}
+
+// A label that names an entry point, a resolver or a network that is not there makes no
+// route, and no error either.
+func TestComposeFileMakesWhatItsLabelsName(t *testing.T) {
+	project, err := compose(t, composeEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, used := map[string]bool{}, map[string]bool{}
+	for _, f := range flagsOf(project) {
+		path := strings.Split(f.name, ".")
+		switch {
+		case path[0] == "entryPoints" || path[0] == "certificatesResolvers":
+			made[path[0]+" "+path[1]] = true
+		case f.name == "providers.docker.network":
+			used["network "+f.value] = true
+		}
+		if last := path[len(path)-1]; last == "entryPoint" || last == "to" {
+			used["entryPoints "+f.value] = true
+		}
+	}
+	for _, network := range project.Networks {
+		made["network "+network.Name] = true
+	}
+	labels, err := label.DecodeConfiguration(maps.Clone(project.Services["codexpool"].Labels))
+	if err != nil {
+		t.Fatal(err)
+	}
+	router := labels.HTTP.Routers["codexpool"]
+	used["certificatesResolvers "+router.TLS.CertResolver] = true
+	for _, name := range router.EntryPoints {
+		used["entryPoints "+name] = true
+	}
+	for name := range used {
+		if !made[name] {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	if len(used) < 4 {
+		t.Errorf("only %v are used", used)
 	}
 }
