@@ -86,7 +86,7 @@ func (p *provider) target(found *installation) (target upstream.Provider, err er
 			return target, err
 		}
 		base, target.Kind = "https://chatgpt.com/backend-api/codex", upstream.ChatGPT
-		target.Credential, target.Rejected = p.bearer, p.rejected
+		target.Credential, target.Rejected = p.login.Authorize, p.rejected
 	}
 	if target.Base, err = url.Parse(base); err != nil {
 		return target, err
@@ -124,6 +124,7 @@ func (p *provider) openLogin(found *installation) (err error) {
 // service itself, so it needs the network variables.
 func (p *provider) keeper(path, home string) codex.Command {
 	child := lean.Keeper()
+	p.identify(child)
 	cmd := codex.Command{
 		Path:      path,
 		Args:      []string{"app-server"},
@@ -137,17 +138,6 @@ func (p *provider) keeper(path, home string) codex.Command {
 		cmd.Env = append(cmd.Env, "CODEX_REFRESH_TOKEN_URL_OVERRIDE="+p.refreshURL)
 	}
 	return cmd
-}
-
-// bearer adds the ChatGPT login's credential to the headers of a request.
-func (p *provider) bearer(h http.Header) error {
-	token, account, err := p.login.Bearer()
-	if err != nil {
-		return err
-	}
-	h.Set("Authorization", "Bearer "+token)
-	h.Set("Chatgpt-Account-Id", account)
-	return nil
 }
 
 // rejected reports to the login that the provider rejected the token of a request.
