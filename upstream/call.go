@@ -25,6 +25,7 @@ type Call struct {
 	request func() Request
 	sent    func()
 	arrived atomic.Bool
+	child   identity     // that has set it off; the relay's goroutine only
 	posted  time.Time    // when the relay sent it; the relay's goroutine only
 	first   atomic.Int64 // nanoseconds from then to the first piece of the answer; 0 before it
 	reply   atomic.Pointer[reply]

@@ -87,6 +87,7 @@ func (p *provider) target(found *installation) (target upstream.Provider, err er
 		}
 		base, target.Kind = "https://chatgpt.com/backend-api/codex", upstream.ChatGPT
 		target.Credential, target.Rejected = p.login.Authorize, p.rejected
+		target.Version = func() string { return found.known().version }
 	}
 	if target.Base, err = url.Parse(base); err != nil {
 		return target, err
