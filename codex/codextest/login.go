@@ -66,6 +66,10 @@ func token(name string, life time.Duration) string {
 	return enc.EncodeToString([]byte(`{"alg":"none"}`)) + "." + enc.EncodeToString(claims) + "." + enc.EncodeToString([]byte("-"))
 }
 
+// AccessToken is an unsigned access token of the made-up login, which names name and was
+// issued an hour ago.
+func AccessToken(name string, life time.Duration) string { return token(name, life) }
+
 // Tokens is a scripted token endpoint.
 type Tokens struct {
 	*httptest.Server
