@@ -346,8 +346,17 @@ func upstreamAuth() *Error {
 	return &Error{Status: 502, Type: serverError, Code: "upstream_auth", Message: "The upstream rejected this server's credentials.", Final: true}
 }
 
-func upstreamBlocked() *Error {
-	return &Error{Status: 502, Type: serverError, Code: "upstream_blocked", Message: "A firewall before the upstream rejects requests of this server.", Final: true}
+// upstreamBlocked is for what rejects this server whoever calls, and its credential is valid.
+func upstreamBlocked(said string) *Error {
+	return &Error{Status: 502, Type: serverError, Code: "upstream_blocked", Message: said, Final: true}
+}
+
+// unpaid is for a 402 without a sentence, such as that of a workspace that is not paid for.
+func unpaid(code string) string {
+	if code = upstream.Loggable(code); code == "" {
+		return "The upstream requires a payment."
+	}
+	return "The upstream requires a payment: " + code + "."
 }
 
 // foreign is an answer whose only items are of a kind that its route has no place for.
@@ -388,7 +397,11 @@ func providerError(f *upstream.Failure) *Error {
 		// list are about the provider.
 		return &Error{Status: 400, Type: invalidRequest, Code: f.Code, Message: f.Message, counted: "upstream_refused"}
 	case f.Blocked:
-		return upstreamBlocked()
+		return upstreamBlocked("A firewall before the upstream rejects requests of this server. Its operator can try another network or, with a ChatGPT login, CODEX_UPSTREAM=direct.")
+	case f.Region:
+		return upstreamBlocked(f.Message)
+	case f.Status == http.StatusPaymentRequired:
+		return upstreamExhausted(cmp.Or(f.Message, unpaid(f.Code)), f.RetryAfter)
 	case f.Status == http.StatusUnauthorized, f.Status == http.StatusForbidden && (f.Message == "" || f.Head != ""):
 		return upstreamAuth()
 	case f.Status == http.StatusTooManyRequests:

@@ -249,8 +249,8 @@ func (req *chatRequest) fit(relay *upstream.Relay) error {
 		return req.fitExact(relay)
 	}
 	takes := func(name string) bool { return relay != nil && relay.Supports(name) }
-	for name := range req.Tuned {
-		if !takes(cmp.Or(providerNames[name], name)) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {
+	for name, value := range req.Tuned {
+		if relay == nil || !relay.Accepts(cmp.Or(providerNames[name], name), value) || (name == "parallel_tool_calls" && len(req.Tools) == 0) {
 			delete(req.Tuned, name)
 			req.ignore(name)
 		}

@@ -107,12 +107,12 @@ func (c *Client) handshake(ctx context.Context) error {
 	}, &answer); err != nil {
 		return err
 	}
-	c.version = versionOf(answer.UserAgent)
+	c.version = VersionIn(answer.UserAgent)
 	return c.write(ctx, outgoing{Method: "initialized"})
 }
 
-// versionOf finds the CLI's version in "codexpool/0.169.0 (Debian …) …".
-func versionOf(userAgent string) string {
+// VersionIn is the CLI's version in its user agent, "codexpool/0.169.0 (Debian …) …".
+func VersionIn(userAgent string) string {
 	_, rest, _ := strings.Cut(userAgent, "/")
 	version, _, _ := strings.Cut(rest, " ")
 	return version

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -23,10 +24,13 @@ type chatGPT struct {
 	env    []string // for a daemon
 
 	mu      sync.Mutex
-	revoked bool     // the first token was; guarded by mu
-	bearers []string // of the completions, in their order; guarded by mu
-	account string   // of the last; guarded by mu
-	body    []byte   // of the last; guarded by mu
+	revoked bool             // the first token was; guarded by mu
+	reply   http.HandlerFunc // to a completion that is not rejected; nil is text; guarded by mu
+	models  http.HandlerFunc // to a request for the list; nil is a list; guarded by mu
+	wham    http.HandlerFunc // to what direct children and the keeper look for; nil is nothing; guarded by mu
+	bearers []string         // of the completions, in their order; guarded by mu
+	header  http.Header      // of the last; guarded by mu
+	body    []byte           // of the last; guarded by mu
 }
 
 func newChatGPT(t *testing.T, life time.Duration) *chatGPT {
@@ -44,8 +48,18 @@ func newChatGPT(t *testing.T, life time.Duration) *chatGPT {
 // ServeHTTP is the backend. It accepts requests whose token has not expired, and
 // rejects those that ChatGPT's backend is known to reject.
 func (g *chatGPT) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Host == "chatgpt.com" && r.URL.Path == "/backend-api/codex/models" {
+		g.list(w, r)
+		return
+	}
 	if r.Host != "chatgpt.com" || r.URL.Path != "/backend-api/codex/responses" {
-		http.NotFound(w, r) // the keeper looks around
+		g.mu.Lock()
+		wham := g.wham
+		g.mu.Unlock()
+		if wham == nil {
+			wham = http.NotFound
+		}
+		wham(w, r)
 		return
 	}
 	body, _ := io.ReadAll(r.Body)
@@ -53,28 +67,82 @@ func (g *chatGPT) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.Unmarshal(body, &asked)
 	g.mu.Lock()
 	g.bearers = append(g.bearers, r.Header.Get("Authorization"))
-	g.account, g.body = r.Header.Get("Chatgpt-Account-Id"), body
+	g.header, g.body = r.Header, body
+	reply := g.reply
 	refused := g.revoked && g.bearers[len(g.bearers)-1] == g.bearers[0]
 	g.mu.Unlock()
 	if refused {
 		codextest.Status(401, `{"error":{"code":"token_revoked"}}`)(w, r)
 		return
 	}
-	if text, _ := asked["instructions"].(string); text == "" {
-		codextest.Status(400, `{"detail":"Instructions are required"}`)(w, r)
+	if wrong := wrongWith(asked, r.Header); wrong != "" {
+		codextest.Status(400, `{"detail":"`+wrong+`"}`)(w, r)
 		return
 	}
-	if _, there := asked["max_output_tokens"]; there {
-		codextest.Status(400, `{"detail":"Unsupported parameter: max_output_tokens"}`)(w, r)
-		return
+	if reply == nil {
+		reply = codextest.Text("ok")
 	}
-	codextest.Text("ok")(w, r)
+	reply(w, r)
+}
+
+// wrongWith is why the backend is known to reject a request; "" where it is not.
+func wrongWith(asked map[string]any, h http.Header) string {
+	if _, there := asked["instructions"].(string); !there {
+		return "Instructions are required"
+	}
+	for _, name := range []string{
+		"temperature", "top_p", "max_output_tokens", "metadata", "user", "safety_identifier", "truncation", "previous_response_id", "prompt_cache_retention",
+	} {
+		if _, there := asked[name]; there {
+			return "Unsupported parameter: " + name
+		}
+	}
+	if tier, there := asked["service_tier"]; there && tier != "priority" {
+		return "Unsupported service_tier"
+	}
+	input, _ := asked["input"].([]any)
+	for _, item := range input {
+		if m, _ := item.(map[string]any); m["role"] == "system" {
+			return "System messages are not allowed"
+		}
+	}
+	if asked["store"] != false || asked["stream"] != true {
+		return "Store must be set to false, stream to true"
+	}
+	if h.Get("Version") == "" || h.Get("Originator") == "" || !uuid7.MatchString(h.Get("Session-Id")) {
+		return "The model requires a newer version of Codex."
+	}
+	return ""
+}
+
+var uuid7 = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
+
+// list answers a request for the models of the plan.
+func (g *chatGPT) list(w http.ResponseWriter, r *http.Request) {
+	g.mu.Lock()
+	models := g.models
+	g.mu.Unlock()
+	switch {
+	case r.URL.Query().Get("client_version") == "":
+		codextest.Status(400, `{"detail":"client_version is required"}`)(w, r)
+	case models != nil:
+		models(w, r)
+	default:
+		codextest.Status(200, `{"models":[{"slug":"gpt-5.5","visibility":"list"}]}`)(w, r)
+	}
+}
+
+// script has the backend answer all completions that follow with reply.
+func (g *chatGPT) script(reply http.HandlerFunc) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.reply = reply
 }
 
 func (g *chatGPT) seen() (bearers []string, account, body string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return append([]string(nil), g.bearers...), g.account, string(g.body)
+	return append([]string(nil), g.bearers...), g.header.Get("Chatgpt-Account-Id"), string(g.body)
 }
 
 func TestLoginIsRefreshedOnceForTheWholePool(t *testing.T) {

@@ -160,7 +160,7 @@ func TestProviderErrorsReachTheCaller(t *testing.T) {
 		{"400 that quotes our key", codextest.Status(400, `{"detail":"`+upstreamKey+` may not do this"}`), "400   [] … may not do this"},
 		{"a long message", codextest.Status(400, `{"detail":"`+strings.Repeat("word ", 1000)+`"}`), "400   [] " + strings.Repeat("word ", 100) + "…"},
 		{"a page of a gateway", page(504, "<html><head><title>504 Gateway Time-out</title>"), "502 upstream_error  [] 504 Gateway Time-out"},
-		{"a page of a firewall", page(403, "<html><title>Just a moment...</title>"), "502 upstream_blocked  [] final A firewall before the upstream rejects requests of this server."},
+		{"a page of a firewall", page(403, "<html><title>Just a moment...</title>"), "502 upstream_blocked  [] final A firewall before the upstream rejects requests of this server. Its operator can try another network or, with a ChatGPT login, CODEX_UPSTREAM=direct."},
 		{"404 without a word", codextest.Status(404, "<html>"), "404   [] The upstream rejected the request."},
 		{"409 without a word", codextest.Status(409, "<html>"), "502 upstream_error  [] The upstream failed."},
 		{"JSON instead of a stream", func(w http.ResponseWriter, _ *http.Request) {
@@ -299,15 +299,7 @@ func TestLogSaysWhatTheProviderSaid(t *testing.T) {
 			before, logged := counted(), len(d.logged())
 			up.Script(named(tt.reply))
 			d.stream("hi")
-			var line map[string]any
-			eventually(t, 5*time.Second, "line of the request", func() bool {
-				for text := range strings.SplitSeq(d.logged()[logged:], "\n") {
-					if json.Unmarshal([]byte(text), &line) == nil && line["msg"] == "request" {
-						return true
-					}
-				}
-				return false
-			})
+			line := d.lineOf(logged)
 			tt.want["upstream_request"] = "req-of-the-provider"
 			for name, want := range tt.want {
 				got := line[name]

@@ -7,8 +7,7 @@ import (
 )
 
 // Overrides are the caller's fields of the provider's request, by their names in
-// the Responses API. The child gets none of them, and nothing that the child posts
-// reaches the provider.
+// the Responses API. The child gets none of them.
 type Overrides map[string]json.RawMessage
 
 // body makes the body of the provider's request.
@@ -45,7 +44,7 @@ func asBytes(items []json.RawMessage) [][]byte {
 }
 
 // splitInstructions cuts the leading developer messages off input, for a provider
-// that needs their text in a field of its own.
+// that needs their text in a field of its own. Where there are none, that is "".
 func splitInstructions(input []json.RawMessage) (instructions string, rest []json.RawMessage) {
 	var texts []string
 	for len(input) > 0 {
@@ -60,9 +59,6 @@ func splitInstructions(input []json.RawMessage) (instructions string, rest []jso
 			texts = append(texts, part.Text)
 		}
 		input = input[1:]
-	}
-	if len(texts) == 0 {
-		return "You are a helpful assistant.", input
 	}
 	return strings.Join(texts, "\n\n"), input
 }

@@ -108,7 +108,7 @@ func TestChatGPTGetsInstructionsAndOnlyTheFieldsItSupports(t *testing.T) {
 		   {"type":"message","role":"user","content":[]},{"type":"message","role":"developer","content":[]}]`,
 			"be\n\nbrief\n\nand kind", `[{"type":"message","role":"user","content":[]},{"type":"message","role":"developer","content":[]}]`,
 		},
-		{`[{"type":"message","role":"user","content":[]}]`, "You are a helpful assistant.", `[{"type":"message","role":"user","content":[]}]`},
+		{`[{"type":"message","role":"user","content":[]}]`, "", `[{"type":"message","role":"user","content":[]}]`},
 	} {
 		var input []json.RawMessage
 		if err := json.Unmarshal([]byte(tt.input), &input); err != nil {

@@ -26,6 +26,7 @@ type Call struct {
 	request func() Request
 	sent    func()
 	arrived atomic.Bool
+	child   identity     // that has set it off; the relay's goroutine only
 	posted  time.Time    // when the relay sent it; the relay's goroutine only
 	exact   bool         // its answer is passed on as it is; the relay's goroutine only
 	first   atomic.Int64 // nanoseconds from then to the first piece of the answer; 0 before it

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Failure is a provider's error, or the lack of an answer.
@@ -23,6 +24,7 @@ type Failure struct {
 	Head       string // the beginning of an answer that is not JSON, and
 	Kind       string // its content type
 	Blocked    bool   // a firewall before the provider answered
+	Region     bool   // the provider does not serve our account where this machine is
 	Item       string // the type of an item of the answer, where all are of types that no event is for
 	Cause      error  // why there was no answer, why it was cut, or why no request was sent
 
@@ -70,7 +72,7 @@ func Loggable(s string) string {
 
 // ParseFailure reads the body of a provider's error, or an event that reports
 // one. It supports OpenAI's envelope, {"error":{"message":…}}; the same fields
-// without the envelope; and a text, or a list of errors, under other names in use. A
+// without the envelope, or with another; and a text, or a list of errors, under other names in use. A
 // number as type, code or param becomes text.
 //
 // What is too long for an error is cut. The result is never nil. Fields that body does
@@ -96,17 +98,32 @@ func parseFailure(body []byte) (_ *Failure, ok bool) {
 		return &Failure{}, false
 	}
 	b := object(v)
-	if envelope, ok := b["error"].(map[string]any); ok {
-		b = envelope
+	for _, name := range []string{"error", "detail"} {
+		if envelope, ok := b[name].(map[string]any); ok {
+			b = envelope
+			break
+		}
 	}
 	f := &Failure{
 		Type: text(b["type"]), Code: text(b["code"]), Param: text(b["param"]),
-		Message: cmp.Or(text(b["message"]), text(b["error"]), text(b["detail"]), sentence(b["detail"]), sentence(b["errors"]), text(b["title"])),
+		Message: cmp.Or(text(b["message"]), text(b["msg"]), text(b["error"]), text(b["detail"]), sentence(b["detail"]), sentence(b["errors"]), text(b["title"])),
 	}
-	if wait, ok := b["resets_in_seconds"].(float64); ok && wait > 0 && wait < maxReset { // a ChatGPT login's usage limit
+	if wait := untilReset(b); wait > 0 && wait < maxReset {
 		f.RetryAfter = wholeSeconds(wait)
 	}
 	return f, true
+}
+
+// untilReset is in how many seconds the usage limit of a ChatGPT login ends; 0 where it
+// does not say.
+func untilReset(b map[string]any) float64 {
+	if wait, ok := b["resets_in_seconds"].(float64); ok {
+		return wait
+	}
+	if at, ok := b["resets_at"].(float64); ok {
+		return at - float64(time.Now().Unix())
+	}
+	return 0
 }
 
 // object is v, or the first of a list, if it is an object.

@@ -1,10 +1,10 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 )
@@ -18,7 +18,9 @@ type Model struct {
 	Entry json.RawMessage // of the list, as the provider wrote it
 }
 
-// Models asks the provider for its list of models. Many providers have none.
+// Models asks the provider for its list of models, over the same transport and with the
+// same credential as a completion. It costs nothing. Many providers have no list. Where the
+// provider answers otherwise, the error is a [*Failure].
 func (r *Relay) Models(ctx context.Context) ([]Model, error) {
 	res, err := r.requestModels(ctx)
 	if err != nil {
@@ -26,21 +28,21 @@ func (r *Relay) Models(ctx context.Context) ([]Model, error) {
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("status %d", res.StatusCode)
+		return nil, r.readFailure(ctx, res)
 	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxModels+1))
 	if err != nil {
 		return nil, err
 	}
-	var list struct{ Data []json.RawMessage }
-	if len(body) > maxModels || json.Unmarshal(body, &list) != nil || list.Data == nil {
-		return nil, errors.New("it is no list of models")
+	var list struct{ Data, Models []json.RawMessage } // the second is that of a ChatGPT login
+	if len(body) > maxModels || json.Unmarshal(body, &list) != nil || list.Data == nil && list.Models == nil {
+		return nil, &Failure{Status: res.StatusCode, Cause: errors.New("its answer is no list of models")}
 	}
 	models := []Model{}
-	for _, entry := range list.Data {
-		var m struct{ ID string }
-		if json.Unmarshal(entry, &m) == nil && m.ID != "" {
-			models = append(models, Model{m.ID, entry})
+	for _, entry := range append(list.Data, list.Models...) {
+		var m struct{ ID, Slug string }
+		if json.Unmarshal(entry, &m) == nil && cmp.Or(m.ID, m.Slug) != "" {
+			models = append(models, Model{cmp.Or(m.ID, m.Slug), entry})
 		}
 	}
 	return models, nil
@@ -52,6 +54,7 @@ func (r *Relay) requestModels(ctx context.Context) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.introduce(req)
 	if err := r.authorize(req.Header); err != nil {
 		return nil, err
 	}

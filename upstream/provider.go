@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,6 +19,10 @@ type Provider struct {
 	// nil means that the provider needs none. An error means that there is no usable
 	// credential; then no request is sent.
 	Credential func(http.Header) error
+
+	// Version is the version of the Codex CLI. Only [ChatGPT] needs it, for its list of
+	// models.
+	Version func() string
 
 	// Rejected is called with the headers of a request whose credential the provider
 	// rejected (401). It may be nil, and must not block.
@@ -37,7 +42,9 @@ func Bearer(key string) func(http.Header) error {
 type Kind struct {
 	fields       []string // of the Responses API, and what input may have of the list below; nil = all
 	instructions bool     // rejects a request without instructions
+	codex        bool     // serves Codex: see identity.go
 	leastOutput  int64    // rejects a smaller max_output_tokens; 0 = no bound
+	tiers        []string // values of service_tier; nil = all
 }
 
 // What the input of a request may have, for [Relay.Supports].
@@ -59,14 +66,17 @@ var (
 	OpenAI = Kind{leastOutput: 16}
 
 	// ChatGPT is the backend of a ChatGPT login. It is known to reject
-	// max_output_tokens, system messages, and a request without instructions. So it
-	// gets the fields that Codex itself sends there, and no others. This was not tried
-	// against the real backend.
+	// max_output_tokens, system messages, a service tier other than priority, and a
+	// request without instructions. So it
+	// gets the fields that Codex itself sends there, and no others, and what Codex tells
+	// of itself. This was not tried against the real backend.
 	ChatGPT = Kind{
 		fields: []string{
 			"include", "parallel_tool_calls", "prompt_cache_key", "reasoning", "service_tier", "text", "tool_choice", "tools",
 		},
 		instructions: true,
+		codex:        true,
+		tiers:        []string{"priority"},
 	}
 
 	// EchoModel is what [Echo] supports.
@@ -80,3 +90,12 @@ var core = []string{"model", "input", "instructions", "stream", "store", "backgr
 func (k Kind) passes(field string) bool { return k.supports(field) || slices.Contains(core, field) }
 
 func (k Kind) supports(field string) bool { return k.fields == nil || slices.Contains(k.fields, field) }
+
+// accepts reports whether the provider supports a field with this value.
+func (k Kind) accepts(field string, value json.RawMessage) bool {
+	if field != "service_tier" || k.tiers == nil {
+		return k.supports(field)
+	}
+	var tier string
+	return json.Unmarshal(value, &tier) == nil && slices.Contains(k.tiers, tier)
+}

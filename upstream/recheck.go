@@ -45,7 +45,8 @@ func (r *Relay) Watch(ctx context.Context, every time.Duration) {
 }
 
 // recheck requests the list of models. A 403 means that the credential is valid
-// but may not list models. Other errors show nothing about the credential.
+// but may not list models, a 401 about the region that it is valid elsewhere. Other errors
+// show nothing about the credential.
 func (r *Relay) recheck(ctx context.Context) (accepted, conclusive bool) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -53,11 +54,17 @@ func (r *Relay) recheck(ctx context.Context) (accepted, conclusive bool) {
 	if err != nil {
 		return false, false
 	}
-	res.Body.Close()
-	switch res.StatusCode {
-	case http.StatusOK, http.StatusForbidden:
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusOK {
 		return true, true
-	case http.StatusUnauthorized:
+	}
+	f := r.readFailure(ctx, res)
+	switch {
+	case f.Blocked:
+		return false, false
+	case res.StatusCode == http.StatusForbidden, f.Region:
+		return true, true
+	case res.StatusCode == http.StatusUnauthorized:
 		return false, true
 	}
 	return false, false

@@ -59,11 +59,18 @@ func (r *Relay) Supports(field string) bool { return r.provider.Kind.supports(fi
 // not be in the body.
 func (r *Relay) Passes(field string) bool { return r.provider.Kind.passes(field) }
 
+// Accepts reports whether the provider supports a field of the Responses API with this
+// value.
+func (r *Relay) Accepts(field string, value json.RawMessage) bool {
+	return r.provider.Kind.accepts(field, value)
+}
+
 // Running is how many requests are with the provider now.
 func (r *Relay) Running() int { return int(r.running.Load()) }
 
 // ServeHTTP serves one request of a child: POST /v1/responses for a call of
-// Prepare. What the child posts is read and dropped. Its answer is an empty one,
+// Prepare. What the child posts is read and dropped, but for what it tells the backend
+// of a ChatGPT login of itself (identity.go). Its answer is an empty one,
 // which comes when the provider's answer is over, however that ended.
 func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodPost || req.URL.Path != "/v1/responses" {
@@ -75,7 +82,8 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		reject(w, http.StatusForbidden, "the request does not belong to a call")
 		return
 	}
-	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, req.Body, maxRequest)); err != nil {
+	child, err := r.hear(req.Header, http.MaxBytesReader(w, req.Body, maxRequest))
+	if err != nil {
 		reject(w, http.StatusBadRequest, "the body could not be read")
 		return
 	}
@@ -83,6 +91,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		reject(w, http.StatusConflict, "the call has been sent already")
 		return
 	}
+	call.child = child
 	r.send(callContext{req.Context(), call.values}, w, call)
 }
 
@@ -126,18 +135,16 @@ func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure) {
 	request := call.request()
 	call.exact = request.Body != nil
+	header := r.identify(call.child, &request)
 	body, err := r.body(request)
 	if err != nil {
 		return nil, &Failure{Cause: err}
 	}
 	req := r.outgoing(ctx, &body)
+	maps.Copy(req.Header, header)
 	maps.Copy(req.Header, request.Header)
 	if err := r.authorize(req.Header); err != nil {
 		return nil, &Failure{Status: http.StatusUnauthorized, Cause: fmt.Errorf("no request sent to the provider: %w", err), unsent: true}
-	}
-	var cacheKey string
-	if json.Unmarshal(request.Overrides["prompt_cache_key"], &cacheKey) == nil && fitsHeader(cacheKey) {
-		req.Header.Set("Session-Id", cacheKey) // Codex sends both with one value
 	}
 	call.posted = time.Now()
 	res, err := r.tries.RoundTrip(req)
@@ -155,15 +162,17 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 		call.answer.put(ctx, []codex.Event{opening(res.Header)}, 0)
 	}
 	r.hooks.limits(ctx, res.Header)
-	r.noteCredential(res)
 	if res.StatusCode == http.StatusOK && isStream(res.Header) {
+		r.noteCredential(res, &Failure{})
 		return res, nil
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return nil, &Failure{Cause: errors.New("provider switched protocols")} // its body would never end
 	}
-	return nil, r.readFailure(ctx, res)
+	failure := r.readFailure(ctx, res)
+	r.noteCredential(res, failure)
+	return nil, failure
 }
 
 // readFailure reads an answer that is not a stream.
@@ -171,7 +180,7 @@ func (r *Relay) readFailure(ctx context.Context, res *http.Response) *Failure {
 	var head bytes.Buffer
 	copyRest(&head, res.Body, maxFailure)
 	r.hooks.received(ctx, head.Len())
-	return failureIn(res, head.Bytes())
+	return ReadFailure(res, head.Bytes())
 }
 
 // read reads the provider's stream and puts what it delivers into the call's answer.
@@ -239,9 +248,8 @@ func copyRest(w io.Writer, body io.ReadCloser, most int64) {
 	_, _ = io.CopyN(w, body, most)
 }
 
-// outgoing makes the provider's request. None of the child's headers are copied. The
-// request refers to body only through the pointer, for the transport keeps it until the
-// end of the answer.
+// outgoing makes the provider's request. It refers to body only through the pointer, for
+// the transport keeps the request until the end of the answer.
 func (r *Relay) outgoing(ctx context.Context, body *[]byte) *http.Request {
 	open := func() (io.ReadCloser, error) { return io.NopCloser(draining{bytes.NewReader(*body)}), nil }
 	first, _ := open()
@@ -285,10 +293,12 @@ func fitsHeader(s string) bool {
 }
 
 // noteCredential keeps the provider's verdict on our credential. A 403 is about
-// what this one request does, and so shows that the credential is valid.
-func (r *Relay) noteCredential(res *http.Response) {
+// what this one request does, and so shows that the credential is valid, unless it is that
+// of a firewall, which does not know. Nor is a 401 about the region one about the token.
+func (r *Relay) noteCredential(res *http.Response, f *Failure) {
 	switch {
-	case res.StatusCode == http.StatusUnauthorized:
+	case f.Blocked:
+	case res.StatusCode == http.StatusUnauthorized && !f.Region:
 		if r.provider.Rejected != nil {
 			r.provider.Rejected(res.Request.Header)
 		}

@@ -15,8 +15,8 @@ const (
 	maxHead     = 80  // of an answer that is not JSON, bytes
 )
 
-// failureIn reads an answer that is not a stream of events, as far as it was read.
-func failureIn(res *http.Response, body []byte) *Failure {
+// ReadFailure reads an answer that is not a stream of events, as far as it was read.
+func ReadFailure(res *http.Response, body []byte) *Failure {
 	f, ok := parseFailure(eventData(body))
 	f.Status = res.StatusCode
 	if wait, given := parseRetryAfter(res.Header); given {
@@ -28,6 +28,7 @@ func failureIn(res *http.Response, body []byte) *Failure {
 		f.Message = firstLine(body, page)
 	}
 	f.Blocked = f.Status == http.StatusForbidden && (page || res.Header.Get("Cf-Mitigated") != "")
+	f.Region = f.Status == http.StatusUnauthorized && strings.Contains(f.Message, "in this region")
 	return f.of(res)
 }
 

@@ -61,7 +61,7 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 		}
 		return exitFailed
 	}
-	if !p.verify(ctx, environ, stdout) {
+	if !p.verify(ctx, c, cfg.Model, environ, stdout) {
 		return exitFailed
 	}
 	fmt.Fprintln(stdout, "ok")

@@ -10,12 +10,15 @@ import (
 )
 
 const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]... [--json]
+       codexpool login [--env-file FILE]... [--device-auth] [-- ARGUMENTS OF CODEX LOGIN]
        codexpool key new NAME
 
   serve    serve the API (the default)
   check    start one child, call it, ask the provider for its models (free), and print what was found
   config   print every setting with its value, source and meaning (--json: as JSON)
   health   report whether the running daemon is ready
+  login    log in to ChatGPT with the CLI's own login, into CODEX_HOME; over SSH, and
+           with --device-auth, by a code that is typed into a browser elsewhere
   key new  make a key: print it once, and the block for PROXY_API_KEYS_FILE
   version  print the version
 
@@ -26,13 +29,13 @@ before the environment, which wins.
 // commandLine is what was asked for.
 type commandLine struct {
 	command  string
-	operands []string // of the command key
+	operands []string // of the commands key and login
 	envFiles []string
 	json     bool
 }
 
 // parse reads the command line. It prints what is wrong with it to stderr. Only the
-// command key has operands.
+// commands key and login have operands.
 func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 	flags := flag.NewFlagSet("codexpool", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -42,6 +45,7 @@ func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 		return nil
 	})
 	flags.BoolVar(&line.json, "json", false, "")
+	device := flags.Bool("device-auth", false, "")
 	showVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); err != nil {
 		return line, err
@@ -57,8 +61,10 @@ func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 		line.command = "version"
 	}
 	switch line.command {
-	case "key":
-		line.operands = flags.Args()
+	case "key", "login":
+		if line.operands = flags.Args(); *device {
+			line.operands = append([]string{"--device-auth"}, line.operands...)
+		}
 		return line, nil
 	case "serve", "check", "config", "health", "version":
 	case "help":
@@ -67,8 +73,11 @@ func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 	default:
 		err = fmt.Errorf("no such command: %s", line.command)
 	}
-	if line.json && line.command != "config" {
+	switch {
+	case line.json && line.command != "config":
 		err = errors.New("--json is for config")
+	case *device:
+		err = errors.New("--device-auth is for login")
 	}
 	if flags.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument: %s", flags.Arg(0))

@@ -1,6 +1,6 @@
 // Command codexpool serves the OpenAI API from a pool of warm Codex children.
 //
-// The subcommands are serve (the default), check, config, health, key and version.
+// The subcommands are serve (the default), check, config, health, login, key and version.
 //
 // Read this file first: run picks the subcommand, serve wires the packages together,
 // and drain stops them.
@@ -80,8 +80,8 @@ func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []st
 			fmt.Fprintln(stderr, "codexpool: warning:", w)
 		}
 	}
-	if line.command == "health" && len(cfg.Settings()) > 0 {
-		err = nil // health needs only the daemon's address
+	if (line.command == "health" || line.command == "login") && len(cfg.Settings()) > 0 {
+		err = nil // they need only the daemon's address, or CODEX_HOME
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "codexpool: configuration:\n  %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
@@ -96,6 +96,8 @@ func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []st
 		return serve(ctx, hangups, cfg, environ, stdout, log, m, ready)
 	case "check":
 		return check(ctx, cfg, environ, stdout, log)
+	case "login":
+		return logIn(ctx, cfg, loginArgs(line.operands, environ), environ, stdout, stderr)
 	case "health":
 		return health(ctx, cfg.Host, cfg.Port, stdout)
 	}

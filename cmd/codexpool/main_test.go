@@ -101,6 +101,7 @@ func TestRunExitsWithTheCodeForArgsAndEnvironment(t *testing.T) {
 		{"config", []string{"config"}, []string{"POOL_SIZE=3"}, 0, "POOL_SIZE"},
 		{"config as JSON", []string{"config", "--json"}, []string{"POOL_SIZE=3"}, 0, `"name": "POOL_SIZE",`},
 		{"JSON of another command", []string{"check", "--json"}, nil, 2, "--json is for config"},
+		{"a code of another command", []string{"check", "--device-auth"}, nil, 2, "--device-auth is for login"},
 		{"unknown command", []string{"dance"}, nil, 2, "no such command: dance"},
 		{"unknown flag", []string{"--fast"}, nil, 2, "flag provided but not defined: -fast"},
 		{"too many words", []string{"check", "it"}, nil, 2, "unexpected argument: it"},

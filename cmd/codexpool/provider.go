@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"codexpool/codex"
@@ -23,10 +24,11 @@ import (
 // relay, or with direct the provider that the operator's config.toml names.
 type provider struct {
 	providerConfig
-	choice     string          // as in CODEX_UPSTREAM; a base URL without what may be secret in it
-	credential string          // its kind, never its value
-	relay      *upstream.Relay // nil for direct
-	login      *login.Login    // nil where there is none to keep
+	choice     string                   // as in CODEX_UPSTREAM; a base URL without what may be secret in it
+	credential string                   // its kind, never its value
+	relay      *upstream.Relay          // nil for direct
+	login      *login.Login             // nil where there is none to keep
+	plan       atomic.Pointer[[]string] // models that the login's plan has; nil until the backend has said it
 	gate       *upstream.Gate
 	addr       string
 	servers    []*http.Server
@@ -86,7 +88,8 @@ func (p *provider) target(found *installation) (target upstream.Provider, err er
 			return target, err
 		}
 		base, target.Kind = "https://chatgpt.com/backend-api/codex", upstream.ChatGPT
-		target.Credential, target.Rejected = p.bearer, p.rejected
+		target.Credential, target.Rejected = p.login.Authorize, p.rejected
+		target.Version = func() string { return found.known().version }
 	}
 	if target.Base, err = url.Parse(base); err != nil {
 		return target, err
@@ -124,6 +127,7 @@ func (p *provider) openLogin(found *installation) (err error) {
 // service itself, so it needs the network variables.
 func (p *provider) keeper(path, home string) codex.Command {
 	child := lean.Keeper()
+	p.identify(child)
 	cmd := codex.Command{
 		Path:      path,
 		Args:      []string{"app-server"},
@@ -137,17 +141,6 @@ func (p *provider) keeper(path, home string) codex.Command {
 		cmd.Env = append(cmd.Env, "CODEX_REFRESH_TOKEN_URL_OVERRIDE="+p.refreshURL)
 	}
 	return cmd
-}
-
-// bearer adds the ChatGPT login's credential to the headers of a request.
-func (p *provider) bearer(h http.Header) error {
-	token, account, err := p.login.Bearer()
-	if err != nil {
-		return err
-	}
-	h.Set("Authorization", "Bearer "+token)
-	h.Set("Chatgpt-Account-Id", account)
-	return nil
 }
 
 // rejected reports to the login that the provider rejected the token of a request.
@@ -164,7 +157,7 @@ func (p *provider) loginExpiry() time.Time {
 }
 
 // keep does the provider's work in the background. It probes a credential that was
-// rejected, and refreshes a login. With direct, children hold the login's access
+// rejected, refreshes a login, and asks what its plan has. With direct, children hold the login's access
 // token themselves, so recycle is called when there is another. refreshed is told how each
 // refresh ended. keep returns when ctx ends and a refresh that is running has finished.
 func (p *provider) keep(ctx context.Context, recycle func(), refreshed func(outcome string)) {
@@ -173,8 +166,9 @@ func (p *provider) keep(ctx context.Context, recycle func(), refreshed func(outc
 		tasks.Go(func() { p.relay.Watch(ctx, 30*time.Second) }) // ends with ctx
 	}
 	if p.login != nil {
-		if p.relay == nil {
-			p.login.Changed = recycle
+		if p.login.Changed = recycle; p.relay != nil {
+			p.login.Changed = func() { p.learnPlan(ctx) }
+			tasks.Go(func() { p.learnPlan(ctx) }) // ends with ctx
 		}
 		p.login.Refreshed = refreshed
 		tasks.Go(func() { p.login.Keep(ctx) }) // ends with ctx and a refresh that is running

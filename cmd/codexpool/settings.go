@@ -60,7 +60,7 @@ func apiConfig(cfg configs.Config, keys []configs.Key, shared *limits.Redis, fou
 		TrustedProxies: cfg.TrustedProxies, BypassUntil: cfg.BypassUntil, CORS: cfg.CORS, Origins: cfg.CORSOrigins,
 		Models: func() api.Models {
 			c := found()
-			return api.Models{Prefix: prefix, Default: c.model(cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
+			return api.Models{Prefix: prefix, Default: p.model(c, cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
 		},
 		Upstream: api.Upstream{Choice: p.choice, Credential: p.credential},
 		Sandbox:  cfg.Sandbox, CacheKey: cfg.SendsCacheKey(), DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxBodies: cfg.MaxBodies, MaxChoices: cfg.MaxChoices, MaxPlaces: cfg.PoolSize + cfg.MaxWaiting,

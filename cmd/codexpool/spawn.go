@@ -15,6 +15,7 @@ import (
 
 	"codexpool/codex"
 	"codexpool/codex/lean"
+	"codexpool/codex/login"
 	"codexpool/configs"
 )
 
@@ -101,6 +102,7 @@ func (p *provider) relayedChild(home string, catalog []byte) (child lean.Child, 
 	baseURL, revoke := p.admit()
 	child = lean.Relayed(home, baseURL, catalog)
 	child.Env = append(child.Env, only(p.environ, "PATH")...) // for the CLI's own helpers
+	p.identify(child)
 	return child, revoke
 }
 
@@ -113,6 +115,7 @@ func (p *provider) directChild(home string, catalog []byte) (lean.Child, error) 
 		return lean.Child{}, err
 	}
 	child := lean.Direct(home, config, catalog)
+	p.identify(child)
 	if p.login != nil {
 		child.Files["auth.json"] = p.login.WithoutRefresh()
 	} else if auth, err := os.ReadFile(filepath.Join(p.home, "auth.json")); err == nil {
@@ -124,6 +127,13 @@ func (p *provider) directChild(home string, catalog []byte) (lean.Child, error) 
 		}
 	}
 	return child, nil
+}
+
+// identify makes a child one of the installation that a ChatGPT login is of.
+func (p *provider) identify(child lean.Child) {
+	if p.login != nil && p.login.Installation() != nil {
+		child.Files[login.InstallationFile] = p.login.Installation()
+	}
 }
 
 // directConfig reads the operator's config.toml; it is nil where there is none. It

@@ -13,13 +13,21 @@ import (
 
 // verify asks the provider behind the relay for its models, and prints what that showed.
 // It returns false where no completion could succeed. What needs tokens is not tried.
-func (p *provider) verify(ctx context.Context, environ []string, stdout io.Writer) bool {
+//
+// c is the CLI, and chosen is CODEX_MODEL.
+func (p *provider) verify(ctx context.Context, c cli, chosen string, environ []string, stdout io.Writer) bool {
 	proved, open := "a child starts and answers", "a completion, which would cost tokens"
 	switch p.upstream {
+	case configs.ChatGPT:
+		fmt.Fprintln(stdout, "network:   ", p.network(environ))
+		return p.verifyPlan(ctx, c, chosen, stdout)
 	case configs.Echo:
 		open = "anything about a provider: the echo model is a part of codexpool"
 	case configs.Direct:
-		open = "anything about the provider: children call it themselves"
+		if !p.verifyDirect(ctx, c.version, stdout) {
+			return false
+		}
+		open = "anything else about the provider: children call it themselves"
 	default:
 		fmt.Fprintln(stdout, "network:   ", p.network(environ))
 		status, err := p.relay.Verify(ctx)

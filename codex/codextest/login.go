@@ -66,12 +66,18 @@ func token(name string, life time.Duration) string {
 	return enc.EncodeToString([]byte(`{"alg":"none"}`)) + "." + enc.EncodeToString(claims) + "." + enc.EncodeToString([]byte("-"))
 }
 
+// AccessToken is an unsigned access token of the made-up login, which names name and was
+// issued an hour ago.
+func AccessToken(name string, life time.Duration) string { return token(name, life) }
+
 // Tokens is a scripted token endpoint.
 type Tokens struct {
 	*httptest.Server
 
 	mu     sync.Mutex
 	reject bool     // guarded by mu
+	rotate bool     // guarded by mu
+	issued string   // the last refresh token; guarded by mu
 	during func()   // called before it answers; guarded by mu
 	spent  []string // refresh tokens that it received; guarded by mu
 }
@@ -90,6 +96,21 @@ func (k *Tokens) Reject() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.reject = true
+}
+
+// Rotate makes it accept first once, then the refresh token that it has issued last, and
+// no other: as the real one does. Each that it issues is a new one.
+func (k *Tokens) Rotate(first string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.rotate, k.issued = true, first
+}
+
+// Issued is the refresh token that it has issued last.
+func (k *Tokens) Issued() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.issued
 }
 
 // During has it call f before it answers.
@@ -114,6 +135,15 @@ func (k *Tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	k.mu.Lock()
 	k.spent = append(k.spent, body.Refresh)
 	reject, during := k.reject, k.during
+	refresh := "rt-fresh"
+	if k.rotate {
+		if body.Refresh == k.issued {
+			k.issued = fmt.Sprint("rt-", len(k.spent))
+		} else {
+			reject = true
+		}
+		refresh = k.issued
+	}
 	k.mu.Unlock()
 	if during != nil {
 		during()
@@ -124,6 +154,6 @@ func (k *Tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, `{"error":{"code":"refresh_token_reused","message":"used before"}}`)
 		return
 	}
-	access := token("rt-fresh", 24*time.Hour)
-	fmt.Fprintf(w, `{"id_token":%q,"access_token":%q,"refresh_token":"rt-fresh"}`, access, access)
+	access := token(refresh, 24*time.Hour)
+	fmt.Fprintf(w, `{"id_token":%q,"access_token":%q,"refresh_token":%q}`, access, access, refresh)
 }

@@ -2,6 +2,7 @@ package login
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,8 @@ const (
 type auth struct {
 	whole    json.RawMessage
 	tokens   tokens
+	account  string    // "" where neither the file nor the token names it
+	region   string    // in which the provider must compute; "" where it is not bound to one
 	renewed  time.Time // by our clock
 	issued   time.Time // of the access token; renewed where the token has no such time
 	expires  time.Time // of the access token, by our clock; zero where the token has no such time
@@ -54,7 +57,9 @@ func readAuth(path string) (auth, error) {
 		return auth{}, ErrNone
 	}
 	a := auth{whole: data, tokens: f.Tokens, renewed: f.LastRefresh}
-	a.issued, a.expires = lifetime(f.Tokens.Access)
+	c := claimsOf(f.Tokens.Access)
+	a.issued, a.expires, a.region = unix(c.Issued), unix(c.Expires), c.region()
+	a.account = cmp.Or(f.Tokens.Account, c.Auth.Account)
 	if a.issued.IsZero() {
 		a.issued = a.renewed
 	}
@@ -66,25 +71,53 @@ func readAuth(path string) (auth, error) {
 	return a, nil
 }
 
-// lifetime reads the times of a JWT, zero where it has none. It does not verify
-// the signature: that is the provider's part.
-func lifetime(token string) (issued, expires time.Time) {
+// claims are what we read of an access token, which is a JWT.
+type claims struct {
+	Issued  int64 `json:"iat"`
+	Expires int64 `json:"exp"`
+	Auth    struct {
+		Account   string `json:"chatgpt_account_id"`
+		Residency string `json:"chatgpt_compute_residency"`
+	} `json:"https://api.openai.com/auth"`
+	Residency string `json:"chatgpt_compute_residency"`
+}
+
+// claimsOf reads the claims of a token; what it lacks is zero. It does not verify the
+// signature: that is the provider's part.
+func claimsOf(token string) (c claims) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
 		return
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	var claims struct{ Iat, Exp int64 }
-	if err != nil || json.Unmarshal(payload, &claims) != nil {
-		return
+	if err != nil || json.Unmarshal(payload, &c) != nil {
+		return claims{}
 	}
-	if claims.Iat > 0 {
-		issued = time.Unix(claims.Iat, 0)
+	return c
+}
+
+func (c claims) region() string {
+	region := cmp.Or(c.Auth.Residency, c.Residency)
+	if region == "no_constraint" {
+		return ""
 	}
-	if claims.Exp > 0 {
-		expires = time.Unix(claims.Exp, 0)
+	return region
+}
+
+// unix is the zero time for a claim that is not there.
+func unix(seconds int64) time.Time {
+	if seconds <= 0 {
+		return time.Time{}
 	}
-	return
+	return time.Unix(seconds, 0)
+}
+
+// usable is an error once the access token has expired.
+func (a auth) usable() error {
+	if !a.expires.IsZero() && time.Now().After(a.expires) {
+		return errors.New("the login has expired")
+	}
+	return nil
 }
 
 // due reports whether it is time for a refresh.

@@ -15,8 +15,9 @@ func TestMain(m *testing.M) {
 	codextest.Main(m, children)
 }
 
-// children are the keepers that this test binary plays when it is run again.
+// children are what this test binary plays when it is run again: keepers, and a daemon.
 var children = map[string]func(){
+	"daemon":             daemon,
 	"exits-in-handshake": func() { codextest.Play(codextest.Script{codextest.Expect("initialize"), codextest.Exit(7)}) },
 	"refreshes-at-its-end": func() {
 		codextest.Play(codextest.Script{codextest.Handshake(), codextest.Raw("no protocol"), codextest.Hang()})

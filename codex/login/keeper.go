@@ -31,8 +31,7 @@ func (l *Login) unsaved() bool {
 	return err == nil
 }
 
-// lock keeps other daemons from refreshing the login at path, and proves that the
-// folder can be written. It does not wait: the error is EWOULDBLOCK where another
+// lock keeps other daemons from refreshing the login at path. It does not wait: the error is EWOULDBLOCK where another
 // holds it. The lock lives until the file is closed, here and in the keeper.
 func lock(path string) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(filepath.Dir(path), lockFile), os.O_RDWR|os.O_CREATE, 0o600)
@@ -65,6 +64,9 @@ func (l *Login) refresh(ctx context.Context) error {
 	before := l.current()
 	if !before.due(time.Now()) {
 		return nil // another daemon has refreshed it, perhaps one that was then killed
+	}
+	if err := replaceable(path); err != nil {
+		return err
 	}
 	failed := l.runKeeper(ctx, filepath.Join(filepath.Dir(path), keeperDir), before, held)
 	if err := l.salvage(path); err != nil {
@@ -165,8 +167,18 @@ func moveBack(from, to string, began []byte) error {
 	if err != nil {
 		return err
 	}
+	return replace(from, to)
+}
+
+// replace moves an auth.json to the place of another, or of none.
+func replace(from, to string) error {
 	if err := os.Chmod(from, 0o600); err != nil {
 		return err
+	}
+	if was := ownerOf(to); was != ownerOf(from) && os.Geteuid() == 0 { // root keeps the login of a user for that user
+		if err := os.Chown(from, was.uid, was.gid); err != nil {
+			return err
+		}
 	}
 	if err := syncFile(from); err != nil {
 		return err

@@ -398,3 +398,26 @@ func TestBearerAcceptsAGoodLoginWhenOurClockIsAhead(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A daemon in a container may be root there, and the login that of a user of the host.
+func TestKeepLeavesALoginToItsOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file to another user")
+	}
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "rt-old", -time.Minute)
+	file := filepath.Join(dir, "auth.json")
+	if err := os.Chown(file, 12345, 54321); err != nil {
+		t.Fatal(err)
+	}
+	keeper, _ := played(t, "refreshes")
+	keepLogin(t, opened(t, dir, keeper))
+	codextest.Until(t, "new login on disk", func() bool { return codextest.RefreshToken(t, dir) != "rt-old" })
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if of := info.Sys().(*syscall.Stat_t); of.Uid != 12345 || of.Gid != 54321 || info.Mode() != 0o600 {
+		t.Errorf("it belongs to %d:%d, mode %v", of.Uid, of.Gid, info.Mode())
+	}
+}

@@ -2,7 +2,7 @@
 // CODEX_HOME well before its access token expires.
 //
 // The daemon opens one [Login] and runs [Login.Keep] in the background; the
-// relay adds [Login.Bearer] to each request.
+// relay calls [Login.Authorize] for each request.
 //
 // A refresh token works once, and Codex guards it within one process only. So
 // no child that serves requests has it. A child of its own, the keeper,
@@ -16,8 +16,8 @@ package login
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -56,6 +56,8 @@ type Login struct {
 	keeper func(home string) codex.Command
 	log    *slog.Logger
 
+	installation []byte // set by Open
+
 	file os.FileInfo // of the auth.json that was read last; Keep's goroutine only
 
 	mu   sync.Mutex
@@ -65,22 +67,27 @@ type Login struct {
 // Open reads the login in the folder dir. keeper returns the command of the child
 // that refreshes it, whose Home is home; auth.json is added to its Files.
 //
-// The error is [ErrNone] where there is no login. Open also fails where it cannot
-// write to dir: a refreshed login would be lost.
+// The error is [ErrNone] where there is no login. Open also fails where a refreshed login
+// could not take the place of the old one: it would be lost. A link is followed.
 func Open(dir string, keeper func(home string) codex.Command, log *slog.Logger) (*Login, error) {
 	l := &Login{dir: dir, keeper: keeper, log: log}
 	path := l.path()
 	if err := l.load(path); err != nil {
 		return nil, err
 	}
+	if err := replaceable(path); err != nil {
+		return nil, err
+	}
 	held, err := lock(path)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
+		l.identify()
 		return l, nil // another daemon refreshes it right now
 	}
 	if err != nil {
-		return nil, fmt.Errorf("a refreshed login could not be written to it: %w", err)
+		return nil, err
 	}
 	defer held.Close()
+	l.identify()
 	if err := l.salvage(path); err != nil {
 		return nil, err
 	}
@@ -99,12 +106,28 @@ func (l *Login) path() string {
 // Bearer returns the access token and the id of its account. It fails when the
 // token has expired.
 func (l *Login) Bearer() (token, account string, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.auth.expires.IsZero() && time.Now().After(l.auth.expires) {
-		return "", "", errors.New("the login has expired")
+	a := l.current()
+	if err := a.usable(); err != nil {
+		return "", "", err
 	}
-	return l.auth.tokens.Access, l.auth.tokens.Account, nil
+	return a.tokens.Access, a.account, nil
+}
+
+// Authorize adds the credential to the headers of a request, as Codex does. It fails as
+// [Login.Bearer] does.
+func (l *Login) Authorize(h http.Header) error {
+	a := l.current()
+	if err := a.usable(); err != nil {
+		return err
+	}
+	h.Set("Authorization", "Bearer "+a.tokens.Access)
+	if a.account != "" {
+		h.Set("Chatgpt-Account-Id", a.account)
+	}
+	if a.region != "" {
+		h.Set("X-Openai-Internal-Codex-Residency", a.region) // else a workspace that is bound to a region gets a 401
+	}
+	return nil
 }
 
 // WithoutRefresh returns the auth.json without the refresh token, for a child that

@@ -3,6 +3,7 @@ package login_test
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,13 +19,16 @@ import (
 
 // keeperOf runs the real CLI as keeper against a token endpoint.
 func keeperOf(t *testing.T, tokens *codextest.Tokens) func(home string) codex.Command {
-	binary := codextest.Binary(t)
+	return keeperWith(codextest.Binary(t), tokens.URL, codextest.Mark(), codextest.Log(t))
+}
+
+func keeperWith(binary, tokens, mark string, log *slog.Logger) func(home string) codex.Command {
 	return func(home string) codex.Command {
 		keeper := lean.Keeper()
 		return codex.Command{
-			Path: binary, Args: []string{"app-server", "--strict-config"}, Home: home, Files: keeper.Files, Log: codextest.Log(t),
-			Env: append(keeper.Env, "PATH="+os.Getenv("PATH"), codextest.Mark(),
-				"CODEX_REFRESH_TOKEN_URL_OVERRIDE="+tokens.URL+"/token", "HTTPS_PROXY=http://127.0.0.1:1"),
+			Path: binary, Args: []string{"app-server", "--strict-config"}, Home: home, Files: keeper.Files, Log: log,
+			Env: append(keeper.Env, "PATH="+os.Getenv("PATH"), mark,
+				"CODEX_REFRESH_TOKEN_URL_OVERRIDE="+tokens+"/token", "HTTPS_PROXY=http://127.0.0.1:1"),
 		}
 	}
 }
