@@ -34,7 +34,7 @@ func (h *house) adminFrom(t *testing.T, method, path, origin string) *httptest.R
 		r.Header.Set("Origin", origin)
 	}
 	w := httptest.NewRecorder()
-	h.Admin(http.NotFoundHandler()).ServeHTTP(w, r)
+	h.Admin(api.Sources{Metrics: http.NotFoundHandler()}).ServeHTTP(w, r)
 	if w.Code >= 400 && path != "/readyz" && path != "/metrics" {
 		checkEnvelope(t, w)
 	}
@@ -96,7 +96,7 @@ func TestPoolRouteShowsTheTurnOfAChild(t *testing.T) {
 		}
 		go h.do(t, withHeader(chat(`{"messages":[{"role":"user","content":"one two"}]}`), "X-Request-Id", "mine"))
 		time.Sleep(23 * time.Second) // the second word comes at 40 s
-		want := map[string]any{"since": "2000-01-01T00:00:00Z", "request": "mine", "key": "1", "silent_seconds": 3.}
+		want := map[string]any{"since": "2000-01-01T00:00:00Z", "request": "mine", "key": "1", "model": "gpt-a", "silent_seconds": 3.}
 		if diff := cmp.Diff(any(want), turn()); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
@@ -297,7 +297,7 @@ func TestAdminRoutesAreForThisMachine(t *testing.T) {
 					r := httptest.NewRequest(method, path, nil)
 					r.RemoteAddr, r.Host = tt.peer, tt.host
 					w := httptest.NewRecorder()
-					h.Admin(http.NotFoundHandler()).ServeHTTP(w, r)
+					h.Admin(api.Sources{Metrics: http.NotFoundHandler()}).ServeHTTP(w, r)
 					want := tt.alone
 					if public {
 						want = tt.operated || tt.monitored && (path == "/metrics" || strings.HasSuffix(path, "z"))
