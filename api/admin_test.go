@@ -121,17 +121,21 @@ func TestPoolRouteShowsSinceWhenTheDaemonDrains(t *testing.T) {
 	})
 }
 
+// openBroken builds a house whose children cannot be started. Call it in a bubble.
+func openBroken(t *testing.T, why error) *house {
+	t.Helper()
+	p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) { return nil, why }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	synctest.Wait()
+	return &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
+}
+
 func TestPoolRouteShowsWhyAChildCannotBeStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {
-			return nil, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}}
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
-		synctest.Wait()
+		h := openBroken(t, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}})
 		want := map[string]any{"error": "child is gone: exit status 1", "stderr": []any{"no such key: x"}}
 		if diff := cmp.Diff(any(want), shown(t, h.admin(t, "GET", "/pool"))["failure"]); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
@@ -145,15 +149,7 @@ func TestPoolRouteShowsWhyAChildCannotBeStarted(t *testing.T) {
 
 func TestPoolRouteShowsWhatAChildThatCannotBeStartedSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {
-			return nil, &codex.RPCError{Code: -32600, Message: "unknown profile x"}
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
-		synctest.Wait()
+		h := openBroken(t, &codex.RPCError{Code: -32600, Message: "unknown profile x"})
 		want := map[string]any{"error": "child answered with an error (-32600): unknown profile x"}
 		if diff := cmp.Diff(any(want), shown(t, h.admin(t, "GET", "/pool"))["failure"]); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)

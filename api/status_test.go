@@ -101,6 +101,24 @@ func TestStatusPageSaysWhatIsWrongAndWhereToRead(t *testing.T) {
 	})
 }
 
+func TestStatusPageShowsAChildThatDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hangs := codextest.Script{codextest.Handshake(), codextest.Thread(), codextest.Expect("server/diagnostics"), codextest.Hang()}
+		h := openWith(t, config(), pool.Config{Size: 1, ProbeEvery: 10 * time.Second, ProbeTimeout: 2 * time.Second}, nil, hangs)
+		h.admin(t, "POST", "/auth/bypass?minutes=5")
+		time.Sleep(13 * time.Second)
+		h.shows(t, api.Sources{}, "a late child", `A child does not answer its probe\. .*/runbooks/ChildWedged\.md`, `late[^\n]*has not answered its probe in time`,
+			`/verify lets everyone pass for another 4m47s\. .*/runbooks/ForwardAuth\.md`)
+	})
+}
+
+func TestStatusPageShowsWhyNoChildCanBeStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := openBroken(t, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}})
+		h.shows(t, api.Sources{}, "no child", `codexpool is +backend_unavailable`, `none can be started\. .*/runbooks/ChildStartsFail\.md`, `failed: child is gone: exit status 1`, `no such key: x`, `0 idle`)
+	})
+}
+
 // The names are of whoever configures the daemon, and of the CLI's catalog.
 func TestStatusPageEscapesNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
