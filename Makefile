@@ -114,6 +114,10 @@ else
 	@cd e2e && SCALE=$(N) go test -run - -bench Scale -benchtime 1x -timeout 15m . | { grep -v -e level= -e '^Benchmark' -e '^PASS' || true; }
 endif
 
+PICTURES ?= 2m
+pictures: need-go $(CLI) ## the pictures of README.md, from PICTURES=2m of traffic (needs Debian's prometheus and chromium-headless-shell)
+	cd e2e && PICTURES=$(PICTURES) go test $(TESTS) -count=1 -run TestPictures .
+
 fuzz: need-go ## each fuzz target for a minute
 	go test -run - -fuzz FuzzLines -fuzztime 1m ./codex
 	go test -run - -fuzz FuzzDecode -fuzztime 1m ./api
@@ -140,4 +144,4 @@ image: ## build the container image codexpool (needs docker)
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e ops rolling soak attack bench scale fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e ops rolling soak attack bench scale pictures fuzz cover lint fmt image clean

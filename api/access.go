@@ -48,6 +48,7 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	if !refused(res, e) || s.refusals.single(e.countAs(), result.Key, level) {
 		s.log.LogAttrs(r.Context(), level, "request", res.line(r, result, e)...)
 	}
+	s.history.add(result)
 	s.observe(r.Context(), result)
 }
 

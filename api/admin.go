@@ -18,13 +18,13 @@ var monitored = []string{"/metrics", "/healthz", "/livez", "/readyz"}
 // Admin is the handler of the admin listener, which has no key. Everything but the
 // monitored routes answers only who is on this machine: docker exec, kubectl exec and
 // SSH are.
-func (s *Server) Admin(metrics http.Handler) http.Handler {
+func (s *Server) Admin(from Sources) http.Handler {
 	mux := http.NewServeMux()
 	handle := func(method, path string, h http.Handler) {
 		mux.Handle(method+" "+path, h)
 		mux.Handle(path, s.handle(route{name: "admin", quiet: true}, allowOnly(method))) // all other methods
 	}
-	for path, h := range map[string]handler{"/{$}": index(adminIndex), "/healthz": s.healthz, "/livez": s.livez, "/readyz": s.readyz, "/pool": s.showPool} {
+	for path, h := range map[string]handler{"/{$}": s.showStatus(from), "/runbooks/{$}": s.showRunbook, "/runbooks/{page}": s.showRunbook, "/healthz": s.healthz, "/livez": s.livez, "/readyz": s.readyz, "/pool": s.showPool} {
 		handle("GET", path, s.handle(route{name: "admin", quiet: true}, h))
 	}
 	for name, h := range map[string]handler{"recycle": s.recycle, "drain": s.drain, "resume": s.resume} {
@@ -34,7 +34,7 @@ func (s *Server) Admin(metrics http.Handler) http.Handler {
 	for pattern, h := range bypass {
 		mux.Handle(pattern, s.handle(route{name: "bypass"}, h))
 	}
-	handle("GET", "/metrics", metrics)
+	handle("GET", "/metrics", from.Metrics)
 	handle("GET", "/debug/pprof/", http.HandlerFunc(pprof.Index))
 	for name, h := range map[string]http.HandlerFunc{"cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace} {
 		mux.Handle("GET /debug/pprof/"+name, h)
@@ -127,6 +127,7 @@ type turnBody struct {
 	Since         time.Time `json:"since"`
 	Request       string    `json:"request"`        // its X-Request-Id
 	Key           string    `json:"key,omitempty"`  // the name of its key
+	Model         string    `json:"model"`          // its id in the catalog, or "other"
 	SilentSeconds float64   `json:"silent_seconds"` // since the child or the provider last sent anything
 }
 
@@ -192,7 +193,7 @@ func (run *running) body() *turnBody {
 	if run == nil {
 		return nil
 	}
-	return &turnBody{Since: run.began, Request: run.request, Key: run.key, SilentSeconds: run.silent().Seconds()}
+	return &turnBody{Since: run.began, Request: run.request, Key: run.key, Model: run.model, SilentSeconds: run.silent().Seconds()}
 }
 
 func lastProbe(p *pool.Probe) *probeBody {

@@ -34,7 +34,7 @@ func (h *house) adminFrom(t *testing.T, method, path, origin string) *httptest.R
 		r.Header.Set("Origin", origin)
 	}
 	w := httptest.NewRecorder()
-	h.Admin(http.NotFoundHandler()).ServeHTTP(w, r)
+	h.Admin(api.Sources{Metrics: http.NotFoundHandler()}).ServeHTTP(w, r)
 	if w.Code >= 400 && path != "/readyz" && path != "/metrics" {
 		checkEnvelope(t, w)
 	}
@@ -96,7 +96,7 @@ func TestPoolRouteShowsTheTurnOfAChild(t *testing.T) {
 		}
 		go h.do(t, withHeader(chat(`{"messages":[{"role":"user","content":"one two"}]}`), "X-Request-Id", "mine"))
 		time.Sleep(23 * time.Second) // the second word comes at 40 s
-		want := map[string]any{"since": "2000-01-01T00:00:00Z", "request": "mine", "key": "1", "silent_seconds": 3.}
+		want := map[string]any{"since": "2000-01-01T00:00:00Z", "request": "mine", "key": "1", "model": "gpt-a", "silent_seconds": 3.}
 		if diff := cmp.Diff(any(want), turn()); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
@@ -121,17 +121,21 @@ func TestPoolRouteShowsSinceWhenTheDaemonDrains(t *testing.T) {
 	})
 }
 
+// openBroken builds a house whose children cannot be started. Call it in a bubble.
+func openBroken(t *testing.T, why error) *house {
+	t.Helper()
+	p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) { return nil, why }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	synctest.Wait()
+	return &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
+}
+
 func TestPoolRouteShowsWhyAChildCannotBeStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {
-			return nil, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}}
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
-		synctest.Wait()
+		h := openBroken(t, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}})
 		want := map[string]any{"error": "child is gone: exit status 1", "stderr": []any{"no such key: x"}}
 		if diff := cmp.Diff(any(want), shown(t, h.admin(t, "GET", "/pool"))["failure"]); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
@@ -145,15 +149,7 @@ func TestPoolRouteShowsWhyAChildCannotBeStarted(t *testing.T) {
 
 func TestPoolRouteShowsWhatAChildThatCannotBeStartedSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, err := pool.New(pool.Config{Size: 1, MinIdle: 1, Log: codextest.Log(t), Spawn: func(context.Context) (*codex.Client, error) {
-			return nil, &codex.RPCError{Code: -32600, Message: "unknown profile x"}
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		h := &house{Server: api.New(config(), p, nil, codextest.Log(t), func(context.Context, api.Result) {}), pool: p}
-		synctest.Wait()
+		h := openBroken(t, &codex.RPCError{Code: -32600, Message: "unknown profile x"})
 		want := map[string]any{"error": "child answered with an error (-32600): unknown profile x"}
 		if diff := cmp.Diff(any(want), shown(t, h.admin(t, "GET", "/pool"))["failure"]); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
@@ -297,7 +293,7 @@ func TestAdminRoutesAreForThisMachine(t *testing.T) {
 					r := httptest.NewRequest(method, path, nil)
 					r.RemoteAddr, r.Host = tt.peer, tt.host
 					w := httptest.NewRecorder()
-					h.Admin(http.NotFoundHandler()).ServeHTTP(w, r)
+					h.Admin(api.Sources{Metrics: http.NotFoundHandler()}).ServeHTTP(w, r)
 					want := tt.alone
 					if public {
 						want = tt.operated || tt.monitored && (path == "/metrics" || strings.HasSuffix(path, "z"))

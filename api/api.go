@@ -140,6 +140,7 @@ type Server struct {
 	running  map[string]*atomic.Int64 // requests, by route; the map never changes
 	turns    turns
 	refusals refusals
+	history  history
 	streams  atomic.Int64
 	queued   atomic.Int64 // streams that have had no child yet
 	unready  atomic.Bool  // /readyz answers 503

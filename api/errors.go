@@ -82,6 +82,9 @@ const (
 	FaultDaemon   Fault = "daemon"   // codexpool failed
 )
 
+// ours reports whether a fault counts against the daemon's availability.
+func (f Fault) ours() bool { return f != "" && f != FaultClient && f != FaultLimit }
+
 // Kind is an error as logs and metrics name it.
 type Kind struct {
 	Code  string

@@ -97,3 +97,6 @@ func (s *Server) RightFor(path string) string { return s.rightFor(path) }
 
 // Remembered is how many addresses, and keys of addresses, the limit on wrong keys holds.
 func (s *Server) Remembered() (wrong, proven int) { return len(s.guesses.wrong), len(s.guesses.proven) }
+
+// PageOf are the runbooks of states, errors and deaths.
+var PageOf = pageOf

@@ -19,7 +19,9 @@ Metrics and the pool are on the admin listener, 127.0.0.1:11436 if nothing else 
 `
 	adminIndex = `This is the admin listener of codexpool. The OpenAI API is on the public one, port 11435 if nothing else is set.
 
-GET  /pool            the children, and why the last ones died
+GET  /                this page; in HTML, if a browser asks
+GET  /runbooks/       what to do about each trouble
+GET  /pool            the same in JSON: the children, and why the last ones died
 POST /pool/recycle    replaces them, one after another
 POST /pool/drain      makes the daemon not ready, and rejects new completions
 POST /pool/resume     ends the drain

@@ -16,15 +16,17 @@ type turns struct {
 
 // running is one turn that runs.
 type running struct {
-	child        int // pid
-	request, key string
-	began        time.Time
-	heard        atomic.Int64 // nanoseconds from began until the child or the provider last sent anything
+	child int // pid
+	began time.Time
+
+	request, key, model string
+
+	heard atomic.Int64 // nanoseconds from began until the child or the provider last sent anything
 }
 
 // begin notes that a turn of a request begins on a child. The caller calls end.
 func (t *turns) begin(child int, res *response) *running {
-	run := &running{child: child, request: res.Header().Get("X-Request-Id"), key: res.caller.Key, began: time.Now()}
+	run := &running{child: child, request: res.Header().Get("X-Request-Id"), key: res.caller.Key, model: res.result.Model, began: time.Now()}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.all == nil {

@@ -27,9 +27,13 @@ const faultVar = "CODEXPOOL_FAULT"
 // faults are children with a fault, where the real CLI cannot be brought to have
 // it. Those that initialize are otherwise healthy.
 var faults = map[string]func(){
-	"none, and is quick":   func() { serveFrom(os.Stdin, 0) },
-	"never initializes":    func() { io.Copy(io.Discard, os.Stdin) },
-	"exits in handshake":   func() { fmt.Fprintln(os.Stderr, "cannot read my configuration"); os.Exit(3) },
+	"none, and is quick": func() { serveFrom(os.Stdin, 0) },
+	"never initializes":  func() { io.Copy(io.Discard, os.Stdin) },
+	"exits in handshake": func() { fmt.Fprintln(os.Stderr, "cannot read my configuration"); os.Exit(3) },
+	"says markup in handshake": func() {
+		fmt.Fprintln(os.Stderr, `<script>console.error("run")</script><img src="x:" onerror="console.error('run')">`)
+		os.Exit(3)
+	},
 	"starts slowly":        func() { time.Sleep(1500 * time.Millisecond); serve() },
 	"ignores EOF":          func() { serve(); hang() },
 	"ignores EOF and TERM": func() { signal.Ignore(syscall.SIGTERM); serve(); hang() },

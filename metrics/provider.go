@@ -63,10 +63,7 @@ func (m *Metrics) RelayHooks() upstream.Hooks {
 		Sent:       func(_ context.Context, bytes int64) { m.sent.Add(float64(bytes)) },
 		Received:   func(_ context.Context, bytes int64) { m.received.Add(float64(bytes)) },
 		Limit: func(_ context.Context, l upstream.Limit, value float64) {
-			if l.Kind == "limit" || l.Kind == "remaining" {
-				value = m.lowest.of(l, value)
-			}
-			m.limits[l.Kind].WithLabelValues(l.Unit).Set(value)
+			m.limits[l.Kind].WithLabelValues(l.Unit).Set(m.lowest.of(l, value))
 		},
 	}
 }
@@ -79,7 +76,19 @@ func known(value string, list []string) string {
 	return "other"
 }
 
-// lowest keeps the lowest value of each limit that was reported within a minute.
+// Limits are the provider's limits as the page has them.
+func (m *Metrics) Limits() map[upstream.Limit]float64 {
+	m.lowest.mu.Lock()
+	defer m.lowest.mu.Unlock()
+	limits := map[upstream.Limit]float64{}
+	for limit, reported := range m.lowest.values {
+		limits[limit] = reported.value
+	}
+	return limits
+}
+
+// lowest keeps the last value of each limit; of a rate limit, which differs between
+// models, the lowest that was reported within a minute.
 type lowest struct {
 	mu     sync.Mutex
 	values map[upstream.Limit]reported // guarded by mu
@@ -93,7 +102,8 @@ type reported struct {
 func (l *lowest) of(limit upstream.Limit, value float64) float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if last, ok := l.values[limit]; ok && last.value < value && time.Since(last.at) < time.Minute {
+	rate := limit.Kind == "limit" || limit.Kind == "remaining"
+	if last, ok := l.values[limit]; ok && rate && last.value < value && time.Since(last.at) < time.Minute {
 		return last.value
 	}
 	l.values[limit] = reported{value, time.Now()}

@@ -25,9 +25,11 @@ var rules = map[string]struct {
 	"pool":            {[]string{"codex"}, []string{"github.com/jackc/puddle/v2", "github.com/cenkalti/backoff/v5", "github.com/prometheus/procfs"}, "lends children"},
 	"upstream":        {[]string{"codex"}, nil, "serves children over HTTP; its answers are made of the events of a turn"},
 	"api/limits":      {nil, []string{"golang.org/x/time", "github.com/redis/go-redis/v9"}, "counts what keys use, whatever for"},
-	"api":             {[]string{"api/limits", "pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync", "github.com/go-json-experiment/json", "github.com/klauspost/compress", "golang.org/x/image"}, "turns requests into turns, and reads bodies of many megabytes, also in zstd"},
+	"runbooks":        {nil, []string{"github.com/yuin/goldmark"}, "holds pages"},
+	"api":             {[]string{"api/limits", "pool", "codex", "upstream", "runbooks"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync", "github.com/go-json-experiment/json", "github.com/klauspost/compress", "golang.org/x/image"}, "turns requests into turns, and reads bodies of many megabytes, also in zstd"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
 	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and needs nothing of the daemon; TOML because config.toml must be read as Codex reads it"},
+	"configs/grafana": {nil, nil, "makes dashboards, as data: only tests use it"},
 	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term"}, "wires them"},
 }
 

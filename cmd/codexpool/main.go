@@ -215,7 +215,7 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 	publicServer := serveHTTP(turns, public, server, failed, log)
 	defer publicServer.Close()
 	if admin != nil {
-		defer serveHTTP(turns, admin, server.Admin(m.Handler()), failed, log).Close()
+		defer serveHTTP(turns, admin, server.Admin(api.Sources{Version: version(), Metrics: m.Handler(), Limits: m.Limits}), failed, log).Close()
 	}
 	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", up.choice, "credential", up.credential, "codex", found.known().version, "size", cfg.PoolSize, "descriptors", limit, "connections", most)
 	greet(stdout, cfg, public.Addr())
