@@ -67,7 +67,7 @@ func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []st
 		return exitBadUsage
 	}
 	if line.command == "version" {
-		fmt.Fprintln(stdout, "codexpool", version())
+		fmt.Fprint(stdout, about())
 		return exitOK
 	}
 	if line.command == "key" {
