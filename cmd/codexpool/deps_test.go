@@ -28,7 +28,7 @@ var rules = map[string]struct {
 	"api":             {[]string{"api/limits", "pool", "codex", "upstream"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync", "github.com/go-json-experiment/json", "github.com/klauspost/compress", "golang.org/x/image"}, "turns requests into turns, and reads bodies of many megabytes, also in zstd"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
 	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and needs nothing of the daemon; TOML because config.toml must be read as Codex reads it"},
-	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term"}, "wires them"},
+	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term", "github.com/coreos/go-systemd/v22"}, "wires them"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {
