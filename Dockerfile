@@ -18,8 +18,9 @@ RUN go mod download
 COPY . .
 ARG TARGETOS TARGETARCH
 ARG VERSION=unknown
+ARG COMMIT=unknown
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -ldflags "-s -w -X main.release=$VERSION" -o /out/codexpool ./cmd/codexpool
+    go build -trimpath -ldflags "-s -w -X main.release=$VERSION -X main.commit=$COMMIT" -o /out/codexpool ./cmd/codexpool
 
 # npm picks the package of the platform that it runs on, so this stage runs on
 # the target's. Node itself stays here: the CLI behind its wrapper is native.

@@ -77,7 +77,7 @@ MISSING := bin/missing
 e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and what operators deploy
 	@mkdir -p bin && : > $(MISSING)
 	cd e2e && CODEXPOOL_E2E_MISSING="$$PWD/../$(MISSING)" go test $(TESTS) -count=1 -parallel 3 ./...
-	cd e2e/deploy && go test $(TESTS) -count=1 ./...
+	cd e2e/deploy && go test $(TESTS) -count=1 .
 	@[ ! -s $(MISSING) ] || { echo "skipped, because a program is missing:"; sort -u $(MISSING); }
 
 ops: need-go $(CLI) ## the alerts, and the files for Prometheus and Alertmanager (make test has it too)
@@ -139,9 +139,17 @@ fmt: need-go ## format the code
 	go run $(GOFUMPT) -w .
 
 image: ## build the container image codexpool (needs docker)
-	docker build -t codexpool --build-arg VERSION=$$(git describe --always --dirty) .
+	docker build -t codexpool --build-arg VERSION=$$(git describe --always --dirty) --build-arg COMMIT=$$(git rev-parse HEAD) .
+
+# The newest in CHANGELOG.md.
+VERSION ?= v$(shell sed -nE 's/^## ([0-9.]+) - .*/\1/p' CHANGELOG.md | head -1)
+release: need-go need-npm ## archives and Debian packages for linux, in bin/release (VERSION=v0.1.0)
+	@configs/release/build "$(VERSION)" bin/release
+
+test-deploy: release ## what is released: built twice, installed, upgraded and removed in an empty Debian
+	cd e2e/deploy && go test $(TESTS) -count=1 ./release
 
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e ops rolling soak attack bench scale pictures fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e ops rolling soak attack bench scale pictures fuzz cover lint fmt image release test-deploy clean

@@ -206,7 +206,7 @@ func (c Config) checkHome() error {
 func (c Config) checkUpstream() error {
 	switch {
 	case c.Upstream == "":
-		return errors.New("CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY; or set CODEX_HOME to a folder with a ChatGPT login")
+		return errors.New("CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY or OPENAI_API_KEY_FILE; or set CODEX_HOME to a folder with a ChatGPT login")
 	case c.Upstream == OpenAI && !c.hasKey():
 		return errors.New("CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY")
 	case (c.Upstream == ChatGPT || c.Upstream == Direct) && c.Home == "":
@@ -287,6 +287,9 @@ func (c Config) warnings(values map[string]string) (found []string) {
 	}
 	if c.UpstreamKey != "" && slices.Contains([]string{Echo, ChatGPT, Direct}, c.Upstream) {
 		found = append(found, "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM="+c.Upstream+" does not use it")
+	}
+	if c.Upstream == Direct && c.OpenAIKey != "" && c.sources["OPENAI_API_KEY"] == c.OpenAIFile {
+		found = append(found, "OPENAI_API_KEY_FILE has no effect: with CODEX_UPSTREAM=direct children inherit OPENAI_API_KEY alone")
 	}
 	switch until := c.BypassUntil.Format(time.RFC3339); {
 	case c.BypassUntil.IsZero():

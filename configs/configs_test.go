@@ -27,7 +27,7 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		want string
 	}{
 		{[]string{}, "PROXY_API_KEY: production needs a key (for a trial: --env-file configs/profiles/dev.env)\n" +
-			"CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY; or set CODEX_HOME to a folder with a ChatGPT login"},
+			"CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY or OPENAI_API_KEY_FILE; or set CODEX_HOME to a folder with a ChatGPT login"},
 		{
 			with("POOL_SIZE=zwei", "PROXY_TIMEOUT_MS=1.5", "POOL_JITTER=lots", "PROXY_ENABLE_CORS=maybe"),
 			`PROXY_ENABLE_CORS: "maybe" is not a valid bool` + "\n" +
@@ -83,6 +83,7 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("LOG_LEVEL=loud"), `LOG_LEVEL: "loud" is not one of debug, info, warn, error`},
 		{with("CODEX_PROMPT_CACHE_KEY=true"), `CODEX_PROMPT_CACHE_KEY: "true" is not one of auto, on, off`},
 		{with("LOG_FORMAT=xml"), `LOG_FORMAT: "xml" is not one of tint, json`},
+		{with("CODEX_UPSTREAM_API_KEY_FILE=/nowhere"), "CODEX_UPSTREAM_API_KEY_FILE: open /nowhere: no such file or directory"},
 		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY"},
 		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: chatgpt needs CODEX_HOME"},
 		{with("CODEX_UPSTREAM=direct"), "CODEX_UPSTREAM: direct needs CODEX_HOME"},
@@ -136,6 +137,47 @@ func TestDefaultsAreThoseOfProductionUnlessDevIsSet(t *testing.T) {
 	}
 	if !dev.Dev() || dev.ProtectModels || !slices.Equal(dev.CORSOrigins, []string{"*"}) || dev.Upstream != configs.Echo {
 		t.Errorf("dev: %+v", dev)
+	}
+}
+
+// Of both keys, the file form: each is read as it comes from an editor, and an empty file
+// is as an empty variable.
+func TestSecretsMayBeInFiles(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	dir := t.TempDir()
+	file := func(text string) string {
+		path := filepath.Join(dir, fmt.Sprint(len(text)))
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for variable, value := range map[string]func(configs.Config) string{
+		"CODEX_UPSTREAM_API_KEY": func(c configs.Config) string { return c.UpstreamKey },
+		"OPENAI_API_KEY":         func(c configs.Config) string { return c.OpenAIKey },
+	} {
+		path := file("sk-of-a-file\n")
+		cfg, err := configs.Load([]string{"PROXY_API_KEY=" + secret, variable + "_FILE=" + path}, nil)
+		if err != nil || value(cfg) != "sk-of-a-file" || cfg.Upstream != configs.OpenAI {
+			t.Errorf("%s: %q, upstream %q, %v", variable, value(cfg), cfg.Upstream, err)
+		}
+		for _, s := range cfg.Settings() {
+			if s.Name == variable && (s.Value != "(set)" || s.Source != path) {
+				t.Errorf("%s is shown as %q from %q", variable, s.Value, s.Source)
+			}
+		}
+		both := variable + "_FILE: " + variable + " is set too; leave one of them out"
+		if _, err := configs.Load(with(variable+"=sk-1", variable+"_FILE="+path), nil); err == nil || err.Error() != both {
+			t.Errorf("both are set: %v", err)
+		}
+		cfg, err = configs.Load(with(variable+"=sk-1", variable+"_FILE="+file("\n")), nil)
+		if err != nil || value(cfg) != "sk-1" {
+			t.Errorf("an empty file: %q, %v", value(cfg), err)
+		}
+		blank := file("sk one\n")
+		if _, err := configs.Load(with(variable+"_FILE="+blank), nil); err == nil || !strings.HasPrefix(err.Error(), variable+": it contains white space") {
+			t.Errorf("a key that no header can carry: %v", err)
+		}
 	}
 }
 
@@ -274,6 +316,10 @@ func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 	upstreamKey := "CODEX_UPSTREAM_API_KEY has no effect: CODEX_UPSTREAM=%s does not use it"
 	workdir := "PROXY_CODEX_WORKDIR is below /tmp: there Codex does not use its helper binaries; children serve all the same"
 	soon := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+	openAIKeyFile := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(openAIKeyFile, []byte("sk-3"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	keys := []string{"OPENAI_API_KEY=sk-1", "CODEX_UPSTREAM_API_KEY=sk-2", "CODEX_HOME=" + t.TempDir()}
 	for _, tt := range []struct{ entries, want []string }{
 		{[]string{"POOL_SZIE=9", "PROXY_OUTPUT_MODE=text", "PATH=/bin"}, []string{
@@ -290,6 +336,7 @@ func TestWarningsNameWhatHasNoEffect(t *testing.T) {
 		{[]string{"PROXY_CODEX_WORKDIR=/tmp"}, []string{workdir}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmp/a/b"}, []string{workdir}},
 		{[]string{"PROXY_CODEX_WORKDIR=/tmpfs"}, nil},
+		{[]string{keys[2], "CODEX_UPSTREAM=direct", "OPENAI_API_KEY_FILE=" + openAIKeyFile}, []string{"OPENAI_API_KEY_FILE has no effect: with CODEX_UPSTREAM=direct children inherit OPENAI_API_KEY alone"}},
 	} {
 		cfg, err := configs.Load(with(tt.entries...), nil)
 		if err != nil || !slices.Equal(cfg.Warnings, tt.want) {

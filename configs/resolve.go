@@ -51,6 +51,7 @@ func resolve(values, sources map[string]string) (Config, []error) {
 	c := Config{sources: sources}
 	fillDefaults(values)
 	errs := c.decode(values)
+	errs = append(errs, c.readSecrets()...)
 	c.normalize()
 	errs = append(errs, c.resolvePaths()...)
 	c.chooseUpstream()
@@ -140,6 +141,29 @@ func plain(parse env.ParseError) error {
 		return fmt.Errorf("%q is not a valid %s", number.Num, parse.Type)
 	}
 	return parse.Err
+}
+
+// readSecrets reads the secrets that have a file of their own.
+func (c *Config) readSecrets() (errs []error) {
+	for _, s := range []struct {
+		variable, path string
+		value          *string
+	}{{"CODEX_UPSTREAM_API_KEY", c.UpstreamFile, &c.UpstreamKey}, {"OPENAI_API_KEY", c.OpenAIFile, &c.OpenAIKey}} {
+		if s.path == "" {
+			continue
+		}
+		text, err := os.ReadFile(s.path)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s_FILE: %w", s.variable, err))
+		case strings.TrimSpace(string(text)) == "": // as a variable that is set but empty
+		case *s.value != "":
+			errs = append(errs, fmt.Errorf("%s_FILE: %s is set too; leave one of them out", s.variable, s.variable))
+		default:
+			*s.value, c.sources[s.variable] = string(text), s.path
+		}
+	}
+	return errs
 }
 
 // normalize brings values that may be written in several ways into one form.

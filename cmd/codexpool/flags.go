@@ -6,7 +6,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"runtime"
 	"runtime/debug"
+
+	"codexpool/codex"
 )
 
 const usage = `usage: codexpool [serve|check|config|health|version] [--env-file FILE]... [--json]
@@ -20,7 +23,7 @@ const usage = `usage: codexpool [serve|check|config|health|version] [--env-file 
   login    log in to ChatGPT with the CLI's own login, into CODEX_HOME; over SSH, and
            with --device-auth, by a code that is typed into a browser elsewhere
   key new  make a key: print it once, and the block for PROXY_API_KEYS_FILE
-  version  print the version
+  version  print the version, its commit, and those of Go and of the Codex CLI
 
 Settings are environment variables; see codexpool config. An env file is read
 before the environment, which wins.
@@ -88,8 +91,9 @@ func parse(args []string, stderr io.Writer) (line commandLine, err error) {
 	return line, err
 }
 
-// release is set by the linker where no checkout is: in the image.
-var release string
+// release and commit are set by the linker where there is no checkout, or it is not to be
+// asked: in the image and for a release.
+var release, commit string
 
 // version is the release, or the commit that it was built from.
 func version() string {
@@ -97,10 +101,31 @@ func version() string {
 	if release != "" || !ok {
 		return cmp.Or(release, "unknown")
 	}
+	if info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return cmp.Or(stamp(info, "vcs.revision"), info.Main.Version)
+	}
+	return info.Main.Version
+}
+
+// stamp is what Go noted of the checkout when it built the program; "" where it could not.
+func stamp(info *debug.BuildInfo, key string) string {
 	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && (info.Main.Version == "" || info.Main.Version == "(devel)") {
+		if s.Key == key {
 			return s.Value
 		}
 	}
-	return info.Main.Version
+	return ""
+}
+
+// about says what this program is, for a report of a bug.
+func about() string {
+	built := commit
+	if info, ok := debug.ReadBuildInfo(); ok && built == "" {
+		built = stamp(info, "vcs.revision")
+		if stamp(info, "vcs.modified") == "true" {
+			built += "-dirty"
+		}
+	}
+	return fmt.Sprintf("codexpool %s\ncommit    %s\nGo        %s %s/%s\nCodex CLI %s, which it was tested with\n",
+		version(), cmp.Or(built, "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH, codex.Pinned)
 }

@@ -134,8 +134,8 @@ func (i *installation) inspect(ctx context.Context, path string) (cli, error) {
 	return cli{path: path, version: found, catalog: catalog, standIn: standIn, models: models, template: &template{log: i.log}}, nil
 }
 
-// cliPath is the path in CODEX_BIN, or the pinned CLI in the checkout that the program
-// was built in, or codex from PATH.
+// cliPath is the path in CODEX_BIN, or the pinned CLI beside the program, in the checkout
+// that it was built in or as the release installs it, or codex from PATH.
 func cliPath(given string) (string, error) {
 	if given != "" {
 		return codex.Locate(given)
@@ -143,6 +143,9 @@ func cliPath(given string) (string, error) {
 	if self, err := os.Executable(); err == nil {
 		pkg := filepath.Join(filepath.Dir(self), "..", "configs", "codex", "node_modules", "@openai", "codex")
 		if native, err := codex.Native(pkg); err == nil {
+			return native, nil
+		}
+		if native, err := codex.Locate(filepath.Join(filepath.Dir(self), "..", "lib", "codexpool-codex", "bin", "codex")); err == nil {
 			return native, nil
 		}
 	}

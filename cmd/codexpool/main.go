@@ -29,6 +29,8 @@ import (
 	"codexpool/configs"
 	"codexpool/metrics"
 	"codexpool/pool"
+
+	"github.com/coreos/go-systemd/v22/daemon"
 )
 
 // Exit codes.
@@ -56,7 +58,7 @@ func main() {
 // environ is the environment. Only the standard library also reads the process's own:
 // HTTP_PROXY and its like for connections to the provider, SSL_CERT_FILE and
 // SSL_CERT_DIR for its certificate, PATH to find CODEX_BIN, and XDG_CACHE_HOME or HOME
-// for the default of PROXY_CODEX_WORKDIR. Nothing is written outside of that folder and
+// for the default of PROXY_CODEX_WORKDIR; and go-systemd, NOTIFY_SOCKET and WATCHDOG_USEC. Nothing is written outside of that folder and
 // CODEX_HOME.
 func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []string, stdout, stderr io.Writer, ready func(addr string)) int {
 	line, err := parse(args, stderr)
@@ -67,7 +69,7 @@ func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []st
 		return exitBadUsage
 	}
 	if line.command == "version" {
-		fmt.Fprintln(stdout, "codexpool", version())
+		fmt.Fprint(stdout, about())
 		return exitOK
 	}
 	if line.command == "key" {
@@ -205,6 +207,8 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 			stop()
 			<-ended
 		}()
+	} else if supervised() {
+		hangups() // a reload has nothing to read, and must not stop the daemon
 	}
 
 	// A request ends with its turn, with its connection, or with cut. A signal alone
@@ -220,6 +224,10 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 	log.Info("serving", "addr", public.Addr().String(), "admin", adminAddr, "upstream", up.choice, "credential", up.credential, "codex", found.known().version, "size", cfg.PoolSize, "descriptors", limit, "connections", most)
 	greet(stdout, cfg, public.Addr())
 	ready(public.Addr().String())
+	boss := supervisor{addr: public.Addr().String(), stat: children.Stat, log: log}
+	watching, unwatched := context.WithCancel(context.Background())
+	defer unwatched()
+	go boss.watch(watching) // ends with watching, but not while the pool is wedged, so nobody waits for it
 
 	select {
 	case err := <-failed:
@@ -227,6 +235,7 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		return exitFailed
 	case <-ctx.Done():
 	}
+	boss.tell(daemon.SdNotifyStopping)
 	log.Info("stopping", "drain", cfg.Drain)
 	stopKeeping() // a refresh of a login that is running goes on during the drain
 	drain{prestop: cfg.Prestop, limit: cfg.Drain, api: server, children: children, cut: cut, public: publicServer, log: log}.run()

@@ -92,7 +92,7 @@ func TestRunExitsWithTheCodeForArgsAndEnvironment(t *testing.T) {
 	}{
 		{"help", []string{"--help"}, nil, 0, "usage: codexpool"},
 		{"help as a command", []string{"help"}, nil, 0, "usage: codexpool"},
-		{"version", []string{"version"}, nil, 0, "codexpool "},
+		{"version", []string{"version"}, nil, 0, "\nCodex CLI " + codex.Pinned + ", which it was tested with\n"},
 		{"version as a flag", []string{"--version"}, nil, 0, "codexpool "},
 		{"a flag before its command", []string{"--env-file", "../../configs/profiles/dev.env", "config"}, nil, 0, "POOL_SIZE"},
 		{"a misspelt setting", []string{"config"}, []string{"POOL_SIZ=3"}, 0, "warning: POOL_SIZ has no effect"},
