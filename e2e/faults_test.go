@@ -323,9 +323,12 @@ func (d *daemon) full(size int) {
 // once, and are served as soon as children can be started again.
 func TestStartsThatFail(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ fault, log, admin string }{
-		{"never initializes", "child does not answer", "child does not answer"},
-		{"exits in handshake", "exit status 3", "cannot read my configuration"},
+	for _, tt := range []struct {
+		fault, log, admin string
+		hangs             bool
+	}{
+		{"never initializes", "child does not answer", "child does not answer", true},
+		{"exits in handshake", "exit status 3", "cannot read my configuration", false},
 	} {
 		t.Run(tt.fault, func(t *testing.T) {
 			t.Parallel()
@@ -336,6 +339,9 @@ func TestStartsThatFail(t *testing.T) {
 			f.set(tt.fault)
 			syscall.Kill(d.children()[0], syscall.SIGKILL)
 			eventually(t, time.Minute, "backend_unavailable", func() bool { return d.ready() == `503 {"ready":false,"reason":"backend_unavailable"}` })
+			if tt.hangs {
+				eventually(t, time.Minute, "the next start", func() bool { return len(d.children()) > 0 })
+			}
 			began := time.Now()
 			res := d.request("POST", "/v1/chat/completions", "Bearer "+key, "application/json", chatBody("hi", true))
 			if got := failure(t, res); got != "503 server_error backend_unavailable - *" {
