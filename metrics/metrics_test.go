@@ -41,7 +41,7 @@ func empty() *metrics.Metrics {
 		},
 		API: func() api.Stat {
 			return api.Stat{
-				State: api.UpstreamAuth, Running: map[string]int{"chat": 3, "completions": 0, "healthz": 1}, BypassUntil: time.Unix(1_800_000_000, 0), Streams: 5, Queued: 2, MaxStreams: 100,
+				State: api.UpstreamAuth, Running: map[string]int{"chat": 3, "completions": 0, "responses": 0, "healthz": 1}, BypassUntil: time.Unix(1_800_000_000, 0), Streams: 5, Queued: 2, MaxStreams: 100,
 				Silence: 1500 * time.Millisecond, Provider: &api.ProviderStat{Running: 2, Rejected: true},
 			}
 		},

@@ -237,7 +237,7 @@ var requests = Dashboard{
 			{
 				Title: "Requests that run", Type: Series, Unit: "none", Runbook: "PoolSaturated.md",
 				About:   "By route.",
-				Queries: one("{{route}}", `sum by (route) (codexpool_http_requests_in_flight{route=~"chat|completions",$M})`),
+				Queries: one("{{route}}", `sum by (route) (codexpool_http_requests_in_flight{route=~"chat|completions|responses",$M})`),
 			},
 			{
 				Title: "Duration of streams", Type: Series, Unit: "s", Runbook: "Timeouts.md",
