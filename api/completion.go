@@ -120,8 +120,11 @@ func (c *completion) try(ctx context.Context, admission *pool.Admission, choice 
 
 // request is what the relay sends for a choice.
 func (c *completion) request(choice int) upstream.Request {
-	if c.req.Exact != nil {
-		return upstream.Request{Body: c.req.Exact.body, Header: c.req.Exact.header}
+	if e := c.req.Exact; e != nil {
+		if e.apart != nil && e.apart["prompt_cache_key"] == nil && c.s.cfg.CacheKey {
+			e.apart["prompt_cache_key"] = marshal(e.cacheKey(c.res.caller))
+		}
+		return upstream.Request{Body: e.body, Overrides: e.apart, Header: e.header}
 	}
 	conversation := c.req.conversation(choice)
 	return upstream.Request{Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}

@@ -162,29 +162,6 @@ func (e *Error) level() slog.Level {
 	return slog.LevelInfo
 }
 
-type (
-	errorBody struct {
-		Error errorFields `json:"error"`
-	}
-
-	errorFields struct {
-		Message string  `json:"message"`
-		Type    string  `json:"type"`
-		Param   *string `json:"param"`
-		Code    *string `json:"code"`
-	}
-
-	// errorEvent is an error in a stream of the Responses API.
-	errorEvent struct {
-		Type     string      `json:"type"`
-		Sequence int64       `json:"sequence_number"`
-		Message  string      `json:"message"`
-		Param    *string     `json:"param"`
-		Code     *string     `json:"code"`
-		Error    errorFields `json:"error"`
-	}
-)
-
 func (e *Error) body() errorBody {
 	b := errorFields{Message: e.Message, Type: e.Type}
 	if e.Param != "" {

@@ -2,6 +2,8 @@ package api
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -14,9 +16,10 @@ import (
 // exactRequest is a request that goes to the provider as the caller wrote it, but for a
 // few values.
 type exactRequest struct {
-	rawObject             // what came
-	body      []byte      // what goes to the provider,
-	header    http.Header // and with it
+	rawObject                    // what came
+	body      []byte             // what goes to the provider,
+	apart     upstream.Overrides // beside these, which the relay reads; nil for a provider of the whole API,
+	header    http.Header        // and with this header
 }
 
 // exactFields are the fields that are read of a body that is passed on. Those without a
@@ -82,20 +85,81 @@ func (req *chatRequest) fitExact(relay *upstream.Relay) error {
 		values["reasoning"] = withEffort(e.get("reasoning"), req.Effort)
 	}
 	if !relay.Supports(upstream.StoredState) {
-		if err := e.storedState("%s is not supported here: nothing is stored. Send all items in 'input', as clients do with store:false (in the AI SDK: providerOptions.openai.store)."); err != nil {
+		if err := req.adapt(relay, values); err != nil {
 			return err
 		}
 	}
+	e.body = e.with(values)
+	return nil
+}
+
+// adapt changes the values for a provider that has not all of the API. What it does not
+// take is left out and named, unless it would change the answer.
+func (req *chatRequest) adapt(relay *upstream.Relay, values map[string]json.RawMessage) error {
+	e := req.Exact
+	if err := e.storedState("%s is not supported here: nothing is stored. Send all items in 'input', as clients do with store:false (in the AI SDK: providerOptions.openai.store)."); err != nil {
+		return err
+	}
 	for _, m := range e.members {
-		if !relay.Passes(m.name) {
+		if !relay.Passes(m.name, m.value) {
 			values[m.name] = nil
 			if !isNull(m.value) {
 				req.ignore(m.name)
 			}
 		}
 	}
-	e.body = e.with(values)
+	if string(e.get("store")) == "true" {
+		req.ignore("store")
+	}
+	values["store"] = json.RawMessage("false")
+	if e.get("instructions") == nil {
+		values["instructions"] = json.RawMessage(`""`)
+	}
+	if input := e.get("input"); input != nil && !relay.Supports(upstream.SystemRole) {
+		values["input"] = developers(input)
+	}
+	e.apart = upstream.Overrides{}
+	for _, name := range []string{"model", "prompt_cache_key", "reasoning", "service_tier", "client_metadata"} {
+		value, changed := values[name]
+		if !changed {
+			value = e.get(name)
+		}
+		if values[name] = nil; value != nil {
+			e.apart[name] = value
+		}
+	}
 	return nil
+}
+
+// developers is an input as a list of items, in which system messages have the newer role.
+func developers(input json.RawMessage) json.RawMessage {
+	if isString(input) {
+		return fmt.Appendf(nil, `[{"type":"message","role":"user","content":[{"type":"input_text","text":%s}]}]`, input)
+	}
+	out := []byte{'['}
+	for i, item := range elements(input) {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		if o, err := parseRaw(item); kindOf(item) == '{' && err == nil && o.role() == "system" {
+			item = o.with(map[string]json.RawMessage{"role": json.RawMessage(`"developer"`)})
+		}
+		out = append(out, item...)
+	}
+	return append(out, ']')
+}
+
+// cacheKey is the same for requests that begin alike: see the function of this name.
+func (e *exactRequest) cacheKey(caller Caller) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %s %s %s", caller.Key, e.apart["model"], e.get("tools"), e.get("instructions"))
+	for _, item := range objects(e.get("input")) {
+		if role := item.role(); role != "system" && role != "developer" {
+			break
+		}
+		fmt.Fprintf(h, " %s", item.get("content"))
+	}
+	return "codexpool-" + hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // withEffort is a caller's reasoning with an effort, unless it has one.

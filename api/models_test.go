@@ -1,12 +1,15 @@
 package api_test
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -148,6 +151,36 @@ func TestModelsWithoutARelayAreThoseOfTheCatalog(t *testing.T) {
 		}
 		if a := h.do(t, chat(`{"model":"org/qwen-3","messages":[{"role":"user","content":"hi"}]}`)); a.Code != 200 {
 			t.Errorf("a completion: %d %s", a.Code, a.Body)
+		}
+	})
+}
+
+// TestModelsForACodexCLI has a CLI that asks as it does: it wants what its catalog says,
+// of the models that its key may use.
+func TestModelsForACodexCLI(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.Keys = append(cfg.Keys, named("mini"))
+		cfg.Keys[2].Models = []string{"gpt-b-mini"}
+		cfg.Models = func() api.Models {
+			m := models
+			m.Catalog = slices.Clone(m.Catalog)
+			for i := range m.Catalog {
+				m.Catalog[i].Entry = json.RawMessage(`{"slug":"` + m.Catalog[i].ID + `","x":1.50}`)
+			}
+			return m
+		}
+		h := open(t, cfg, 1)
+		for _, tt := range []struct{ key, query, want string }{
+			{key, "", `null`},
+			{key, "?client_version=0.169.0", `[{"slug":"gpt-a","x":1.50},{"slug":"gpt-b-mini","x":1.50}]`},
+			{"mini", "?client_version=0.169.0", `[{"slug":"gpt-b-mini","x":1.50}]`},
+		} {
+			a := h.do(t, by(tt.key, request("GET", "/v1/models"+tt.query, "")))
+			var list struct{ Data, Models json.RawMessage }
+			if err := json.Unmarshal(a.Body.Bytes(), &list); err != nil || cmp.Or(string(list.Models), "null") != tt.want || len(list.Data) == 0 {
+				t.Errorf("%s%s: %s, %v", tt.key, tt.query, a.Body, err)
+			}
 		}
 	})
 }

@@ -92,6 +92,27 @@ type (
 		Logprobs     *struct{}      `json:"logprobs"`
 		FinishReason finishedReason `json:"finish_reason"`
 	}
+
+	errorBody struct {
+		Error errorFields `json:"error"`
+	}
+
+	errorFields struct {
+		Message string  `json:"message"`
+		Type    string  `json:"type"`
+		Param   *string `json:"param"`
+		Code    *string `json:"code"`
+	}
+
+	// errorEvent is an error in a stream of the Responses API.
+	errorEvent struct {
+		Type     string      `json:"type"`
+		Sequence int64       `json:"sequence_number"`
+		Message  string      `json:"message"`
+		Param    *string     `json:"param"`
+		Code     *string     `json:"code"`
+		Error    errorFields `json:"error"`
+	}
 )
 
 // finishedReason is a word, or null while there is none.

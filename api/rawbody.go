@@ -58,6 +58,12 @@ func (o rawObject) get(name string) json.RawMessage {
 	return nil
 }
 
+// role is that of a message; "" where it has none.
+func (o rawObject) role() (role string) {
+	_ = unmarshal(o.get("role"), &role)
+	return role
+}
+
 // types are the values of its members called type: of two, a server may take either.
 func (o rawObject) types() (types []string) {
 	for _, m := range o.members {
@@ -103,18 +109,25 @@ func (o rawObject) with(values map[string]json.RawMessage) []byte {
 	return append(out, o.tail...)
 }
 
-// objects are those in an array, with their places in it. Another value has none.
-func objects(array json.RawMessage) iter.Seq2[int, rawObject] {
-	return func(yield func(int, rawObject) bool) {
+// elements are the values in an array. Another value has none.
+func elements(array json.RawMessage) iter.Seq2[int, json.RawMessage] {
+	return func(yield func(int, json.RawMessage) bool) {
 		if kindOf(array) != '[' {
 			return
 		}
 		d := decode(new(jsontext.Decoder), array)
 		for i := 0; d.more(); i++ {
-			element, err := d.next()
-			if err != nil {
+			if element, err := d.next(); err != nil || !yield(i, element) {
 				return
 			}
+		}
+	}
+}
+
+// objects are the objects in an array, with their places in it.
+func objects(array json.RawMessage) iter.Seq2[int, rawObject] {
+	return func(yield func(int, rawObject) bool) {
+		for i, element := range elements(array) {
 			if kindOf(element) != '{' {
 				continue
 			}

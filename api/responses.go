@@ -96,10 +96,7 @@ func (s *exactStream) add(e upstream.Raw) error {
 	switch e.Type {
 	case "response.created", "response.in_progress", "response.queued":
 	case "response.failed", "error":
-		if !s.res.stream {
-			return nil // its failure follows
-		}
-		s.res.told = true
+		s.res.told = s.res.stream // else it is not sent: the failure that follows is a status
 	default:
 		if err := s.commit(); err != nil {
 			return err

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -324,11 +325,13 @@ func TestResponsesRequestsThatAreRefused(t *testing.T) {
 func TestResponsesNameWhatTheEchoIgnores(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		provider := &verbatim{answers: whole}
-		a := beforeKind(t, config(), upstream.EchoModel, provider).do(t, responses(`{"tools":[], "input":"hi","store":true,"x\n":1,"temperature":1,"instructions":"i","max_output_tokens":3,"text":{},"include":null}`))
-		if got := a.Header().Get("X-Codexpool-Ignored"); got != "temperature, text, tools, x?" || a.Code != 200 {
+		cfg := config()
+		cfg.CacheKey = false
+		a := beforeKind(t, cfg, upstream.EchoModel, provider).do(t, responses(`{"tools":[], "input":"hi","store":true,"x\n":1,"temperature":1,"instructions":"i","max_output_tokens":3,"text":{},"include":null}`))
+		if got := a.Header().Get("X-Codexpool-Ignored"); got != "store, temperature, text, tools, x?" || a.Code != 200 {
 			t.Errorf("%d, ignored %s", a.Code, got)
 		}
-		if want := `{"model":"gpt-a","stream":true, "input":"hi","store":true,"instructions":"i","max_output_tokens":3}`; provider.body != want {
+		if want := `{"model":"gpt-a","stream":true, "input":"hi","store":false,"instructions":"i","max_output_tokens":3}`; provider.body != want {
 			t.Errorf("got  %s\nwant %s", provider.body, want)
 		}
 	})
@@ -379,4 +382,94 @@ func TestResponsesOfAKeyAreLimitedAndCounted(t *testing.T) {
 			t.Errorf("%d remain of 1000: %s", remaining, said(a))
 		}
 	})
+}
+
+// TestResponsesWithAChatGPTLogin has what the backend of a login rejects, and what it
+// leaves out.
+func TestResponsesWithAChatGPTLogin(t *testing.T) {
+	const user = `{"type":"message","role":"user","content":[{"type":"input_text","text":"hi"}]}`
+	for name, tt := range map[string]struct{ sent, want, ignored string }{
+		"nothing but a text": {`{"input":"hi"}`, `{"input":[` + user + `]}`, ""},
+		"what it rejects": {
+			`{"input":[` + user + `],"max_output_tokens":9,"temperature":1,"top_p":1,"metadata":{},"user":"u","safety_identifier":"s","truncation":"auto","prompt_cache_retention":"24h",` +
+				`"prompt_cache_options":{},"context_management":[],"stream_options":{"include_obfuscation":false},"service_tier":"flex","store":true}`,
+			`{"input":[` + user + `]}`,
+			"context_management, max_output_tokens, metadata, prompt_cache_options, prompt_cache_retention, safety_identifier, service_tier, store, stream_options, temperature, top_p, truncation, user",
+		},
+		"system messages": {
+			`{"input":[{"role":"system","content":"s\u00e9","x":12345678901234567890},` + user + `,{"type":"reasoning","id":"rs","encrypted_content":"e"}]}`,
+			`{"input":[{"role":"developer","content":"s\u00e9","x":12345678901234567890},` + user + `,{"type":"reasoning","id":"rs","encrypted_content":"e"}]}`, "",
+		},
+		"what is exact": {
+			`{"x":{"y":1.50},"instructions":"i","input":[{"type":"hologram"}],"tools":[{"type":"web_search"},{"type":"custom"}],"include":["a"],"text":{"verbosity":"low"},` +
+				`"reasoning":{"effort":"low"},"client_metadata":{"a":"b"},"service_tier":"priority","store":false,"prompt_cache_key":"mine"}`,
+			`{"x":{"y":1.50},"instructions":"i","input":[{"type":"hologram"}],"tools":[{"type":"web_search"},{"type":"custom"}],"include":["a"],"text":{"verbosity":"low"},` +
+				`"reasoning":{"effort":"low"},"client_metadata":{"a":"b"},"service_tier":"priority","prompt_cache_key":"mine"}`, "",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				provider := &verbatim{answers: whole}
+				a := beforeKind(t, config(), upstream.ChatGPT, provider).do(t, responses(tt.sent))
+				var got, want map[string]json.RawMessage
+				if err := errors.Join(json.Unmarshal([]byte(provider.body), &got), json.Unmarshal([]byte(tt.want), &want)); err != nil || a.Code != 200 {
+					t.Fatalf("%d %s, %v: %s", a.Code, a.Body, err, provider.body)
+				}
+				want["model"], want["stream"], want["store"] = json.RawMessage(`"gpt-a"`), json.RawMessage("true"), json.RawMessage("false")
+				for _, ours := range []string{"instructions", "prompt_cache_key", "client_metadata"} { // where the caller gave none
+					if want[ours] == nil {
+						if got[ours] == nil {
+							t.Errorf("no %s", ours)
+						}
+						delete(got, ours)
+					}
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("(-want +got)\n%s", diff)
+				}
+				if got := a.Header().Get("X-Codexpool-Ignored"); got != tt.ignored {
+					t.Errorf("ignored %s, want %s", got, tt.ignored)
+				}
+			})
+		})
+	}
+	for body, param := range map[string]string{
+		`{"previous_response_id":"r"}`: "previous_response_id", `{"conversation":"c"}`: "conversation", `{"prompt":{"id":"p"}}`: "prompt",
+		`{"input":[{"role":"user","content":"hi"},{"type":"item_reference","id":"m"}]}`: "input[1]",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a := beforeKind(t, config(), upstream.ChatGPT, &verbatim{answers: whole}).do(t, responses(body))
+			if got := outcome(a); got != "400 unsupported_parameter "+param || !strings.Contains(a.Body.String(), "store:false") {
+				t.Errorf("%s: %s %s", body, got, a.Body)
+			}
+		})
+	}
+}
+
+func TestResponsesOfAChatGPTLoginAreCompleted(t *testing.T) {
+	const (
+		codexOnly = "event: codex.rate_limits\ndata: {\"type\":\"codex.rate_limits\"}\n\n"
+		item      = `{"id":"m","type":"message","content":[{"type":"output_text","text":"a<b"}]}`
+		done      = "data: {\"type\":\"response.output_item.done\",\"output_index\":0,\"item\":" + item + "}\n\n"
+		empty     = "data: {\"type\":\"response.completed\",\"sequence_number\":9,\"response\":{\"id\":\"r\",\"n\":1.50,\"output\":[]}}\n\n"
+		full      = `{"id":"r","n":1.50,"output":[` + item + `]}`
+	)
+	for name, tt := range map[string]struct{ answers, stream, whole string }{
+		"an empty output": {created + codexOnly + done + empty, created + done + "event: response.completed\ndata: {\"response\":" + full + ",\"sequence_number\":9,\"type\":\"response.completed\"}\n\n", full},
+		"an output":       {created + done + ended, created + done + ended, ending},
+	} {
+		if name == "an output" {
+			tt.answers = strings.Replace(tt.answers, `"n":`, `"output":[{"id":"x"}],"n":`, 1)
+			tt.stream, tt.whole = tt.answers, strings.Replace(tt.whole, `"n":`, `"output":[{"id":"x"}],"n":`, 1)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			h := beforeKind(t, config(), upstream.ChatGPT, &verbatim{answers: tt.answers})
+			if a := h.do(t, responses(`{"stream":true}`)); a.Body.String() != tt.stream {
+				t.Errorf("%s: got\n%s\nwant\n%s", name, a.Body, tt.stream)
+			}
+			if a := h.do(t, responses(`{}`)); a.Body.String() != tt.whole {
+				t.Errorf("%s: got\n%s\nwant\n%s", name, a.Body, tt.whole)
+			}
+		})
+	}
 }

@@ -13,7 +13,7 @@ type Overrides map[string]json.RawMessage
 // body makes the body of the provider's request.
 func (r *Relay) body(req Request) ([]byte, error) {
 	if req.Body != nil {
-		return req.Body, nil
+		return inFront(req.Overrides, req.Body)
 	}
 	fields := map[string]any{"stream": true, "store": false}
 	for name, value := range req.Overrides {
@@ -33,6 +33,19 @@ func (r *Relay) body(req Request) ([]byte, error) {
 	// By hand: the encoder would look at each byte of the conversation again.
 	body := append([]byte(`{"input":[`), bytes.Join(asBytes(req.Input), []byte(","))...)
 	return append(append(body, "],"...), rest[1:]...), nil
+}
+
+// inFront puts fields in front of those of an object, which has none of them.
+func inFront(fields Overrides, object []byte) ([]byte, error) {
+	if len(fields) == 0 {
+		return object, nil
+	}
+	front, err := encode(fields)
+	_, rest, _ := bytes.Cut(object, []byte("{"))
+	if bytes.HasPrefix(bytes.TrimSpace(rest), []byte("}")) {
+		return front, err
+	}
+	return append(append(front[:len(front)-1], ','), rest...), err
 }
 
 func asBytes(items []json.RawMessage) [][]byte {

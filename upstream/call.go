@@ -47,7 +47,7 @@ type Request struct {
 	Input     []json.RawMessage // the conversation, as Responses items
 	Overrides Overrides         // the other fields, model among them
 
-	Body   []byte      // the whole body; then there is neither Input nor Overrides
+	Body   []byte      // all but Overrides, which it has none of; then there is no Input
 	Header http.Header // that goes with it
 }
 

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -44,24 +45,40 @@ func opening(from http.Header) Opening {
 	return o
 }
 
-// decodeExact is what one event of the provider delivers to a caller who gets it as it
-// is: raw, whose data it is, and what it is known by. A piece of the answer, of whatever
-// kind, is a TextDelta: only its time and its length count. An event that cannot be read
-// is passed on like the others.
-func decodeExact(raw, data []byte) (events []codex.Event, over bool, failure *Failure) {
-	var e struct {
-		Type     string          `json:"type"`
-		Sequence *int64          `json:"sequence_number"`
-		Delta    json.RawMessage `json:"delta"`
-		Response json.RawMessage `json:"response"`
-	}
+// exactDecoder reads the events of a provider for a caller who gets them as they are.
+type exactDecoder struct {
+	codex bool // the provider serves Codex: see hide and fill
+	items []json.RawMessage
+	kept  int // bytes of items
+}
+
+// exactEvent is what is read of an event.
+type exactEvent struct {
+	Type     string          `json:"type"`
+	Sequence *int64          `json:"sequence_number"`
+	Delta    json.RawMessage `json:"delta"`
+	Item     json.RawMessage `json:"item"`
+	Response json.RawMessage `json:"response"`
+}
+
+// decode returns what one event delivers: itself, of whose bytes data is the data, and
+// what it is known by. A piece of the answer, of whatever kind, is a TextDelta: only its
+// time and its length count. An event that cannot be read is passed on like the others.
+func (d *exactDecoder) decode(raw, data []byte) (events []codex.Event, over bool, failure *Failure) {
+	var e exactEvent
 	_ = json.Unmarshal(data, &e)
+	if d.codex {
+		if strings.HasPrefix(e.Type, "codex.") {
+			return nil, false, nil // for Codex itself, and unknown to SDKs
+		}
+		raw, e.Response = d.fill(raw, data, e)
+	}
 	this := Raw{Bytes: raw, Type: e.Type, Sequence: -1}
 	if e.Sequence != nil {
 		this.Sequence = *e.Sequence
 	}
 	switch kind, isDelta := strings.CutSuffix(e.Type, ".delta"); {
-	case e.Type == "response.completed", e.Type == "response.incomplete":
+	case e.ends():
 		this.Response = e.Response
 		return append([]codex.Event{this}, exactEnding(e.Response)...), true, nil
 	case e.Type == "response.failed":
@@ -74,6 +91,30 @@ func decodeExact(raw, data []byte) (events []codex.Event, over bool, failure *Fa
 		return []codex.Event{this, codex.TextDelta{Text: string(e.Delta)}}, false, nil
 	}
 	return []codex.Event{this}, false, nil
+}
+
+// ends reports whether an event is the last of an answer that did not fail.
+func (e exactEvent) ends() bool {
+	return e.Type == "response.completed" || e.Type == "response.incomplete"
+}
+
+// fill gives the last event the items that came before it. The backend of a ChatGPT login
+// leaves them out, and SDKs take the whole answer from there.
+func (d *exactDecoder) fill(raw, data []byte, e exactEvent) (filled, response []byte) {
+	if d.kept += len(e.Item); e.Type == "response.output_item.done" && d.kept <= maxKept {
+		d.items = append(d.items, e.Item)
+	}
+	var event, answer map[string]json.RawMessage
+	var output []json.RawMessage
+	if !e.ends() || len(d.items) == 0 || d.kept > maxKept || json.Unmarshal(data, &event) != nil || json.Unmarshal(e.Response, &answer) != nil {
+		return raw, e.Response
+	}
+	if _ = json.Unmarshal(answer["output"], &output); len(output) > 0 {
+		return raw, e.Response
+	}
+	answer["output"] = marshal(d.items)
+	event["response"] = marshal(answer)
+	return fmt.Appendf(nil, "event: %s\ndata: %s\n\n", e.Type, marshal(event)), event["response"]
 }
 
 // exactEnding is what the last event says of an answer.

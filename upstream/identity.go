@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"codexpool/codex"
@@ -73,6 +74,8 @@ func (i identity) speak(request *Request, key string) http.Header {
 	session := thread
 	if key != "" {
 		session = sessionID(key)
+	}
+	if key != "" && request.Body == nil { // a caller's own body keeps its key
 		o["prompt_cache_key"] = marshal(session)
 	}
 	told := func(name, value string) string {
@@ -100,7 +103,9 @@ func (i identity) speak(request *Request, key string) http.Header {
 	for name, value := range i.metadata {
 		metadata[name] = told(name, value)
 	}
-	o["client_metadata"] = marshal(metadata)
+	if o["client_metadata"] == nil { // which a Codex CLI that is our caller sends too
+		o["client_metadata"] = marshal(metadata)
+	}
 	request.Overrides = o
 	return h
 }
@@ -149,9 +154,14 @@ func (r *Relay) introduce(req *http.Request) {
 	req.Header.Set("Version", version)
 }
 
+var uuid7 = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
+
 // sessionID is a UUID for a cache key. It has the form of version 7, as Codex's have; the
-// time in it is made up.
+// time in it is made up. A key that has this form is the session itself.
 func sessionID(key string) string {
+	if uuid7.MatchString(key) {
+		return key
+	}
 	id := sha256.Sum256([]byte(key))
 	copy(id[:], []byte{0x01, 0x9a}) // October to December of 2025
 	id[6], id[8] = id[6]&0x0f|0x70, id[8]&0x3f|0x80

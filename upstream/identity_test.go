@@ -34,6 +34,12 @@ const thread = "019a0000-0000-7000-8000-000000000001"
 // and its fields.
 func sentWith(t *testing.T, long string, o upstream.Overrides) (h http.Header, fields map[string]json.RawMessage) {
 	t.Helper()
+	return requested(t, long, upstream.Request{Overrides: o})
+}
+
+// requested is [sentWith] for any request.
+func requested(t *testing.T, long string, request upstream.Request) (h http.Header, fields map[string]json.RawMessage) {
+	t.Helper()
 	r := login(func(req *http.Request) *http.Response {
 		h = req.Header
 		if err := json.NewDecoder(req.Body).Decode(&fields); err != nil {
@@ -41,7 +47,7 @@ func sentWith(t *testing.T, long string, o upstream.Overrides) (h http.Header, f
 		}
 		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader("data: " + completed + "\n\n"))}
 	})
-	call := prepare(t.Context(), r, upstream.Request{Overrides: o})
+	call := prepare(t.Context(), r, request)
 	defer call.Done()
 	turn, _ := json.Marshal(fmt.Sprintf(`{"a":"%s","%s":"%s","model":"stand-in","workspaces":{"/home/me":{}}}`, thread, upstream.MetaKey, call.Key))
 	body := fmt.Sprintf(`{"input":[%q],"client_metadata":{"thread_id":"%s","x-codex-turn-metadata":%s}}`, long, thread, turn)
@@ -241,4 +247,28 @@ func TestRetryAfterIsTheResetOfAUsageLimit(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestChatGPTGetsACallersOwnBodyAsOneSession has a body whose key and metadata are its
+// caller's, a key that is a session already, and neither.
+func TestChatGPTGetsACallersOwnBodyAsOneSession(t *testing.T) {
+	const uuid = "019b1234-5678-7abc-8def-0123456789ab"
+	for key, session := range map[string]string{"mine": "[0-9a-f]{8}-[0-9a-f]{4}-7.*", uuid: uuid, "": thread} {
+		o := upstream.Overrides{"model": json.RawMessage(`"gpt"`)}
+		if key != "" {
+			o["prompt_cache_key"], o["client_metadata"] = json.RawMessage(`"`+key+`"`), json.RawMessage(`{"theirs":"x"}`)
+		}
+		h, fields := requested(t, "", upstream.Request{Body: []byte(` { "x" : 1.50}`), Overrides: o})
+		again, _ := requested(t, "", upstream.Request{Body: []byte(`{}`), Overrides: o})
+		id := h.Get("Session-Id")
+		if !regexp.MustCompile("^"+session+"$").MatchString(id) || h.Get("Thread-Id") != id || again.Get("Session-Id") != id || again.Get("Thread-Id") != id {
+			t.Errorf("%q: %v, then %v", key, h, again)
+		}
+		if string(fields["x"]) != "1.50" || string(fields["model"]) != `"gpt"` || string(fields["prompt_cache_key"]) != string(o["prompt_cache_key"]) {
+			t.Errorf("%q: %s", key, fields)
+		}
+		if got := string(fields["client_metadata"]); (key != "") != (got == `{"theirs":"x"}`) || got == "" {
+			t.Errorf("%q: client_metadata %s", key, got)
+		}
+	}
 }

@@ -45,6 +45,7 @@ type Kind struct {
 	codex        bool     // serves Codex: see identity.go
 	leastOutput  int64    // rejects a smaller max_output_tokens; 0 = no bound
 	tiers        []string // values of service_tier; nil = all
+	drops        []string // what it rejects of a body that a caller made; nil = all but fields
 }
 
 // What the input of a request may have, for [Relay.Supports].
@@ -77,6 +78,10 @@ var (
 		instructions: true,
 		codex:        true,
 		tiers:        []string{"priority"},
+		drops: []string{
+			"background", "context_management", "max_output_tokens", "max_tool_calls", "metadata", "prompt_cache_options", "prompt_cache_retention",
+			"safety_identifier", "stream_options", "temperature", "top_logprobs", "top_p", "truncation", "user",
+		},
 	}
 
 	// EchoModel is what [Echo] supports.
@@ -87,7 +92,15 @@ var (
 var core = []string{"model", "input", "instructions", "stream", "store", "background"}
 
 // passes reports whether a field that a caller wrote is passed on.
-func (k Kind) passes(field string) bool { return k.supports(field) || slices.Contains(core, field) }
+func (k Kind) passes(field string, value json.RawMessage) bool {
+	switch {
+	case k.drops == nil:
+		return k.supports(field) || slices.Contains(core, field)
+	case field == "service_tier":
+		return k.accepts(field, value)
+	}
+	return !slices.Contains(k.drops, field)
+}
 
 func (k Kind) supports(field string) bool { return k.fields == nil || slices.Contains(k.fields, field) }
 

@@ -55,9 +55,11 @@ func NewRelay(p Provider, transport http.RoundTripper, hooks Hooks) *Relay {
 // thing in its input, such as [SystemRole]. Others must not be given to Prepare.
 func (r *Relay) Supports(field string) bool { return r.provider.Kind.supports(field) }
 
-// Passes reports whether a field of a body that its caller made is passed on. Others must
-// not be in the body.
-func (r *Relay) Passes(field string) bool { return r.provider.Kind.passes(field) }
+// Passes reports whether a field with this value is passed on, in a body that its caller
+// made. Others must not be in the body.
+func (r *Relay) Passes(field string, value json.RawMessage) bool {
+	return r.provider.Kind.passes(field, value)
+}
 
 // Accepts reports whether the provider supports a field of the Responses API with this
 // value.
@@ -187,10 +189,11 @@ func (r *Relay) readFailure(ctx context.Context, res *http.Response) *Failure {
 // over is true if the last event has come; failure is why the answer is not whole.
 func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool, failure *Failure) {
 	dec, events, came := newDecoder(), lines{most: maxEvent, keep: call.exact}, 0
+	exact := exactDecoder{codex: r.provider.Kind.codex}
 	event := func(data []byte) (more bool) {
 		var delivered []codex.Event
 		if call.exact {
-			delivered, over, failure = decodeExact(events.take(), data)
+			delivered, over, failure = exact.decode(events.take(), data)
 		} else {
 			delivered, over, failure = dec.decode(data)
 		}
