@@ -33,7 +33,7 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 		result.SlowReader = e.Code == "client_too_slow"
 		result.Status = StatusClientGone // also where the client disconnected in the middle of a stream
 	default:
-		result.Code, result.Fault = e.countAs(), e.whose()
+		result.Code, result.Fault, result.AuthFailure = e.countAs(), e.whose(), e.auth
 	}
 	level := slog.LevelInfo
 	switch {

@@ -89,6 +89,7 @@ type Result struct {
 	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
 
 	CrossOrigin string // what became of a request that a page of another origin sent; "" where none did
+	AuthFailure string // why it has no valid key, of AuthFailures; "" where it has, or needs none
 	Bypassed    bool   // /verify let it pass without a key that may
 }
 

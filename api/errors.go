@@ -37,6 +37,7 @@ type Error struct {
 	Final   bool   // keep SDKs, which retry any 5xx and 429, from a retry that would end as this
 	counted string // the metrics' name for it, where Code is not of our own closed list
 	fault   Fault  // where it is not that of Kinds
+	auth    string // of AuthFailures, where it is a rejected key
 	cause   error
 }
 
@@ -247,11 +248,11 @@ var (
 	errPacked         = &Error{Status: 400, Type: invalidRequest, Code: "invalid_json", Message: "The request body is not in the coding that Content-Encoding names."}
 	errEncoding       = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body's Content-Encoding must be gzip or zstd, or there must be none."}
 	errMediaType      = &Error{Status: 415, Type: invalidRequest, Code: "unsupported_media_type", Message: "The body must be JSON, with the header 'Content-Type: application/json'."}
-	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided."}
-	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'."}
+	errKey            = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Incorrect API key provided.", auth: "wrong"}
+	errNoKey          = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.", auth: "missing"}
 	errRoute          = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This API key may not use this route."}
 	errModel          = &Error{Status: 403, Type: permission, Code: "permission_denied", Param: "model", Message: "This API key may not use this model."}
-	errTooManyKeys    = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Too many wrong API keys came from this address. Try again in a minute."}
+	errTooManyKeys    = &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "Too many wrong API keys came from this address. Try again in a minute.", auth: "throttled"}
 	errNotLocal       = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "This server has no secret key, so it answers only requests from this machine, with a loopback Host and Origin. Set PROXY_API_KEY to a key of your own."}
 	errNotLocalAdmin  = &Error{Status: 403, Type: permission, Code: "permission_denied", Message: "The admin routes answer only requests from this machine, with a loopback Host and Origin."}
 	errNotFound       = &Error{Status: 404, Type: invalidRequest, Code: "not_found", Message: "There is no such route."}
@@ -261,7 +262,7 @@ var (
 )
 
 func keyExpired(at time.Time) *Error {
-	return &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "This API key expired at " + at.Format(time.RFC3339) + "."}
+	return &Error{Status: 401, Type: authentication, Code: "invalid_api_key", Message: "This API key expired at " + at.Format(time.RFC3339) + ".", auth: "expired"}
 }
 
 func modelNotFound(name string) *Error {

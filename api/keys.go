@@ -26,6 +26,9 @@ type Key struct {
 	Expires           time.Time         // zero = never
 }
 
+// AuthFailures is the closed list of why a request has no valid key.
+var AuthFailures = []string{"missing", "wrong", "expired", "throttled"} // throttled: its address has tried too many
+
 // Caller identifies the sender of a request by its key. It holds no secret.
 type Caller struct {
 	Key     string   // the key's name; "" where no key is required

@@ -218,3 +218,39 @@ func TestMemoryOfWrongKeysIsBounded(t *testing.T) {
 		}
 	})
 }
+
+func TestResultSaysWhyThereIsNoValidKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := edged()
+		guest := named("guest")
+		guest.Expires = time.Now()
+		cfg.Keys = append(cfg.Keys, guest)
+		h := open(t, cfg, 1)
+		bare := chat(hello)
+		bare.Header.Del("Authorization")
+		for _, tt := range []struct {
+			r    *http.Request
+			want string
+		}{
+			{chat(hello), "chat "},
+			{bare, "chat missing"},
+			{by("wrong", chat(hello)), "chat wrong"},
+			{by("guest", chat(hello)), "chat expired"},
+			{asks(key), "verify "},
+			{asks(""), "verify missing"},
+			{asks("wrong"), "verify wrong"},
+			{asks("guest"), "verify expired"},
+		} {
+			h.do(t, tt.r)
+			if got := h.last().Route + " " + h.last().AuthFailure; got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		}
+		for range 10 {
+			h.do(t, asks("wrong"))
+		}
+		if got := h.last().AuthFailure; got != "throttled" {
+			t.Errorf("an address that has tried too many keys: %q", got)
+		}
+	})
+}

@@ -34,7 +34,7 @@ import (
 const Pinned = "0.169.0"
 
 // Client is one initialized child. One goroutine uses it at a time, except that
-// Done, Err, Reusable, Pid, Version, Warnings, Kill and Close may be called from any.
+// Done, Err, Reusable, Pid, CPU, Version, Warnings, Kill and Close may be called from any.
 type Client struct {
 	log         *slog.Logger
 	stream      io.ReadWriteCloser // Close ends the child's input
@@ -151,6 +151,19 @@ func (c *Client) Pid() int {
 		return 0
 	}
 	return c.proc.cmd.Process.Pid
+}
+
+// CPU is the processor time that the child used, with the helpers that it waited for. It
+// is 0 until Done is closed, and where the child is not a process of ours.
+func (c *Client) CPU() time.Duration {
+	select {
+	case <-c.done:
+		if c.proc != nil {
+			return c.proc.cpu
+		}
+	default:
+	}
+	return 0
 }
 
 // Version is the CLI's version from the handshake, such as "0.169.0".

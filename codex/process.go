@@ -70,7 +70,8 @@ type process struct {
 	log     *slog.Logger
 
 	exited chan struct{} // closed by wait: reaped, its group killed
-	status string        // how it ended; set before exited is closed
+	status string        // how it ended; set before exited is closed, as is the next
+	cpu    time.Duration // of the process and of those that it waited for
 }
 
 // spawn starts c. After an error no process, no pipe and no home of it remain.
@@ -218,6 +219,9 @@ func (p *process) wait() {
 		p.status = exit.Error()
 	} else if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		p.status = err.Error()
+	}
+	if end := p.cmd.ProcessState; end != nil {
+		p.cpu = end.UserTime() + end.SystemTime()
 	}
 	close(p.exited)
 	// A grandchild outside the group that still holds stdout must not hold the reader.

@@ -6,10 +6,12 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -50,6 +52,54 @@ func TestSeriesAreTheSameWhateverComes(t *testing.T) {
 	defer res.Body.Close()
 	if page, err := io.ReadAll(res.Body); err != nil || len(page) > 250<<10 {
 		t.Errorf("a page of %d bytes, %v", len(page), err)
+	}
+}
+
+// TestCPUOfChildrenIsWhatTheKernelCounts has a child that dies: what it used stays counted.
+func TestCPUOfChildrenIsWhatTheKernelCounts(t *testing.T) {
+	t.Parallel()
+	const name = "codexpool_children_cpu_seconds_total"
+	d := start(t, "POOL_SIZE=1", "CODEX_ECHO_DELAY_MS=0")
+	d.load(20, 2)
+	child := d.children()[0]
+	used := cpu(t, child).Seconds()
+	if got := d.metrics()[name]; got < used-0.02 || got > used+0.5 { // in ticks of 10 ms, for each of four figures
+		t.Errorf("%v s are counted, the kernel says %v", got, used)
+	}
+	syscall.Kill(child, syscall.SIGKILL)
+	eventually(t, 10*time.Second, "another child", func() bool {
+		now := d.children()
+		return len(now) == 1 && now[0] != child && d.metrics()[`codexpool_pool_children{state="idle"}`] == 1
+	})
+	used += cpu(t, d.children()...).Seconds()
+	if got := d.metrics()[name]; got < used-0.02 || got > used+0.5 {
+		t.Errorf("%v s are counted of both, the kernel says %v", got, used)
+	}
+}
+
+// TestConnectionsThatCannotBeAcceptedAreCountedAndLogged takes all descriptors away from a
+// daemon for a moment.
+func TestConnectionsThatCannotBeAcceptedAreCountedAndLogged(t *testing.T) {
+	t.Parallel()
+	const name = "codexpool_http_accept_errors_total"
+	d := start(t, "POOL_SIZE=1")
+	if m := d.metrics(); m[name] != 0 || m[`codexpool_http_connections{listener="admin"}`] < 1 {
+		t.Errorf("%v errors and %v connections before", m[name], m[`codexpool_http_connections{listener="admin"}`])
+	}
+	before := limitFiles(t, d.cmd.Process.Pid, 1)
+	defer limitFiles(t, d.cmd.Process.Pid, before)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(d.url, "http://")) // the kernel takes it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	eventually(t, 10*time.Second, "warning", func() bool { return strings.Contains(d.logged(), "too many open files") })
+	limitFiles(t, d.cmd.Process.Pid, before)
+	if n := d.metrics()[name]; n < 1 {
+		t.Errorf("%v are counted", n)
+	}
+	if got := d.logged(); strings.Count(got, `"level":"WARN","msg":"a connection was not accepted"`) != 1 {
+		t.Errorf("the log says\n%s", got)
 	}
 }
 

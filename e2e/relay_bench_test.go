@@ -109,7 +109,7 @@ func hold(to, from net.Conn) {
 }
 
 // cpu is the CPU time that processes have used so far, on all their threads.
-func cpu(b *testing.B, pids ...int) (sum time.Duration) {
+func cpu(b testing.TB, pids ...int) (sum time.Duration) {
 	b.Helper()
 	for _, pid := range pids {
 		sum += cpuOf(b, pid)
@@ -119,7 +119,7 @@ func cpu(b *testing.B, pids ...int) (sum time.Duration) {
 
 // cpuOf reads the CPU clock of a process: /proc/PID/stat counts in ticks of 10 ms,
 // which is as long as some completions.
-func cpuOf(b *testing.B, pid int) time.Duration {
+func cpuOf(b testing.TB, pid int) time.Duration {
 	b.Helper()
 	clock := int32(^pid<<3 | 2) // as clock_getcpuclockid(3) computes it
 	var now syscall.Timespec

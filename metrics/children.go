@@ -105,6 +105,7 @@ func (m *Metrics) watchPool(s Sources) {
 	figure("codexpool_pool_waiting_limit", "Requests in the queue at most.", func(pool.Stat) float64 { return float64(s.MaxWaiting) })
 	figure("codexpool_pool_memory_bytes", "Private memory of all children and their helpers.", func(s pool.Stat) float64 { return float64(s.Memory) })
 	figure("codexpool_pool_child_memory_max_bytes", "Private memory of the largest child and its helpers.", func(s pool.Stat) float64 { return float64(s.Largest) })
+	m.readCounter("codexpool_children_cpu_seconds_total", "CPU time that all children have used, the dead included.", func() float64 { return s.ChildrenCPU().Seconds() })
 	m.read("codexpool_child_memory_limit_bytes", "Private memory above which a child is replaced; absent without a limit.", none(), func(set set) {
 		if s.ChildMemory > 0 {
 			set(float64(s.ChildMemory))

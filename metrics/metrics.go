@@ -71,12 +71,14 @@ func (m *Metrics) SetCLI(version string, models []string) {
 type Sources struct {
 	Pool           func() pool.Stat
 	API            func() api.Stat
-	LoginExpiry    func() time.Time // of the ChatGPT login; zero where there is none
-	Workdir        string           // where the children's homes are
-	MaxWaiting     int              // callers in the queue at most
-	ChildMemory    int64            // bytes after which a child is replaced; 0 = no limit
-	Connections    func() int       // of the public listener that are open
-	MaxConnections int              // of the public listener at most
+	LoginExpiry    func() time.Time      // of the ChatGPT login; zero where there is none
+	Workdir        string                // where the children's homes are
+	MaxWaiting     int                   // callers in the queue at most
+	ChildMemory    int64                 // bytes after which a child is replaced; 0 = no limit
+	ChildrenCPU    func() time.Duration  // of all children so far
+	Connections    func() map[string]int // that are open, by listener: public, admin
+	MaxConnections int                   // of the public listener at most
+	NotAccepted    func() int64          // connections that no listener could accept
 }
 
 // Watch reads these at each scrape.
@@ -90,8 +92,13 @@ func (m *Metrics) Watch(s Sources) {
 		}
 		set(0)
 	})
-	m.read("codexpool_http_connections", "Connections of the public listener that are open.", none(), func(set set) { set(float64(s.Connections())) })
+	m.read("codexpool_http_connections", "Connections that are open.", by("listener", "public", "admin"), func(set set) {
+		for listener, n := range s.Connections() {
+			set(float64(n), listener)
+		}
+	})
 	m.read("codexpool_http_connections_limit", "Connections of the public listener at most; others wait in the kernel.", none(), func(set set) { set(float64(s.MaxConnections)) })
+	m.readCounter("codexpool_http_accept_errors_total", "Connections that could not be accepted, because descriptors or memory ran out.", func() float64 { return float64(s.NotAccepted()) })
 	m.read("codexpool_workdir_free_bytes", "What is free on the file system of PROXY_CODEX_WORKDIR.", none(), func(set set) {
 		if fs, ok := fileSystem(s.Workdir); ok {
 			set(float64(fs.Bavail) * float64(fs.Bsize))

@@ -47,7 +47,9 @@ func empty() *metrics.Metrics {
 		},
 		LoginExpiry: func() time.Time { return time.Unix(1790000000, 0) },
 		Workdir:     ".",
-		MaxWaiting:  64, ChildMemory: 512 << 20, Connections: func() int { return 7 }, MaxConnections: 900,
+		MaxWaiting:  64, ChildMemory: 512 << 20, MaxConnections: 900,
+		Connections: func() map[string]int { return map[string]int{"public": 7, "admin": 2} }, NotAccepted: func() int64 { return 5 },
+		ChildrenCPU: func() time.Duration { return 90500 * time.Millisecond },
 	})
 	return m
 }
@@ -115,7 +117,8 @@ func results() []api.Result {
 		api.Result{Route: "options", Status: 204, CrossOrigin: api.CrossOriginRefused},
 		api.Result{Route: "chat", Key: "1", Status: 200, CrossOrigin: api.CrossOriginAllowed},
 		api.Result{Route: "verify", Status: 200},
-		api.Result{Route: "verify", Status: 401, Code: "invalid_api_key", Fault: api.FaultClient},
+		api.Result{Route: "verify", Status: 401, Code: "invalid_api_key", Fault: api.FaultClient, AuthFailure: "throttled"},
+		api.Result{Route: "models", Status: 401, Code: "invalid_api_key", Fault: api.FaultClient, AuthFailure: "missing"},
 		api.Result{Route: "verify", Status: 403, Code: "permission_denied", Fault: api.FaultClient},
 		api.Result{Route: "verify", Status: 200, Bypassed: true},
 		api.Result{Route: "unmatched", Status: 404, Code: "not_found", Fault: api.FaultClient, Took: time.Millisecond},

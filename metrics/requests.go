@@ -18,6 +18,7 @@ type requests struct {
 	keys        keySeries
 	crossOrigin *prometheus.CounterVec
 	forwardAuth *prometheus.CounterVec
+	unknown     *prometheus.CounterVec
 	retried     prometheus.Counter
 
 	duration   *prometheus.HistogramVec
@@ -64,6 +65,7 @@ func (r *requests) declare(m *Metrics) {
 	r.keys.tokens = m.counter("codexpool_key_tokens_total", "Tokens of each key as the provider counted them, by type; cached ones are a part of input, reasoning ones of output.", key.open("type", "`input`, `cached`, `output`, `reasoning`"))
 	r.crossOrigin = m.counter("codexpool_cors_requests_total", "Requests of web pages of another origin, by kind and whether the page may read the answer.", and(by("kind", "preflight", "actual"), "result", api.CrossOriginAllowed, api.CrossOriginRefused))
 	r.forwardAuth = m.counter("codexpool_forwardauth_requests_total", "Requests that an edge asked /verify about, by the answer; bypassed ones had no key that may.", by("result", "ok", "denied", "bypassed"))
+	r.unknown = m.counter("codexpool_auth_failures_total", "Requests without a valid key, by who was asked (the API itself, or /verify by an edge) and why: throttled ones came from an address that had tried too many.", and(by("via", "api", "forwardauth"), "reason", api.AuthFailures...))
 	r.retried = m.counter("codexpool_turn_retries_total", "Requests that ran again on a second child, because the first died before it got any of the conversation.", none()).WithLabelValues()
 	r.duration = m.histogram("codexpool_http_request_duration_seconds", "Time that requests for completions took.", requestBounds, streamed)
 	r.firstToken = m.histogram("codexpool_time_to_first_token_seconds", "Time from a request to the first text, refusal or call of its answer.", firstTokenBounds, streamed)
@@ -109,6 +111,13 @@ func (m *Metrics) ObserveRequest(_ context.Context, r api.Result) {
 	m.keys.observe(r)
 	if r.Route == "verify" {
 		m.forwardAuth.WithLabelValues(verifyResult(r)).Inc()
+	}
+	if r.AuthFailure != "" {
+		via := "api"
+		if r.Route == "verify" {
+			via = "forwardauth"
+		}
+		m.unknown.WithLabelValues(via, r.AuthFailure).Inc()
 	}
 	if r.CrossOrigin != "" {
 		kind := "actual"

@@ -30,8 +30,9 @@ type child struct {
 	state  State
 	worn   Reason // the limit that it has reached, or ""
 	turns  int
-	memory int64  // private bytes of its process group, 0 where not measured
-	probe  *Probe // the last one, or nil
+	memory int64         // private bytes of its process group, 0 where not measured
+	probe  *Probe        // the last one, or nil
+	cpu    time.Duration // that is in state.cpu
 }
 
 // State is what a child is doing.

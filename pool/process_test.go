@@ -19,6 +19,7 @@ import (
 func TestMain(m *testing.M) {
 	codextest.Main(m, map[string]func(){
 		"serve":  func() { serve() },
+		"spins":  func() { spin(); serve() },
 		"hoards": func() { hoarding(func() { serve() }) },
 		"has-a-helper-that-hoards": func() {
 			switch os.Getenv("HELPER") {

@@ -35,6 +35,7 @@ type state struct {
 	closed     error          // why nobody is admitted, or nil
 	closedAt   time.Time      // since when
 	largest    int64          // private bytes of the largest child, when it was last looked at
+	cpu        time.Duration  // that children have used, the dead included
 }
 
 // census counts the children by what they are doing. Counting costs the same
@@ -172,6 +173,7 @@ func (s *state) died(c *child, d Death) Death {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.Turns = c.turns
+	s.spent(c, c.CPU())
 	s.deaths = slices.Insert(s.deaths, 0, d)
 	s.deaths = s.deaths[:min(len(s.deaths), deathsKept)]
 	return d

@@ -2,6 +2,7 @@ package main
 
 import (
 	"container/list"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -69,7 +70,8 @@ type door struct {
 	partial   list.List // of *visitor whose header did not come in one piece; the first for longest
 	leaving   int       // connections that were closed here, and still count
 	closed    bool
-	warned    time.Time
+	failed    int64                // connections that were not accepted, by a failure of the machine
+	warned    map[string]time.Time // when each message was last logged
 }
 
 // openDoor listens on a TCP address. The server's ConnState must be [door.watch].
@@ -78,7 +80,7 @@ func openDoor(addr string, most int, log *slog.Logger) (*door, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &door{Listener: l, most: most, mostHeaders: min(maxHeaders, most/2), log: log}
+	d := &door{Listener: l, most: most, mostHeaders: min(maxHeaders, most/2), log: log, warned: map[string]time.Time{}}
 	d.mayAccept.L, d.mayBegin.L = &d.mu, &d.mu
 	return d, nil
 }
@@ -107,6 +109,7 @@ const (
 func (d *door) Accept() (net.Conn, error) {
 	conn, err := d.Listener.Accept()
 	if err != nil {
+		d.fails(err)
 		return nil, err
 	}
 	v := &visitor{TCPConn: conn.(*net.TCPConn), door: d}
@@ -122,6 +125,18 @@ func (d *door) Accept() (net.Conn, error) {
 	d.open++
 	d.move(v, &d.quiet, quiet)
 	return v, nil
+}
+
+// fails counts a failure to accept. net/http tries again after those that pass, such
+// as descriptors that have run out.
+func (d *door) fails(err error) {
+	if errors.Is(err, net.ErrClosed) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failed++
+	d.warn("a connection was not accepted", "err", err)
 }
 
 // room reports whether another connection may come in. If not, it closes one for it, if
@@ -249,8 +264,8 @@ func (d *door) move(v *visitor, to *list.List, phase int32) {
 
 // warn logs, but not always. The caller holds mu.
 func (d *door) warn(message string, attrs ...any) {
-	if time.Since(d.warned) >= warnEvery {
-		d.warned = time.Now()
+	if time.Since(d.warned[message]) >= warnEvery {
+		d.warned[message] = time.Now()
 		d.log.Warn(message, attrs...)
 	}
 }
@@ -265,9 +280,26 @@ func (d *door) Close() error {
 	return err
 }
 
-// opened returns how many connections are open.
-func (d *door) opened() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.open
+// doors are the listeners, by their names in metrics.
+type doors map[string]*door
+
+// opened returns how many connections are open on each.
+func (all doors) opened() map[string]int {
+	open := map[string]int{}
+	for name, d := range all {
+		d.mu.Lock()
+		open[name] = d.open
+		d.mu.Unlock()
+	}
+	return open
+}
+
+// notAccepted returns how many connections were not accepted, by a failure of the machine.
+func (all doors) notAccepted() (n int64) {
+	for _, d := range all {
+		d.mu.Lock()
+		n += d.failed
+		d.mu.Unlock()
+	}
+	return n
 }

@@ -137,6 +137,7 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		return exitFailed
 	}
 	defer public.Close()
+	all := doors{"public": public}
 	var admin *door
 	adminAddr := "off"
 	if cfg.AdminAddr != "" {
@@ -145,6 +146,7 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 			return exitFailed
 		}
 		defer admin.Close()
+		all["admin"] = admin
 		adminAddr = admin.Addr().String()
 	}
 
@@ -192,9 +194,9 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 	}
 	server := api.New(apiConfig(cfg, keys, shared, found.known, up), children, up.relay, log, m.ObserveRequest)
 	m.Watch(metrics.Sources{
-		Pool: children.Stat, API: server.Stat, LoginExpiry: up.loginExpiry, Workdir: cfg.Workdir,
-		MaxWaiting: cfg.MaxWaiting, ChildMemory: cfg.MaxChildBytes,
-		Connections: public.opened, MaxConnections: most,
+		Pool: children.Stat, ChildrenCPU: children.CPU, API: server.Stat, LoginExpiry: up.loginExpiry, Workdir: cfg.Workdir,
+		MaxWaiting: cfg.MaxWaiting, ChildMemory: cfg.MaxChildBytes, MaxConnections: most,
+		Connections: all.opened, NotAccepted: all.notAccepted,
 	})
 	m.SetKeys(server.Keys())
 	m.WatchKeyUse(server.KeyStreams, children.Waiting)
