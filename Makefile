@@ -83,6 +83,9 @@ e2e: need-go $(CLI) $(CLIENTS) ## the built binary from outside, and what operat
 ops: need-go $(CLI) ## the alerts, and the files for Prometheus and Alertmanager (make test has it too)
 	cd e2e && go test $(TESTS) -count=1 -run TestOps .
 
+mutants: need-go ## one mistake after the other in the alerts, each of which a case must notice (minutes)
+	cd e2e && MUTANTS=1 go test $(TESTS) -count=1 -parallel 2 -v -run TestMutants . | grep -E '^ *(--- FAIL|FAIL|ok|mutants_test.go)'
+
 rolling: need-go $(CLI) ## two daemons restarted in turn behind HAProxy and Caddy, 500 requests each
 	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run TestRollingRestart . | grep -E '^ *(---|ok|FAIL|rolling)'
 
@@ -144,4 +147,4 @@ image: ## build the container image codexpool (needs docker)
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e ops rolling soak attack bench scale pictures fuzz cover lint fmt image clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e ops mutants rolling soak attack bench scale pictures fuzz cover lint fmt image clean

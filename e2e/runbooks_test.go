@@ -218,8 +218,8 @@ func TestRunbookNamesExist(t *testing.T) {
 	for _, s := range cfg.Settings() {
 		exist[s.Name] = true
 	}
-	for _, death := range regexp.MustCompile(`(?m)^codexpool_child_deaths_total{reason="(\w+)"}`).FindAllStringSubmatch(string(metrics), -1) {
-		exist["reason "+death[1]] = true
+	for _, why := range regexp.MustCompile(`(?m)^codexpool_\w+{.*\breason="(\w+)"`).FindAllStringSubmatch(string(metrics), -1) {
+		exist["reason "+why[1]] = true
 	}
 	name := regexp.MustCompile(`\b(codexpool_\w+|(?:PROXY|POOL|CODEX|OPENAI)_[A-Z_]+)|(?:reason="|"why":"|reasons? ` + "`" + `)(\w+)`)
 	for _, page := range append(pages(t), "README.md") {
