@@ -45,7 +45,7 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	if res.admitted {
 		res.caller.account.usage.add(result.Tokens)
 	}
-	if !refused(res, e) || s.refusals.single(e.countAs(), result.Key, level) {
+	if !refused(res, e) || s.refusals.single(newRefusal(result, r.Method, level)) {
 		s.log.LogAttrs(r.Context(), level, "request", res.line(r, result, e)...)
 	}
 	s.history.add(result)
@@ -138,24 +138,36 @@ type refusals struct {
 	more  map[refusal]int64 // requests of this second without a line; guarded by mu
 }
 
+// refusal is what those that share a line have in common. All of it is of closed lists:
+// no caller can make many lines.
 type refusal struct {
-	code, key string
-	level     slog.Level
+	route, method string
+	code          string
+	fault         Fault
+	key           string
+	level         slog.Level
+}
+
+func newRefusal(r Result, method string, level slog.Level) refusal {
+	if r.Route == "unmatched" {
+		method = "" // it may be any
+	}
+	return refusal{r.Route, method, r.Code, r.Fault, r.Key, level}
 }
 
 // single reports whether a refusal gets a line of its own, and counts it otherwise.
-func (l *refusals) single(code, key string, level slog.Level) bool {
+func (l *refusals) single(r refusal) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.alone == nil {
 		l.alone, l.more = map[string]int{}, map[refusal]int64{}
 		time.AfterFunc(time.Second, l.flush) // runs once, and ends
 	}
-	if l.alone[code] < maxRefusals {
-		l.alone[code]++
+	if l.alone[r.code] < maxRefusals {
+		l.alone[r.code]++
 		return true
 	}
-	l.more[refusal{code, key, level}]++
+	l.more[r]++
 	return false
 }
 
@@ -166,9 +178,13 @@ func (l *refusals) flush() {
 	l.alone, l.more = nil, nil
 	l.mu.Unlock()
 	for r, n := range more {
-		attrs := fields{slog.String("code", r.code)}
-		attrs.text("key", r.key)
-		attrs.number("count", n)
-		l.log.LogAttrs(context.Background(), r.level, "requests refused", attrs...)
+		var f fields
+		f.text("route", r.route)
+		f.text("method", r.method)
+		f.text("code", r.code)
+		f.text("fault", string(r.fault))
+		f.text("key", r.key)
+		f.number("count", n)
+		l.log.LogAttrs(context.Background(), r.level, "requests refused", f...)
 	}
 }

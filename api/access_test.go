@@ -115,6 +115,13 @@ func TestRefusalsAreLoggedSinglyUpToTwentyASecondAndCode(t *testing.T) {
 		if got, want := lines(), "map[request invalid_api_key <nil> <nil>:20 request invalid_json 1 <nil>:20 requests refused invalid_api_key <nil> 980:1 requests refused invalid_json 1 10:1]"; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
+		for i := range 1000 { // whatever they are like
+			h.do(t, request(fmt.Sprint("METHOD", i), fmt.Sprint("/path/", i), ""))
+		}
+		time.Sleep(2 * time.Second)
+		if got, want := lines(), "map[request not_found <nil> <nil>:20 requests refused not_found <nil> 980:1]"; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 		for range 2 { // the next second has lines of its own
 			h.do(t, by("wrong", chat(hello)))
 		}

@@ -58,6 +58,7 @@ func TestSoakKeepsNothing(t *testing.T) {
 		t.Errorf("the daemon grows: %+v at half time, %+v at the end", half, last)
 	}
 	s.accounts(size)
+	s.agreesWithClients()
 	t.Logf("SEED=%d SOAK=%v: %v", s.seed, length, s.outcomes)
 	t.Logf("first %+v\nhalf %+v\nlast %+v", first, half, last)
 }
@@ -403,6 +404,38 @@ func (s *soak) accounts(size int) {
 	}
 	if failed := s.outcomes["cut child_exited"] + s.outcomes[excuses["child_exited"]]; s.outcomes["whole"] == 0 || s.outcomes["left"] == 0 || failed == 0 {
 		s.t.Errorf("%d requests failed, %d clients disconnected, %d answers were whole: this soak proves little", failed, s.outcomes["left"], s.outcomes["whole"])
+	}
+}
+
+// agreesWithClients holds the log and the counters, which agree, against what the clients
+// saw. One that left may have been served, or have failed, before the daemon noticed, or
+// may not have sent its request.
+func (s *soak) agreesWithClients() {
+	booked := s.agrees()
+	if lost := s.metrics()["codexpool_log_dropped_total"]; lost != 0 {
+		s.t.Fatalf("%v lines of the log are lost", lost)
+	}
+	left := float64(s.outcomes["left"])
+	within := func(what string, got, seen float64) {
+		if got < seen || got > seen+left {
+			s.t.Errorf("%s: %v are counted, clients saw %v, and %v left", what, got, seen, left)
+		}
+	}
+	within("whole answers", booked["ok"], float64(s.outcomes["whole"]))
+	all := float64(s.outcomes["whole"])
+	for code, told := range excuses {
+		seen, got := float64(s.outcomes[told]+s.outcomes["cut "+code]), 0.0
+		for name, n := range booked {
+			if strings.HasPrefix(name, "chat "+code+" by ") {
+				got += n
+			}
+		}
+		within(code, got, seen)
+		all += seen
+	}
+	within("completions", booked["ok"]+booked["failed"]+booked["left"]+booked["slow_reader"], all)
+	if other := booked["refused"] + booked["limited"]; other != 0 {
+		s.t.Errorf("%v completions were refused: %v", other, booked)
 	}
 }
 
