@@ -103,8 +103,11 @@ func (l *linter) labels(e parser.Expr) labelSet {
 }
 
 func (l *linter) selector(e *parser.VectorSelector) labelSet {
-	if e.Name == "up" {
+	switch e.Name { // Prometheus' own
+	case "up":
 		return maps.Clone(targets)
+	case "ALERTS":
+		return labelSet{"alertname": "", "alertstate": "", "severity": ""}
 	}
 	if rule, ok := l.recorded[e.Name]; ok {
 		set, problems := (&linter{families: l.families, recorded: l.recorded}).lint(rule)
@@ -241,7 +244,7 @@ func (l *linter) call(e *parser.Call) (set labelSet) {
 // each calls see with each series of the page that a part of a query reads, and its type.
 func (l *linter) each(part parser.Expr, see func(name string, kind dto.MetricType)) {
 	parser.Inspect(part, func(n parser.Node, _ []parser.Node) error {
-		if s, ok := n.(*parser.VectorSelector); ok && s.Name != "up" {
+		if s, ok := n.(*parser.VectorSelector); ok {
 			if f := l.family(s.Name); f != nil {
 				see(s.Name, f.GetType())
 			}

@@ -204,7 +204,7 @@ var children = Dashboard{
 			{
 				Title: "Connections", Type: Series, Unit: "percentunit", Line: .9, Runbook: "FileDescriptors.md",
 				About:   "Of those that the public listener may have. At 100 % others wait in the kernel.",
-				Queries: one("{{instance}}", `max by (instance) (codexpool_http_connections{$M} / codexpool_http_connections_limit{$M})`),
+				Queries: one("{{instance}}", `max by (instance) (codexpool_http_connections{$M,listener="public"} / ignoring (listener) codexpool_http_connections_limit{$M})`),
 			},
 			{
 				Title: "Disk of the children's homes", Type: Series, Unit: "bytes", Runbook: "DiskFull.md",
