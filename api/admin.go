@@ -87,8 +87,8 @@ func (s *Server) resume(res *response, _ *http.Request) error {
 	return res.json(http.StatusOK, s.poolBody())
 }
 
-// poolBody is the answer of the pool routes.
-type poolBody struct {
+// Pool is the answer of the pool routes.
+type Pool struct {
 	Size        int          `json:"size"`
 	Starting    int          `json:"starting"`
 	Idle        int          `json:"idle"`
@@ -149,9 +149,9 @@ type deathBody struct {
 	Error      string    `json:"error,omitempty"`
 }
 
-func (s *Server) poolBody() poolBody {
+func (s *Server) poolBody() Pool {
 	stat := s.pool.Stat()
-	b := poolBody{
+	b := Pool{
 		Size: stat.Size, Starting: stat.Starting, Idle: stat.Idle, Leased: stat.Leased, Waiting: stat.Waiting,
 		Worn: stat.Worn, MemoryBytes: stat.Memory, Draining: !stat.Closed.IsZero(), Failure: startFailure(stat.Failure), Upstream: s.cfg.Upstream,
 		Children: []childBody{}, Deaths: []deathBody{},

@@ -15,6 +15,8 @@ import (
 	"codexpool/api"
 	"codexpool/codex/codextest"
 	"codexpool/pool"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestEveryErrorCodeHasAFault reads the codes from the source: one that is new must be
@@ -126,5 +128,23 @@ func TestLogNamesAFailureThatCodexHasNoWordFor(t *testing.T) {
 				t.Errorf("%q, %v, want %q: %s", said, err, want, log)
 			}
 		})
+	}
+}
+
+// TestRunbookHasARowForEachCode holds the table of codes of the runbooks against Kinds.
+func TestRunbookHasARowForEachCode(t *testing.T) {
+	text, err := os.ReadFile("../runbooks/Errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, want := map[string]string{}, map[string]string{"edge_unavailable": "none"} // which the daemon never sends
+	for _, row := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\|[^|]*\\|[^|]*\\| ([^|]*) \\|[^|]*[^| ] \\|").FindAllStringSubmatch(string(text), -1) {
+		got[row[1]] = row[2]
+	}
+	for _, k := range api.Kinds {
+		want[k.Code] = strings.TrimPrefix(want[k.Code]+", "+string(k.Fault), ", ")
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("codes and their faults (-want +got)\n%s", diff)
 	}
 }

@@ -71,7 +71,7 @@ type Sources struct {
 
 // statusPage is what the page shows.
 type statusPage struct {
-	poolBody
+	Pool
 	Stat       Stat
 	Version    string
 	Now        time.Time
@@ -112,7 +112,7 @@ func (s *Server) showStatus(from Sources) handler {
 
 func (s *Server) statusPage(from Sources) *statusPage {
 	p := &statusPage{
-		poolBody: s.poolBody(), Stat: s.Stat(), Version: from.Version, Now: time.Now(), Up: time.Since(s.began),
+		Pool: s.poolBody(), Stat: s.Stat(), Version: from.Version, Now: time.Now(), Up: time.Since(s.began),
 		QueueLimit: s.cfg.MaxPlaces - s.pool.Stat().Size, Charts: s.history.charts(), Problems: s.history.errors(), Routes: adminIndex,
 	}
 	waiting, streams := s.pool.Waiting(), s.keys.streams()

@@ -191,15 +191,15 @@ func TestStatusPageDrawsTheLastTenMinutes(t *testing.T) {
 func TestRunbooksAreServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := open(t, config(), 1)
-		written, err := os.ReadFile("../runbooks/PoolSaturated.md")
+		written, err := os.ReadFile("../runbooks/EdgeErrors.md")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := h.page(t, "/runbooks/PoolSaturated.md", "", api.Sources{}); got.Body.String() != string(written) {
+		if got := h.page(t, "/runbooks/EdgeErrors.md", "", api.Sources{}); got.Body.String() != string(written) {
 			t.Errorf("as text: %d %s", got.Code, got.Body)
 		}
-		got := h.page(t, "/runbooks/PoolSaturated.md", browser, api.Sources{})
-		for _, want := range []string{"<h2>Fixes</h2>", "<table>", `<a href="ChildWedged.md">`, `<code class="language-sh">`} {
+		got := h.page(t, "/runbooks/EdgeErrors.md", browser, api.Sources{})
+		for _, want := range []string{"<h2>Fixes</h2>", "<table>", `<a href="Down.md">`, `<code class="language-sh">`} {
 			if !strings.Contains(got.Body.String(), want) {
 				t.Errorf("no %s", want)
 			}

@@ -28,6 +28,7 @@ type poolBody struct {
 		Turns       int
 		MemoryBytes int64 `json:"memory_bytes"`
 		Probe       *struct {
+			Took    float64 `json:"took_seconds"`
 			Error   string
 			Threads int
 		}

@@ -3,14 +3,13 @@ package e2e
 import (
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,113 +18,113 @@ import (
 
 const books = "../runbooks"
 
-// illnesses brings about the trouble that each page is for, in a healthy daemon
-// with a single child. It lasts for as long as the checks take.
-var illnesses = map[string]struct {
-	env   []string
-	bring func(d *daemon, f *faulty)
-}{
-	"ChildStartsFail.md": {nil, func(d *daemon, f *faulty) {
-		f.set("exits in handshake")
-		syscall.Kill(d.children()[0], syscall.SIGKILL)
-	}},
-	"ChildrenCrash.md": {[]string{"POOL_PROBE_MS=100"}, func(d *daemon, f *faulty) {
-		f.set("exits when probed")
-		syscall.Kill(d.children()[0], syscall.SIGKILL)
-	}},
-	"ChildWedged.md": {[]string{"POOL_PROBE_MS=500", "PROXY_STREAM_IDLE_TIMEOUT_MS=500"}, func(d *daemon, f *faulty) {
-		f.set("steers") // its turns never begin
-		syscall.Kill(d.children()[0], syscall.SIGKILL)
-		eventually(d.t, time.Minute, "death", func() bool { return len(d.pool().Deaths) == 1 })
-		d.full(1)
-		f.set("")
-		d.stream("hi")
-		eventually(d.t, time.Minute, "second death", func() bool { return len(d.pool().Deaths) == 2 })
-		d.full(1)
-		syscall.Kill(d.children()[0], syscall.SIGSTOP)
-	}},
-	"PoolSaturated.md": {[]string{"POOL_MAX_WAITING=1"}, func(d *daemon, _ *faulty) {
-		d.keepBusy(strings.Repeat("word ", 1000), 3) // one runs, one waits, one is rejected
-	}},
-	"ChildMemoryGrows.md": {[]string{"POOL_MAX_CHILD_BYTES=250000000", "POOL_MIN_LIFE_MS=0"}, func(d *daemon, f *faulty) {
-		f.set("grows")
-		syscall.Kill(d.children()[0], syscall.SIGKILL)
-		eventually(d.t, 5*time.Second, "death", func() bool { return len(d.pool().Deaths) == 1 })
-		for range 4 { // by 64 MB each: it is retired
-			d.stream("hi")
-		}
-		eventually(d.t, time.Minute, "death by memory", func() bool { return len(d.pool().Deaths) == 2 })
-		for range 2 { // the next child is kept
-			d.stream("hi")
-		}
-	}},
-}
-
-// keepBusy sends requests whose answers are read until the test ends.
-func (d *daemon) keepBusy(text string, times int) {
-	for range times {
-		req, err := http.NewRequestWithContext(d.t.Context(), "POST", d.url+"/v1/chat/completions", strings.NewReader(chatBody(text, true)))
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		req.Header.Set("Authorization", "Bearer "+key)
-		go func() { // ends with the test
-			if res, err := http.DefaultClient.Do(req); err == nil {
-				readStream(res.Body, func(chunk) {})
-				res.Body.Close()
-			}
-		}()
-	}
-}
-
 // TestRunbookChecksPrintWhatThePagesPromise pastes each command of each page
-// into a shell, while all is well and while it is not.
+// into a shell, while all is well and while it is not. What is printed in trouble must
+// tell the cause from the others of its page. Then it does what the page says against it.
 func TestRunbookChecksPrintWhatThePagesPromise(t *testing.T) {
 	t.Parallel()
-	for _, page := range drilled(t) {
+	for _, page := range pages(t) {
+		checks := checksOf(t, page)
+		shown := make([]bool, len(checks)) // an output in trouble of this check was seen
 		t.Run(page, func(t *testing.T) {
 			t.Parallel() // they mostly wait
-			illness, known := illnesses[page]
-			if !known {
-				t.Fatal("the test does not know how to bring it about")
-			}
-			checks := checksOf(t, page)
-			f := newFaulty(t)
-			d := start(t, append(illness.env, "POOL_SIZE=1", "CODEX_BIN="+f.path, "CODEX_ECHO_DELAY_MS=100", "CODEX_STOP_GRACE_MS=100", "POOL_BACKOFF_MAX_MS=500")...)
-			for _, c := range checks {
-				if got := d.paste(c.command); !c.healthy.MatchString(got) || c.ill.MatchString(got) {
-					t.Errorf("while all is well, %s\nprints\n%s", c.command, got)
-				}
-			}
-			illness.bring(d, f)
-			for _, c := range checks {
-				var got string
-				for began := time.Now(); time.Since(began) < 8*time.Second; time.Sleep(50 * time.Millisecond) { // it comes from other processes
-					if got = d.paste(c.command); c.ill.MatchString(got) {
-						break
+			for _, tr := range troublesOf(page) {
+				t.Run(strconv.Itoa(tr.cause), func(t *testing.T) {
+					p := newPatient(t, tr)
+					p.well(checks)
+					p.fall()
+					for i, c := range checks {
+						shown[i] = p.ill(c) || shown[i]
 					}
-				}
-				if !c.ill.MatchString(got) || c.healthy.MatchString(got) {
-					t.Errorf("while it is ill, %s\nprints\n%s", c.command, got)
+					p.tellsTheCause(checks)
+					if tr.cure != nil {
+						tr.cure(p)
+						eventually(t, time.Minute, "recovery", func() bool { return p.cured() })
+					}
+				})
+			}
+			for i, c := range checks {
+				if len(c.ill) > 0 && !shown[i] && len(troublesOf(page)) > 0 && !t.Skipped() {
+					t.Errorf("no trouble makes %s print what the page has for it", c.command)
 				}
 			}
 		})
 	}
 }
 
+// well pastes each command while all is well.
+func (p *patient) well(checks []check) {
+	p.t.Helper()
+	for _, c := range checks {
+		got := p.paste(c.command)
+		if c.well != nil && !c.well.MatchString(got) {
+			p.t.Errorf("while all is well, %s\nprints\n%s", c.command, got)
+		}
+		for _, ill := range c.ill {
+			if ill.output.MatchString(got) {
+				p.t.Errorf("while all is well, %s\nprints what is for trouble:\n%s", c.command, got)
+			}
+		}
+	}
+}
+
+// ill reports whether the check shows trouble, after a while: it may come from other
+// processes.
+func (p *patient) ill(c check) bool {
+	p.t.Helper()
+	if len(c.ill) == 0 {
+		return false
+	}
+	for began := time.Now(); time.Since(began) < 8*time.Second; time.Sleep(50 * time.Millisecond) {
+		got := p.paste(c.command)
+		for _, ill := range c.ill {
+			if ill.output.MatchString(got) {
+				if c.well != nil && c.well.MatchString(got) {
+					p.t.Errorf("%s\nprints what is both well and ill:\n%s", c.command, got)
+				}
+				return true
+			}
+		}
+		if c.well != nil && c.well.MatchString(got) && p.trouble.spares(c) {
+			return false
+		}
+	}
+	if !p.trouble.spares(c) {
+		p.t.Errorf("while it is ill, %s\nprints\n%s", c.command, p.paste(c.command))
+	}
+	return false
+}
+
+// tellsTheCause asserts that the outputs for a cause are those of this trouble's.
+func (p *patient) tellsTheCause(checks []check) {
+	p.t.Helper()
+	told, there := map[int]bool{}, false
+	for _, c := range checks {
+		got := p.paste(c.command)
+		for _, ill := range c.ill {
+			there = there || ill.cause == p.trouble.cause
+			if ill.cause != 0 && ill.output.MatchString(got) {
+				told[ill.cause] = true
+			}
+		}
+	}
+	if want := map[int]bool{p.trouble.cause: true}; there && !maps.Equal(told, want) || !there && len(told) > 0 {
+		p.t.Errorf("the checks tell of the causes %v, want %d", slices.Sorted(maps.Keys(told)), p.trouble.cause)
+	}
+}
+
 // paste runs a command of a page as its reader would, beside this daemon.
 func (d *daemon) paste(command string) string {
 	d.t.Helper()
-	log := filepath.Join(d.workdir, "log")
+	log := filepath.Join(d.t.TempDir(), "log")
 	if err := os.WriteFile(log, []byte(d.logged()), 0o600); err != nil {
 		d.t.Fatal(err)
 	}
-	command = strings.NewReplacer(
-		"127.0.0.1:11435", strings.TrimPrefix(d.url, "http://"),
-		"127.0.0.1:11436", strings.TrimPrefix(d.admin, "http://"),
-	).Replace(command)
+	public, admin := strings.TrimPrefix(d.url, "http://"), strings.TrimPrefix(d.admin, "http://")
+	_, port, _ := strings.Cut(public, ":")
+	command = strings.NewReplacer("127.0.0.1:11435", public, "127.0.0.1:11436", admin).Replace(command)
 	cmd := exec.Command("bash", "-c", command)
-	cmd.Env = append(d.cmd.Env, "LOG="+log, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
+	cmd.Env = append(slices.Clone(d.cmd.Env), "PORT="+port, "PROXY_ADMIN_ADDR="+admin, "KEY="+key, "LOG="+log, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
 	out, _ := cmd.CombinedOutput() // grep fails where it finds nothing
 	if len(out) > 0 && out[len(out)-1] != '\n' {
 		out = append(out, '\n')
@@ -133,46 +132,66 @@ func (d *daemon) paste(command string) string {
 	return string(out)
 }
 
-// check is one command of a page, and its output.
+// check is one command of a page, and its outputs.
 type check struct {
-	command      string
-	healthy, ill *regexp.Regexp
+	command string
+	well    *regexp.Regexp // nil = the page has none
+	ill     []symptom
+}
+
+// symptom is an output in trouble. cause is the one that it tells from others, or 0.
+type symptom struct {
+	cause  int
+	output *regexp.Regexp
 }
 
 var (
-	fenced   = regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
-	sections = []string{"Symptoms", "Causes", "Checks", "Fixes"}
+	checkForm = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$((?:\n\n(?:All is well|In trouble(?:, cause \\d+)?):\n\n^```text\n(?:.*?)^```$)*)")
+	outputs   = regexp.MustCompile("(?ms)(All is well|In trouble(?:, cause (\\d+))?):\n\n^```text\n(.*?)^```$")
+	sections  = []string{"Symptoms", "Causes", "Checks", "Fixes"}
 )
 
-// checksOf reads the section Checks: blocks of sh, healthy and ill, in turns.
+// section is the text of a page under a heading.
+func section(t *testing.T, page, heading string) string {
+	t.Helper()
+	_, text, ok := strings.Cut(readBook(t, page), "\n## "+heading+"\n")
+	if !ok {
+		t.Errorf("%s: no heading %s", page, heading)
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	return text + "\n"
+}
+
+// checksOf reads the commands of the section Checks with their outputs.
 func checksOf(t *testing.T, page string) (checks []check) {
 	t.Helper()
-	text := readBook(t, page)
-	var titles []string
-	for _, title := range regexp.MustCompile(`(?m)^## (.*)$`).FindAllStringSubmatch(text, -1) {
-		titles = append(titles, title[1])
-	}
-	if !slices.Equal(titles, sections) {
-		t.Fatalf("its sections are %q, want %q", titles, sections)
-	}
-	_, text, _ = strings.Cut(text, "\n## Checks\n")
-	text, _, _ = strings.Cut(text, "\n## Fixes\n")
-	blocks := fenced.FindAllStringSubmatch(text, -1)
-	if len(blocks) == 0 || len(blocks)%3 != 0 || strings.Count(text, "```") != 2*len(blocks) {
-		t.Fatalf("%d blocks: each check is one of sh, one of healthy and one of ill", len(blocks))
-	}
-	for three := range slices.Chunk(blocks, 3) {
-		if three[0][1] != "sh" || three[1][1] != "healthy" || three[2][1] != "ill" {
-			t.Fatalf("a check has %s, %s and %s, want sh, healthy and ill", three[0][1], three[1][1], three[2][1])
+	text := section(t, page, "Checks")
+	fences := 0
+	for _, m := range checkForm.FindAllStringSubmatch(text, -1) {
+		c := check{command: m[1]}
+		fences += 2
+		for _, o := range outputs.FindAllStringSubmatch(m[2], -1) {
+			fences += 2
+			if o[1] == "All is well" {
+				c.well = pattern(o[3])
+				continue
+			}
+			cause, _ := strconv.Atoi(o[2])
+			c.ill = append(c.ill, symptom{cause, pattern(o[3])})
 		}
-		checks = append(checks, check{three[0][2], pattern(three[1][2]), pattern(three[2][2])})
+		checks = append(checks, c)
+	}
+	if got := strings.Count(text, "\n```"); got != fences {
+		t.Errorf("%s: %d fences, of which %d belong to a check with captions over its outputs", page, got, fences)
 	}
 	return checks
 }
 
-// pattern compiles a block: "…" stands for anything in a line, alone for any
-// number of lines; "(nothing)" for no output.
+// pattern compiles an output: "…" stands for anything in a line, alone for any
+// number of lines; "n" for a number, "N" for one above 0; "(nothing)" for no output.
 func pattern(block string) *regexp.Regexp {
+	words := regexp.MustCompile(`\bN\b`)
+	word := regexp.MustCompile(`\bn\b`)
 	var expr strings.Builder
 	for line := range strings.Lines(block) {
 		switch line = strings.TrimSpace(line); line {
@@ -180,37 +199,202 @@ func pattern(block string) *regexp.Regexp {
 		case "…":
 			expr.WriteString(`(.*\n)*`)
 		default:
-			words := strings.Join(strings.Fields(regexp.QuoteMeta(line)), " +") // columns are as wide as their widest
-			expr.WriteString(" *" + strings.ReplaceAll(words, "…", ".*") + `\n`)
+			line = strings.Join(strings.Fields(regexp.QuoteMeta(line)), `[ \t]+`) // columns are as wide as their widest
+			line = words.ReplaceAllString(line, `(?:[1-9][0-9.]*|0\.[0-9]*[1-9][0-9]*)`)
+			line = word.ReplaceAllString(line, `[0-9][0-9.]*`)
+			expr.WriteString(` *` + strings.ReplaceAll(line, "…", ".*") + `[ \r]*\n`) // headers end with both
 		}
 	}
 	return regexp.MustCompile(`^` + expr.String() + `$`)
 }
 
-func TestRunbookIndexNamesEveryPage(t *testing.T) {
+// TestRunbookPagesHaveTheForm: whoever is on call finds the same things in the same places.
+func TestRunbookPagesHaveTheForm(t *testing.T) {
+	led := alertsByPage(t)
+	for _, page := range pages(t) {
+		text := readBook(t, page)
+		var titles []string
+		for _, title := range regexp.MustCompile(`(?m)^## (.*)$`).FindAllStringSubmatch(text, -1) {
+			titles = append(titles, title[1])
+		}
+		if !slices.Equal(titles, sections) {
+			t.Errorf("%s: its sections are %q, want %q", page, titles, sections)
+		}
+		head, _, _ := strings.Cut(text, "\n## ")
+		wants := []string{"- Users feel: ", "- Urgency: ", "- In a hurry: "}
+		alerts := ""
+		if names := led[page]; len(names) > 0 {
+			wants = append(wants, "- Threshold: ")
+			alerts = "Alerts: " + strings.Join(names, ", ")
+		}
+		if got := regexp.MustCompile(`(?m)^Alerts: .*$`).FindString(head); got != alerts {
+			t.Errorf("%s has %q, want %q", page, got, alerts)
+		}
+		for _, want := range wants {
+			if strings.Count(head, "\n"+want) != 1 {
+				t.Errorf("%s: not one line %q in its head", page, want)
+			}
+		}
+		fixes := section(t, page, "Fixes")
+		if !strings.Contains(fixes, "\nIt worked when ") || !strings.HasSuffix(fixes, "\nIf none of this helped: save the files that the [index](README.md#if-none-of-this-helped) lists, [drain](Drain.md) this replica, and call those who maintain the service.\n\n") {
+			t.Errorf("%s: its fixes do not end with how to know that they worked, and what to do otherwise", page)
+		}
+		causes := strings.Count(section(t, page, "Causes"), ". **")
+		for _, c := range checksOf(t, page) {
+			for _, ill := range c.ill {
+				if ill.cause > causes {
+					t.Errorf("%s has an output for cause %d of %d", page, ill.cause, causes)
+				}
+			}
+		}
+	}
+}
+
+func TestRunbookIndexNamesEveryPageAndAlert(t *testing.T) {
 	index := readBook(t, "README.md")
 	linked := map[string]bool{}
 	for _, link := range regexp.MustCompile(`\]\((\w+\.md)\)`).FindAllStringSubmatch(index, -1) {
 		linked[link[1]] = true
 	}
-	if got, want := slices.Sorted(maps.Keys(linked)), pages(t); !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(linked)), append(pages(t), references[1:]...); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
 		t.Errorf("it names %q, there are %q", got, want)
 	}
-	if got, want := slices.Sorted(maps.Keys(illnesses)), drilled(t); !slices.Equal(got, want) {
-		t.Errorf("the test brings about %q, there are %q", got, want)
+	_, table, _ := strings.Cut(index, "\n## By alert\n\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	want := "| alert | severity | page |\n|---|---|---|"
+	severities := map[string][]string{}
+	for _, a := range alertPages(t) {
+		if !slices.Contains(severities[a.name], a.severity) {
+			severities[a.name] = append(severities[a.name], a.severity)
+		}
+	}
+	for _, a := range slices.CompactFunc(alertPages(t), func(a, b alertPage) bool { return a.name == b.name }) {
+		want += fmt.Sprintf("\n| %s | %s | [%s](%s) |", a.name, strings.Join(severities[a.name], " or "), strings.TrimSuffix(a.page, ".md"), a.page)
+	}
+	if table != want {
+		t.Errorf("its table of alerts is\n%s\nwant\n%s", table, want)
+	}
+	for _, tr := range troubles {
+		if !slices.Contains(pages(t), tr.page) {
+			t.Errorf("a trouble is of %s, which is no page", tr.page)
+		}
 	}
 }
 
-// TestRunbookNamesExist fails when a page has a name that no longer exists.
-func TestRunbookNamesExist(t *testing.T) {
-	exist := map[string]bool{}
-	metrics, err := os.ReadFile("../metrics/testdata/page.prom")
+// alertPage is an alert with what leads from it to its page.
+type alertPage struct{ name, severity, page string }
+
+func alertPages(t *testing.T) (list []alertPage) {
+	t.Helper()
+	text, err := os.ReadFile("../configs/prometheus/alerts.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range regexp.MustCompile(`(?m)^(?:# TYPE )?(codexpool_\w+)`).FindAllStringSubmatch(string(metrics), -1) {
-		exist[name[1]] = true
+	form := regexp.MustCompile(`(?s)- alert: (\w+)\n.*?severity: (\w+)\n.*?runbook_url: \S+/(\w+\.md)\n`)
+	for _, m := range form.FindAllStringSubmatch(string(text), -1) {
+		list = append(list, alertPage{m[1], m[2], m[3]})
 	}
+	if len(list) < 40 {
+		t.Fatalf("only %d alerts were found", len(list))
+	}
+	return list
+}
+
+// alertsByPage are the alerts that lead to each page, each once, in the order of the rules.
+func alertsByPage(t *testing.T) map[string][]string {
+	t.Helper()
+	led := map[string][]string{}
+	for _, a := range alertPages(t) {
+		if !slices.Contains(led[a.page], a.name) {
+			led[a.page] = append(led[a.page], a.name)
+		}
+	}
+	return led
+}
+
+// TestRunbookNamesExist fails when a page has a name that does not exist: of a metric, a
+// setting, an alert, an error, a field, a command, a header, a file or a heading.
+func TestRunbookNamesExist(t *testing.T) {
+	exist := known(t)
+	kinds := map[string]*regexp.Regexp{
+		"metric or alert": regexp.MustCompile(`\b(codexpool_\w+|Codexpool[A-Z]\w+)`),
+		"setting":         regexp.MustCompile(`\b((?:PROXY|POOL|CODEX|OPENAI|LOG)_[A-Z_]+)\b`),
+		"word":            regexp.MustCompile("`([a-z]+(?:_[a-z]+)+)`"),
+		"reason":          regexp.MustCompile("(?:reason=\"|reasons? `)(\\w+)"),
+		"command":         regexp.MustCompile("(?m)(?:^ *|`)codexpool ([a-z]+)"),
+		"header":          regexp.MustCompile(`\b((?:[XA][a-z]*|Retry)-[A-Z][A-Za-z-]+)\b`),
+		"path":            regexp.MustCompile("127\\.0\\.0\\.1:1143[56](/[a-z]+(?:/[a-z]+)?)"),
+	}
+	for _, page := range append(pages(t), references...) {
+		text := readBook(t, page)
+		found := 0
+		for kind, form := range kinds {
+			for _, m := range form.FindAllStringSubmatch(text, -1) {
+				if found++; !exist[m[1]] {
+					t.Errorf("%s: there is no %s %s", page, kind, m[1])
+				}
+			}
+		}
+		if found == 0 {
+			t.Errorf("%s names nothing", page)
+		}
+		for _, link := range regexp.MustCompile(`\]\((\w+\.md)?(?:#([a-z-]+))?\)`).FindAllStringSubmatch(text, -1) {
+			target := link[1]
+			if target == "" {
+				target = page
+			}
+			if link[2] != "" && !slices.Contains(anchors(t, target), link[2]) {
+				t.Errorf("%s: %s has no heading %s", page, target, link[2])
+			} else if _, err := os.Stat(filepath.Join(books, target)); err != nil {
+				t.Errorf("%s: %v", page, err)
+			}
+		}
+	}
+}
+
+// anchors are the headings of a page, as GitHub links to them.
+func anchors(t *testing.T, page string) (all []string) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(readBook(t, page), -1) {
+		all = append(all, strings.ReplaceAll(regexp.MustCompile(`[^a-z -]`).ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-"))
+	}
+	return all
+}
+
+// known are the names that the program and its files have, each from where it is defined.
+func known(t *testing.T) map[string]bool {
+	t.Helper()
+	exist := map[string]bool{}
+	add := func(path, form string) {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join("..", path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := regexp.MustCompile(form).FindAllStringSubmatch(string(text), -1)
+		if len(all) == 0 {
+			t.Errorf("%s has nothing like %s", path, form)
+		}
+		for _, m := range all {
+			exist[m[1]] = true
+		}
+	}
+	add("metrics/testdata/page.prom", `(?m)^(?:# TYPE )?(\w+)`)
+	add("metrics/testdata/page.prom", `="(\w+)"`) // values of labels
+	add("configs/prometheus/alerts.yml", `alert: (\w+)`)
+	add("README.md", "(?m)^\\| `(\\w+)` \\|")     // fields of the log, states, reasons, codes
+	add("README.md", `(?m)^    (\w+) = `)         // fields of the keys file
+	add("README.md", "(?:POST|GET) `?(/[a-z/]+)") // routes
+	add("api/errors.go", `"(client_\w+)"`)
+	add("api/index.go", `(?m)^(?:GET|POST) +(/[a-z/]*)`)          // and more of them
+	add("api/admin.go", `"(?:POST|DELETE|GET) (/[a-z/]+)`)        // and more
+	add("api/admin.go", `handle\("GET", "(/[a-z]+)`)              // and more
+	add("configs/nginx/codexpool.conf", `\b([a-z]+(?:_[a-z]+)+)`) // of nginx, and edge_unavailable
+	add("configs/caddy/Caddyfile", `\b([a-z]+(?:_[a-z]+)+)`)
+	add("configs/compose/.env.example", `(?m)^(\w+)=`)
+	add("cmd/codexpool/flags.go", `(?m)^  ([a-z]+) {2,}\S`)
+	add("cmd/codexpool/flags.go", `(?m)^  ([a-z]+) (?:new|\[)`)
+	add("runbooks/Errors.md", "(?m)^\\| `(\\w+)` \\|") // which has a test in package api
 	cfg, err := configs.Load([]string{"PROXY_ENV=dev"}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -218,28 +402,17 @@ func TestRunbookNamesExist(t *testing.T) {
 	for _, s := range cfg.Settings() {
 		exist[s.Name] = true
 	}
-	for _, why := range regexp.MustCompile(`(?m)^codexpool_\w+{.*\breason="(\w+)"`).FindAllStringSubmatch(string(metrics), -1) {
-		exist["reason "+why[1]] = true
+	// Of others: the kernel, the CLI, clients, browsers.
+	for _, name := range []string{"nr_throttled", "service_tier", "process_resident_memory_bytes", "X-Request-Id", "Retry-After", "Access-Control-Allow-Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers", "/verify", "/v1/chat", "/debug/pprof"} {
+		exist[name] = true
 	}
-	name := regexp.MustCompile(`\b(codexpool_\w+|(?:PROXY|POOL|CODEX|OPENAI)_[A-Z_]+)|(?:reason="|"why":"|reasons? ` + "`" + `)(\w+)`)
-	for _, page := range append(pages(t), "README.md") {
-		named := name.FindAllStringSubmatch(readBook(t, page), -1)
-		if len(named) == 0 {
-			t.Errorf("%s names nothing", page)
-		}
-		for _, n := range named {
-			what := n[1]
-			if what == "" {
-				what = fmt.Sprint("reason ", n[2])
-			}
-			if !exist[what] {
-				t.Errorf("%s: there is no %s", page, what)
-			}
-		}
-	}
+	return exist
 }
 
-// pages are the runbooks, without their index.
+// references are no pages of the form: the index, the table of errors, programs for the log.
+var references = []string{"README.md", "Errors.md", "Logs.md"}
+
+// pages are the runbooks, without the references.
 func pages(t *testing.T) (names []string) {
 	t.Helper()
 	paths, err := filepath.Glob(books + "/*.md")
@@ -247,21 +420,14 @@ func pages(t *testing.T) (names []string) {
 		t.Fatal(paths, err)
 	}
 	for _, path := range paths {
-		if name := filepath.Base(path); name != "README.md" {
+		if name := filepath.Base(path); !slices.Contains(references, name) {
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
-// drilled are the pages whose checks are pasted: those that have commands with their
-// output.
-func drilled(t *testing.T) []string {
-	t.Helper()
-	return slices.DeleteFunc(pages(t), func(page string) bool { return !strings.Contains(readBook(t, page), "```sh\n") })
-}
-
-func readBook(t *testing.T, name string) string {
+func readBook(t testing.TB, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(books, name))
 	if err != nil {

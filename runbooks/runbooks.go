@@ -1,5 +1,6 @@
-// Package runbooks holds the pages for whoever is on call. The admin listener serves them,
-// so that they are at hand where the daemon is, in the words of its version.
+// Package runbooks holds the pages for whoever is on call. The program prints them and the
+// admin listener serves them, so that they are at hand where the daemon is, in the words of
+// its version.
 package runbooks
 
 import (
@@ -11,13 +12,15 @@ import (
 	"github.com/yuin/goldmark/extension"
 )
 
+// Pages has each page as NAME.md, and their index as README.md.
+//
 //go:embed *.md
-var pages embed.FS
+var Pages embed.FS
 
 var markdown = goldmark.New(goldmark.WithExtensions(extension.Table))
 
 // Text is a page in Markdown, by its name with .md.
-func Text(name string) ([]byte, error) { return pages.ReadFile(name) }
+func Text(name string) ([]byte, error) { return Pages.ReadFile(name) }
 
 // HTML is a page for a browser. HTML that a page contains is left out.
 func HTML(page []byte) (template.HTML, error) {

@@ -5,12 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"codexpool/codex"
@@ -89,31 +85,4 @@ func probe(ctx context.Context, spawn func(context.Context) (*codex.Client, erro
 		fmt.Fprintln(stdout, "child warns:", w)
 	}
 	return nil
-}
-
-// health prints whether the daemon at host and port is ready. A container's health
-// check calls it.
-func health(ctx context.Context, host string, port int, stdout io.Writer) int {
-	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
-		host = "127.0.0.1" // a wildcard listens there too; a name might need a resolver
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, strconv.Itoa(port))+"/readyz", nil)
-	if err != nil {
-		fmt.Fprintln(stdout, err)
-		return exitFailed
-	}
-	res, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // without a proxy
-	if err != nil {
-		fmt.Fprintln(stdout, err)
-		return exitFailed
-	}
-	defer res.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(res.Body, 1024))
-	fmt.Fprintln(stdout, strings.TrimSpace(string(body)))
-	if res.StatusCode != http.StatusOK {
-		return exitFailed
-	}
-	return exitOK
 }

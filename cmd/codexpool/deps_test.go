@@ -30,7 +30,7 @@ var rules = map[string]struct {
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
 	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and needs nothing of the daemon; TOML because config.toml must be read as Codex reads it"},
 	"configs/grafana": {nil, nil, "makes dashboards, as data: only tests use it"},
-	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term", "github.com/coreos/go-systemd/v22"}, "wires them"},
+	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "runbooks", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term", "github.com/coreos/go-systemd/v22"}, "wires them"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {

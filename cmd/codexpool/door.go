@@ -33,12 +33,17 @@ func descriptors(children, waiting int) (limit, connections int, err error) {
 		return 0, 0, err
 	}
 	limit = int(min(files.Cur, math.MaxInt32))
-	needed := filesAtRest + filesAChild*children + filesAdmin + filesReserve
+	needed := filesNeeded(children)
 	if limit-needed < fewestConnections {
 		return 0, 0, fmt.Errorf("the limit of %d descriptors is too low: %d children need %d, and connections at least %d more",
 			limit, children, needed, fewestConnections)
 	}
 	return limit, min(limit-needed, moreConnections+children+waiting), nil
+}
+
+// filesNeeded is how many descriptors the process needs beside connections.
+func filesNeeded(children int) int {
+	return filesAtRest + filesAChild*children + filesAdmin + filesReserve
 }
 
 const (

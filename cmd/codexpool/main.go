@@ -1,6 +1,7 @@
 // Command codexpool serves the OpenAI API from a pool of warm Codex children.
 //
-// The subcommands are serve (the default), check, config, health, login, key and version.
+// The subcommands are serve (the default), check, config, health, pool, metrics, runbook,
+// capacity, login, key and version.
 //
 // Read this file first: run picks the subcommand, serve wires the packages together,
 // and drain stops them.
@@ -68,12 +69,16 @@ func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []st
 	if err != nil {
 		return exitBadUsage
 	}
-	if line.command == "version" {
+	switch line.command {
+	case "version":
 		fmt.Fprint(stdout, about())
 		return exitOK
-	}
-	if line.command == "key" {
+	case "key":
 		return newKey(line.operands, stdout, stderr)
+	case "runbook":
+		return printPage(line.operand(), terminal(stdout) && !plain(environ), stdout, stderr)
+	case "capacity":
+		return capacity(ctx, line, stdout, stderr)
 	}
 	cfg, err := configs.Load(environ, line.envFiles)
 	if line.command == "config" {
@@ -82,8 +87,12 @@ func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []st
 			fmt.Fprintln(stderr, "codexpool: warning:", w)
 		}
 	}
-	if (line.command == "health" || line.command == "login") && len(cfg.Settings()) > 0 {
-		err = nil // they need only the daemon's address, or CODEX_HOME
+	if line.command == "login" && len(cfg.Settings()) > 0 {
+		err = nil // it needs only CODEX_HOME
+	}
+	ask, asks := questions[line.command]
+	if asks && len(cfg.Settings()) > 0 {
+		return ask(ctx, cfg, line, stdout, stderr) // whatever else is wrong: it needs only the daemon's address
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "codexpool: configuration:\n  %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
@@ -100,8 +109,6 @@ func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []st
 		return check(ctx, cfg, environ, stdout, log)
 	case "login":
 		return logIn(ctx, cfg, loginArgs(line.operands, environ), environ, stdout, stderr)
-	case "health":
-		return health(ctx, cfg.Host, cfg.Port, stdout)
 	}
 	return exitOK
 }
