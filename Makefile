@@ -149,8 +149,8 @@ VERSION ?= v$(shell sed -nE 's/^## ([0-9.]+) - .*/\1/p' CHANGELOG.md | head -1)
 release: need-go need-npm ## archives and Debian packages for linux, in bin/release (VERSION=v0.1.0)
 	@configs/release/build "$(VERSION)" bin/release
 
-test-deploy: release ## what is released: built twice, installed, upgraded and removed in an empty Debian
-	cd e2e/deploy && go test $(TESTS) -count=1 ./release
+test-deploy: release ## a release, built twice, installed, upgraded and removed in an empty Debian; the chart
+	cd e2e/deploy && go test $(TESTS) -count=1 ./release ./kubernetes
 
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
