@@ -50,47 +50,58 @@ func TestErrorsOfAChatGPTBackend(t *testing.T) {
 	}{
 		{
 			"a usage limit", codextest.Status(429, `{"error":{`+limit+`,"resets_in_seconds":1234}}`),
-			"429 usage_limit_reached [1234] The usage limit has been reached", ready, map[string]any{"upstream_status": 429.0, "upstream_code": "usage_limit_reached"},
+			"429 usage_limit_reached [1234] The usage limit has been reached", ready,
+			map[string]any{"upstream_status": 429.0, "upstream_code": "usage_limit_reached"},
 		},
 		{
 			"a usage limit with the time of its end only", codextest.Status(429, `{"error":{`+limit+`,"resets_at":`+inAnHour+`}}`),
-			"429 usage_limit_reached [an hour] The usage limit has been reached", ready, map[string]any{"upstream_status": 429.0},
+			"429 usage_limit_reached [an hour] The usage limit has been reached", ready,
+			map[string]any{"upstream_status": 429.0},
 		},
 		{
 			"a usage limit in the stream", inStream(map[string]any{"type": "error", "error": map[string]any{"type": "usage_limit_reached", "message": "The usage limit has been reached", "resets_in_seconds": 1234}}),
-			"429 usage_limit_reached [1234] The usage limit has been reached", ready, map[string]any{"upstream_status": 200.0, "upstream_code": "usage_limit_reached"},
+			"429 usage_limit_reached [1234] The usage limit has been reached", ready,
+			map[string]any{"upstream_status": 200.0, "upstream_code": "usage_limit_reached"},
 		},
 		{
 			"overload in the stream", inStream(map[string]any{"type": "response.failed", "response": map[string]any{"error": map[string]any{"code": "server_is_overloaded", "message": "Our servers are overloaded."}}}),
-			"503 upstream_overloaded [1 2 3] Our servers are overloaded.", ready, map[string]any{"upstream_status": 200.0, "upstream_code": "server_is_overloaded"},
+			"503 upstream_overloaded [1 2 3] Our servers are overloaded.", ready,
+			map[string]any{"upstream_status": 200.0, "upstream_code": "server_is_overloaded"},
 		},
 		{
 			"a CLI that is too old", codextest.Status(400, `{"detail":"The 'gpt' model requires a newer version of Codex."}`),
-			"400  [] The 'gpt' model requires a newer version of Codex.", ready, map[string]any{"upstream_status": 400.0, "counted": "upstream_refused"},
+			"400  [] The 'gpt' model requires a newer version of Codex.", ready,
+			map[string]any{"upstream_status": 400.0, "counted": "upstream_refused"},
 		},
 		{
 			"a model that the plan has not", codextest.Status(400, `{"detail":"The 'gpt' model is not supported when using Codex with a ChatGPT account."}`),
-			"400  [] The 'gpt' model is not supported when using Codex with a ChatGPT account.", ready, map[string]any{"upstream_status": 400.0},
+			"400  [] The 'gpt' model is not supported when using Codex with a ChatGPT account.", ready,
+			map[string]any{"upstream_status": 400.0},
 		},
 		{
 			"a model that is not there", codextest.Status(404, `{"detail":"Model not found gpt"}`),
-			"404  [] Model not found gpt", ready, map[string]any{"upstream_status": 404.0},
+			"404  [] Model not found gpt", ready,
+			map[string]any{"upstream_status": 404.0},
 		},
 		{
 			"a workspace that is not paid for", codextest.Status(402, `{"detail":{"code":"deactivated_workspace"}}`),
-			"429 usage_limit_reached [] final The upstream requires a payment: deactivated_workspace.", ready, map[string]any{"fault": "upstream", "upstream_status": 402.0, "upstream_code": "deactivated_workspace"},
+			"429 usage_limit_reached [] final The upstream requires a payment: deactivated_workspace.", ready,
+			map[string]any{"fault": "upstream", "upstream_status": 402.0, "upstream_code": "deactivated_workspace"},
 		},
 		{
 			"a workspace of another region", codextest.Status(401, `{"detail":"Workspace is not authorized in this region."}`),
-			"502 upstream_blocked [] final Workspace is not authorized in this region.", ready, map[string]any{"upstream_status": 401.0},
+			"502 upstream_blocked [] final Workspace is not authorized in this region.", ready,
+			map[string]any{"upstream_status": 401.0},
 		},
 		{
 			"a firewall", challenge,
-			"502 upstream_blocked [] final A firewall before the upstream rejects requests of this server. Its operator can try another network or, with a ChatGPT login, CODEX_UPSTREAM=direct.", ready, map[string]any{"upstream_status": 403.0, "upstream_content_type": "text/html"},
+			"502 upstream_blocked [] final A firewall before the upstream rejects requests of this server. Its operator can try another network or, with a ChatGPT login, CODEX_UPSTREAM=direct.", ready,
+			map[string]any{"upstream_status": 403.0, "upstream_content_type": "text/html"},
 		},
 		{
 			"a token that is not valid any more", codextest.Status(401, `{"error":{"code":"token_invalidated","message":"Your authentication token has been invalidated."}}`),
-			"502 upstream_auth [] final The upstream rejected this server's credentials.", rejects, map[string]any{"upstream_status": 401.0, "upstream_code": "token_invalidated"},
+			"502 upstream_auth [] final The upstream rejected this server's credentials.", rejects,
+			map[string]any{"upstream_status": 401.0, "upstream_code": "token_invalidated"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
