@@ -95,6 +95,15 @@ var Unmarshal = unmarshal
 // RightFor is the right that a path needs.
 func (s *Server) RightFor(path string) string { return s.rightFor(path) }
 
+// Watch returns what watches the events of a turn.
+func Watch() func(codex.Event) {
+	run, t := &running{began: time.Now()}, new(tally)
+	return func(e codex.Event) {
+		run.note(e)
+		t.note(e)
+	}
+}
+
 // Remembered is how many addresses, and keys of addresses, the limit on wrong keys holds.
 func (s *Server) Remembered() (wrong, proven int) { return len(s.guesses.wrong), len(s.guesses.proven) }
 

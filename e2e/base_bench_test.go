@@ -72,7 +72,7 @@ type contender struct {
 
 // costs names what is compared, in the order of [contender.costs]. Less is
 // better for each of them.
-var costs = [4]string{"first token over HTTP", "time a completion", "daemon's CPU a completion", "children's CPU a completion"}
+var costs = [5]string{"first token over HTTP", "time a completion", "daemon's CPU a completion", "children's CPU a completion", "daemon's CPU a scrape"}
 
 // BenchmarkAgainstBase compares this tree's daemon with that of a base commit: both
 // serve in turns, against one endpoint, in this one run. Each round is cut into
@@ -95,7 +95,7 @@ func BenchmarkAgainstBase(b *testing.B) {
 		d := startProgram(b, binary, "POOL_SIZE=8", "POOL_MIN_IDLE=8", "POOL_MAX_TURNS=0", "POOL_MAX_AGE_MS=0", "CODEX_UPSTREAM="+up.URL+"/v1")
 		c := &contender{daemon: d, binary: binary, children: d.children()}
 		c.work(b, work) // connections and buffers that are made only once
-		c.endRound()
+		c.endRound(b)
 		return c
 	}
 	var ratios [len(costs)][]float64
@@ -123,7 +123,7 @@ func BenchmarkAgainstBase(b *testing.B) {
 		if pair[0].binary != base {
 			slices.Reverse(pair)
 		}
-		was, is := pair[0].endRound(), pair[1].endRound()
+		was, is := pair[0].endRound(b), pair[1].endRound(b)
 		for _, c := range pair {
 			c.cmd.Process.Signal(syscall.SIGTERM)
 			<-c.ended
@@ -177,14 +177,26 @@ func (c *contender) work(b *testing.B, l load) {
 
 // endRound returns what a first token and a completion cost in this round, in the
 // order of [costs], and begins the next.
-func (c *contender) endRound() [len(costs)]time.Duration {
+func (c *contender) endRound(b *testing.B) [len(costs)]time.Duration {
+	b.Helper()
 	n := time.Duration(c.requests)
-	cost := [len(costs)]time.Duration{0, c.elapsed / n, c.own / n, c.theirs / n}
+	cost := [len(costs)]time.Duration{0, c.elapsed / n, c.own / n, c.theirs / n, c.scrapeCPU(b)}
 	if len(c.tokens) > 0 { // there are none before the first round
 		cost[0] = median(c.tokens)
 	}
 	c.tokens, c.elapsed, c.own, c.theirs, c.requests = nil, 0, 0, 0, 0
 	return cost
+}
+
+// scrapeCPU is what a scrape of the metrics costs the daemon.
+func (d *daemon) scrapeCPU(b *testing.B) time.Duration {
+	b.Helper()
+	const scrapes = 50
+	own := -cpu(b, d.cmd.Process.Pid)
+	for range scrapes {
+		d.metrics()
+	}
+	return (own + cpu(b, d.cmd.Process.Pid)) / scrapes
 }
 
 // describe names the commit of this tree, and whether the tree has changes.

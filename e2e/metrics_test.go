@@ -45,6 +45,9 @@ func TestSeriesAreTheSameWhateverComes(t *testing.T) {
 			t.Errorf("%s is new", name)
 		}
 	}
+	if len(after) != len(before) {
+		t.Errorf("there are %d series, there were %d", len(after), len(before))
+	}
 	res, err := http.Get(d.admin + "/metrics")
 	if err != nil {
 		t.Fatal(err)

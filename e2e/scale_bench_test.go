@@ -38,6 +38,7 @@ type figures struct {
 	rest, loaded time.Duration // to the first token, medians: at rest, and beside streams
 	idle         time.Duration // CPU time of the daemon in a second without requests
 	idleChildren time.Duration // of all children
+	scrape       time.Duration // CPU time of the daemon for a scrape of its metrics
 	daemon       cost          // at rest, its children's part included
 	child        cost          // what one more child costs the daemon
 	stream       cost          // what one more stream costs the daemon
@@ -110,6 +111,7 @@ func measure(b *testing.B, binary string, n int) (f figures) {
 	f.warm = time.Since(began)
 	time.Sleep(settlingTime)
 	f.idle, f.idleChildren = d.idleCPU(b)
+	f.scrape = d.scrapeCPU(b)
 
 	d.timeToken(b, helloBody) // connections and buffers that are made only once
 	var tokens []time.Duration
@@ -281,6 +283,7 @@ func printScale(n int, is figures, was *figures, took time.Duration) {
 	row(fmt.Sprintf("first token beside %d streams", n-spare), "ms", func(f figures) float64 { return ms(f.loaded) })
 	row("beside streams / at rest", "", func(f figures) float64 { return ms(f.loaded) / ms(f.rest) })
 	row("daemon's idle CPU in a second", "ms", func(f figures) float64 { return ms(f.idle) })
+	row("daemon's CPU for a scrape", "ms", func(f figures) float64 { return ms(f.scrape) })
 	row("children's idle CPU in a second", "ms", func(f figures) float64 { return ms(f.idleChildren) })
 	for _, c := range []struct {
 		name string
