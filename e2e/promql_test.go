@@ -126,7 +126,7 @@ func (l *linter) selector(e *parser.VectorSelector) labelSet {
 		set[name] = ""
 	}
 	for _, m := range e.LabelMatchers {
-		if _, target := targets[m.Name]; target || m.Name == labels.MetricName {
+		if _, target := targets[m.Name]; target || m.Name == model.MetricNameLabel {
 			continue
 		}
 		if m.Type == labels.MatchEqual {

@@ -323,7 +323,7 @@ func TestRunbookNamesExist(t *testing.T) {
 		"reason":          regexp.MustCompile("(?:reason=\"|reasons? `)(\\w+)"),
 		"command":         regexp.MustCompile("(?m)(?:^ *|`)codexpool ([a-z]+)"),
 		"header":          regexp.MustCompile(`\b((?:[XA][a-z]*|Retry)-[A-Z][A-Za-z-]+)\b`),
-		"path":            regexp.MustCompile("127\\.0\\.0\\.1:1143[56](/[a-z]+(?:/[a-z]+)?)"),
+		"path":            regexp.MustCompile(`127\.0\.0\.1:1143[56](/[a-z]+(?:/[a-z]+)?)`),
 	}
 	for _, page := range append(pages(t), references...) {
 		text := readBook(t, page)
