@@ -86,6 +86,9 @@ ops: need-go $(CLI) ## the alerts, and the files for Prometheus and Alertmanager
 mutants: need-go ## one mistake after the other in the alerts, each of which a case must notice (minutes)
 	cd e2e && MUTANTS=1 go test $(TESTS) -count=1 -parallel 2 -v -run TestMutants . | grep -E '^ *(--- FAIL|FAIL|ok|mutants_test.go)'
 
+drill: need-go $(CLI) ## troubles of the runbooks, brought about under Prometheus and Alertmanager: alert, page, cause, cure
+	cd e2e && DRILL=1 go test $(TESTS) -count=1 -parallel 4 -v -run TestDrill . | grep -E '^ *(---|ok|FAIL|PASS|[a-z]+_test.go)'
+
 rolling: need-go $(CLI) ## two daemons restarted in turn behind HAProxy and Caddy, 500 requests each
 	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run TestRollingRestart . | grep -E '^ *(---|ok|FAIL|rolling)'
 
@@ -155,4 +158,4 @@ test-deploy: release ## a release, built twice, installed, upgraded and removed 
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e ops mutants rolling soak attack bench scale pictures fuzz cover lint fmt image release test-deploy clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e ops mutants drill rolling soak attack bench scale pictures fuzz cover lint fmt image release test-deploy clean

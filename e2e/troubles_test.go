@@ -32,6 +32,7 @@ type trouble struct {
 	files int                   // limit of descriptors, 0 = as it is
 	spare []string              // commands that contain this may show that all is well, or another trouble
 	alert string                // that must fire in the drill; "" = the drill leaves it out
+	also  string                // another that may page
 }
 
 // spares reports whether a check may be well in this trouble: it is for another cause.
@@ -192,7 +193,7 @@ var troubles = []trouble{
 	{page: "Unavailable.md", cause: 1, alert: "CodexpoolUnavailable", begin: pasteDrain, cure: pasteFix("curl -s -X POST 127.0.0.1:11436/pool/resume")},
 	{page: "Unavailable.md", cause: 2, begin: childIs("exits in handshake"), cure: childIsWell},
 	{page: "Unavailable.md", cause: 3, env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask},
-	{page: "ErrorBudgetBurn.md", cause: 1, env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
+	{page: "ErrorBudgetBurn.md", cause: 1, alert: "CodexpoolErrorBudgetBurn", env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
 	{page: "ErrorBudgetBurn.md", cause: 2, begin: turnFaults("writes garbage"), goOn: ask, cure: childIsWell},
 	{page: "ErrorBudgetBurn.md", cause: 3, env: []string{"POOL_MAX_WAITING=1"}, begin: asMany},
 	{page: "FirstTokenSlow.md", cause: 1, begin: func(p *patient) { p.keepBusy(strings.Repeat("word ", 30), 2) }, goOn: ask},
@@ -208,7 +209,7 @@ var troubles = []trouble{
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}, spare: []string{"acquires", "pool_saturated"}},
-	{page: "ChildStartsFail.md", cause: 1, alert: "CodexpoolChildStartsFail", begin: childIs("exits in handshake"), cure: childIsWell},
+	{page: "ChildStartsFail.md", cause: 1, alert: "CodexpoolChildStartsFail", also: "CodexpoolUnavailable", begin: childIs("exits in handshake"), cure: childIsWell},
 	{page: "ChildStartsFail.md", cause: 2, env: []string{"CODEX_START_TIMEOUT_MS=3000"}, begin: childIs("never initializes"), cure: childIsWell},
 	{page: "ChildStartsFail.md", cause: 3, begin: func(p *patient) {
 		if err := os.Rename(p.cli.path, p.cli.path+".old"); err != nil {
@@ -259,15 +260,15 @@ var troubles = []trouble{
 			return len(c) == 1 && c[0].Probe != nil && c[0].Probe.Took > 1
 		})
 	}},
-	{page: "FileDescriptors.md", cause: 1, files: 92, begin: func(p *patient) {
+	{page: "FileDescriptors.md", cause: 1, alert: "CodexpoolConnectionsNearLimit", files: 92, begin: func(p *patient) {
 		for range 40 {
 			if conn, err := net.DialTimeout("tcp", strings.TrimPrefix(p.url, "http://"), time.Second); err == nil {
 				p.t.Cleanup(func() { conn.Close() })
 			}
 		}
 	}},
-	{page: "StreamsNearLimit.md", cause: 1, env: []string{"PROXY_SSE_MAX_CONCURRENCY=2"}, begin: asMany},
-	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
+	{page: "StreamsNearLimit.md", cause: 1, alert: "CodexpoolStreamsNearLimit", env: []string{"PROXY_SSE_MAX_CONCURRENCY=2"}, begin: asMany},
+	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", also: "CodexpoolUnavailable", env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
 	{page: "UpstreamAuth.md", cause: 2, set: func(p *patient) {
 		p.chatGPT = newChatGPT(p.t.(*testing.T), 24*time.Hour)
 		p.env = append(p.env, p.chatGPT.env...)
@@ -283,7 +284,7 @@ var troubles = []trouble{
 		p.provider.CloseClientConnections()
 		p.provider.Listener.Close()
 	}, goOn: ask},
-	{page: "UpstreamFails.md", cause: 2, alert: "CodexpoolUpstreamFails", env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
+	{page: "UpstreamFails.md", cause: 2, alert: "CodexpoolUpstreamFails", also: "CodexpoolErrorBudgetBurn", env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
 	{page: "UpstreamLimits.md", cause: 1, alert: "CodexpoolUsageLimitReached", env: provided, begin: providerIs(retryAfter(429, "60", `{"error":{"code":"insufficient_quota","message":"m"}}`)), goOn: ask, cure: healthy},
 	{page: "UpstreamLimits.md", cause: 2, env: provided, begin: providerIs(retryAfter(429, "60", `{"error":{"code":"rate_limit_exceeded","message":"m"}}`)), goOn: ask, cure: healthy},
 	{page: "EdgeErrors.md", cause: 1, begin: func(p *patient) {
@@ -299,8 +300,8 @@ var troubles = []trouble{
 			cancel()
 		}
 	}, cure: healthy, spare: []string{"health", "unmatched"}},
-	{page: "EdgeErrors.md", cause: 4, begin: func(p *patient) { p.request("GET", "/prefix/v1/models", "Bearer "+key, "", "").Body.Close() }, spare: []string{"health", "499"}},
-	{page: "CORS.md", cause: 1, env: []string{"PROXY_CORS_ALLOWED_ORIGINS=https://app.example"}, begin: func(p *patient) {
+	{page: "EdgeErrors.md", cause: 4, alert: "CodexpoolUnmatchedRequests", begin: func(*patient) {}, cure: func(*patient) {}, goOn: func(p *patient) { p.request("GET", "/prefix/v1/models", "Bearer "+key, "", "").Body.Close() }, spare: []string{"health", "499"}},
+	{page: "CORS.md", cause: 1, alert: "CodexpoolCORSRefused", env: []string{"PROXY_CORS_ALLOWED_ORIGINS=https://app.example"}, begin: func(p *patient) {
 		p.daemon = start(p.t, append(p.env, "PROXY_CORS_ALLOWED_ORIGINS=https://app.example:8443")...)
 	}, goOn: func(p *patient) {
 		req := p.newRequest(chatBody("hi", false))
@@ -309,7 +310,7 @@ var troubles = []trouble{
 			res.Body.Close()
 		}
 	}},
-	{page: "ForwardAuth.md", cause: 2, begin: func(p *patient) {
+	{page: "ForwardAuth.md", cause: 2, alert: "CodexpoolForwardAuthDenies", begin: func(p *patient) {
 		p.daemon = start(p.t, append(p.env, "PROXY_API_KEY=another-key-of-the-same-length")...)
 	}, goOn: func(p *patient) { p.request("GET", "/verify", "Bearer "+key, "", "").Body.Close() }, spare: []string{"bypass_until"}},
 	{page: "ForwardAuth.md", cause: 3, begin: func(p *patient) {
@@ -319,7 +320,7 @@ var troubles = []trouble{
 	{page: "ForwardAuth.md", cause: 6, alert: "CodexpoolForwardAuthBypassed", begin: pasteFix("curl -s -X POST '127.0.0.1:11436/auth/bypass?minutes=30'"), goOn: func(p *patient) {
 		p.request("GET", "/verify", "", "", "").Body.Close()
 	}, cure: pasteFix("curl -s -X DELETE 127.0.0.1:11436/auth/bypass"), spare: []string{"/verify"}},
-	{page: "AuthFailures.md", cause: 1, begin: func(*patient) {}, goOn: func(p *patient) {
+	{page: "AuthFailures.md", cause: 1, alert: "CodexpoolAuthFailures", begin: func(*patient) {}, cure: func(*patient) {}, goOn: func(p *patient) {
 		p.request("POST", chatPath, "Bearer wrong", "application/json", chatBody("hi", false)).Body.Close()
 	}, spare: []string{"permission_denied.* "}},
 	{page: "AuthFailures.md", cause: 4, set: func(p *patient) {
