@@ -65,3 +65,6 @@ func (c *Client) Models(ctx context.Context) ([]Model, error) {
 	}
 	return models, nil
 }
+
+// Waiting is how much of its input a child has not read yet, in bytes.
+func Waiting(c *Client) int { return c.proc.unread() }
