@@ -107,5 +107,5 @@ func Watch() func(codex.Event) {
 // Remembered is how many addresses, and keys of addresses, the limit on wrong keys holds.
 func (s *Server) Remembered() (wrong, proven int) { return len(s.guesses.wrong), len(s.guesses.proven) }
 
-// PageOf are the runbooks of states, errors and deaths.
+// PageOf are the runbooks of states and deaths.
 var PageOf = pageOf

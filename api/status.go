@@ -51,8 +51,12 @@ var shown = template.FuncMap{
 	"rounded": rounded,
 	"when":    func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") },
 	"page":    func(of string) string { return pageOf[of] },
-	"join":    strings.Join,
-	"style":   func() htmltemplate.CSS { return htmltemplate.CSS(style) },
+	"errorPage": func(code string) string {
+		_, _, page := runbooks.Code(code)
+		return cmp.Or(page, "Errors.md")
+	},
+	"join":  strings.Join,
+	"style": func() htmltemplate.CSS { return htmltemplate.CSS(style) },
 }
 
 func rounded(d time.Duration) string {

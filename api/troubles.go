@@ -9,27 +9,13 @@ import (
 	"codexpool/upstream"
 )
 
-// pageOf are the runbooks of states, of errors by no fault of the client, and of reasons
-// why children die.
+// pageOf are the runbooks of states, and of reasons why children die. Errors.md names those
+// of errors.
 var pageOf = map[string]string{
 	string(Starting):           "ChildStartsFail.md",
 	string(BackendUnavailable): "ChildStartsFail.md",
-	string(Draining):           "Unavailable.md",
-	string(UpstreamAuth):       "UpstreamAuth.md", // an error has the same name
-
-	"pool_saturated":        "PoolSaturated.md",
-	"shutting_down":         "Unavailable.md",
-	"child_exited":          "ChildrenCrash.md",
-	"idle_timeout":          "Timeouts.md",
-	"request_timeout":       "Timeouts.md",
-	"upstream_blocked":      "UpstreamFails.md",
-	"upstream_error":        "UpstreamFails.md",
-	"upstream_overloaded":   "UpstreamFails.md",
-	"answer_too_large":      "UpstreamFails.md",
-	"upstream_rate_limited": "UpstreamLimits.md",
-	"usage_limit_reached":   "UpstreamLimits.md",
-	"internal_error":        "ErrorBudgetBurn.md",
-	"concurrency_exceeded":  "StreamsNearLimit.md",
+	string(Draining):           "Drain.md",
+	string(UpstreamAuth):       "UpstreamAuth.md",
 
 	"exited":       "ChildrenCrash.md",
 	"protocol":     "ChildrenCrash.md",
@@ -64,7 +50,7 @@ func (p *statusPage) troubles() (list []trouble) {
 	}
 	add(p.Stat.State != Ready, pageOf[string(p.Stat.State)], "%s", whyNot[p.Stat.State])
 	if p.DrainSince != nil {
-		add(true, "Unavailable.md", "New completions are rejected since %s.", rounded(p.Now.Sub(*p.DrainSince)))
+		add(true, "Drain.md", "New completions are rejected since %s.", rounded(p.Now.Sub(*p.DrainSince)))
 	}
 	if p.Failure != nil {
 		add(true, "ChildStartsFail.md", "The last start of a child failed: %s", p.Failure.Error)

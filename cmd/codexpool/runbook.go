@@ -37,26 +37,11 @@ func findPage(name string) string {
 			return text
 		}
 	}
-	header, rows := codeTable(readPage("Errors"))
-	for _, row := range rows {
-		if strings.HasPrefix(row, "| `"+name+"` |") {
-			return header + row + "\n"
-		}
+	head, row, _ := runbooks.Code(name)
+	if row == "" {
+		return ""
 	}
-	return ""
-}
-
-// codeTable cuts the table of error codes out of its page.
-func codeTable(page string) (header string, rows []string) {
-	for line := range strings.Lines(page) {
-		switch {
-		case strings.HasPrefix(line, "| `"):
-			rows = append(rows, strings.TrimSpace(line))
-		case strings.HasPrefix(line, "|"):
-			header += line
-		}
-	}
-	return header, rows
+	return head + row
 }
 
 func pageNames() (names []string) {
