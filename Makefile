@@ -89,8 +89,8 @@ mutants: need-go ## one mistake after the other in the alerts, each of which a c
 drill: need-go $(CLI) ## troubles of the runbooks, brought about under Prometheus and Alertmanager: alert, page, cause, cure
 	cd e2e && DRILL=1 go test $(TESTS) -count=1 -parallel 4 -v -run TestDrill . | grep -E '^ *(---|ok|FAIL|PASS|[a-z]+_test.go)'
 
-rolling: need-go $(CLI) ## two daemons restarted in turn behind HAProxy and Caddy, 500 requests each
-	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run TestRollingRestart . | grep -E '^ *(---|ok|FAIL|rolling)'
+rolling: need-go $(CLI) ## daemons restarted in turn behind HAProxy and Caddy, 500 requests each; replicas restarted twice, and one killed
+	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run "TestRollingRestart|TestReplicas" . | grep -E '^ *(---|ok|FAIL|rolling|replicas)'
 
 SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults, and 10,000 leases, in SOAK=5m; the same again with SEED=n

@@ -3,6 +3,7 @@ package e2e
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -22,8 +23,8 @@ type edge struct {
 	name string
 	auth bool // it asks /verify
 	file string
-	// run starts the proxy with that text, in front of the daemon at target. It returns
-	// what a client of the proxy is.
+	// run starts the proxy with that text, in front of the daemon at target, or of several
+	// with spaces between them. It returns what a client of the proxy is.
 	run func(t *testing.T, program, text, target string) *daemon
 }
 
@@ -67,9 +68,12 @@ func runCaddy(t *testing.T, program, text, target string) *daemon {
 }
 
 func runHAProxy(t *testing.T, program, text, target string) *daemon {
-	ports := freePorts(t, 2)
+	ports := freePorts(t, 3)
 	cmd := exec.Command(program, "-q", "-f", written(t, "haproxy.cfg", text))
-	cmd.Env = []string{"CODEXPOOL_BIND=127.0.0.1:" + ports[0], "CODEXPOOL_1=" + target, "CODEXPOOL_2=127.0.0.1:" + ports[1]}
+	cmd.Env = []string{"CODEXPOOL_BIND=127.0.0.1:" + ports[0], "CODEXPOOL_2=127.0.0.1:" + ports[1], "CODEXPOOL_3=127.0.0.1:" + ports[2]}
+	for i, addr := range strings.Fields(target) { // the last of a name holds
+		cmd.Env = append(cmd.Env, fmt.Sprintf("CODEXPOOL_%d=%s", i+1, addr))
+	}
 	beside(t, cmd)
 	return &daemon{t: t, url: "http://127.0.0.1:" + ports[0], client: &http.Client{Transport: &http.Transport{}}}
 }
