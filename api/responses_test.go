@@ -344,8 +344,8 @@ func TestResponsesOverAWebSocketAreTurnedToHTTP(t *testing.T) {
 			r := request("GET", path, "")
 			r.Header.Set("Connection", "Upgrade")
 			r.Header.Set("Upgrade", "WebSocket")
-			if a := h.do(t, r); a.Code != 426 || h.last().Completion || h.last().Route != "responses" {
-				t.Errorf("%s: %d %+v", path, a.Code, h.last())
+			if a := h.do(t, r); a.Code != 426 || a.Header().Get("Upgrade") != "HTTP/1.1" || a.Header().Get("Connection") != "Upgrade" || h.last().Completion || h.last().Route != "responses" {
+				t.Errorf("%s: %d %v %+v", path, a.Code, a.Header(), h.last())
 			}
 			r.Header.Del("Authorization")
 			if a := h.do(t, r); a.Code != 401 {
