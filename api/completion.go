@@ -111,6 +111,9 @@ func (c *completion) try(ctx context.Context, admission *pool.Admission, choice 
 			if exact && codex.ChildFault(err).Fatal() && !call.Arrived() {
 				err = fmt.Errorf("%w: %w", codex.ErrUnsent, err) // a child never gets any of it
 			}
+			if _, piece := e.(codex.TextDelta); exact && piece {
+				e = codex.TextDelta{} // its text is counted, and in the Raw before it
+			}
 			if !yield(e, err) {
 				return
 			}
