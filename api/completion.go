@@ -40,6 +40,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), s.cfg.Timeout, errTimeout)
 	defer cancel()
+	res.end = time.Now().Add(s.cfg.Timeout + s.cfg.WriteTimeout) // the time-out itself must be told
 	admission, err := s.pool.Admit(ctx, res.caller.Key, req.choices())
 	if err != nil {
 		return err

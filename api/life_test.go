@@ -250,17 +250,30 @@ func TestResponsesOfSlowReadersHoldNoChild(t *testing.T) {
 	}
 }
 
-// TestSlowReaderThatReadsKeepsItsAnswer has an event that takes longer than one write may.
+// TestSlowReaderThatReadsKeepsItsAnswer has an event that takes longer than one write
+// may, and then longer than a request.
 func TestSlowReaderThatReadsKeepsItsAnswer(t *testing.T) {
+	const rate, length = 10_000, 10 << 20
 	both(t, func(t *testing.T, stream string) {
-		answer := `{"output":"` + strings.Repeat("x", 10<<20) + `"}`
+		answer := `{"output":"` + strings.Repeat("x", length) + `"}`
 		event := piecemeal(`{"type":"response.completed","response":` + answer + `}`)
-		h := behind(t, config(), 1, eventsOf(event))
-		w := <-h.read(responses(`{"stream":`+stream+`}`), 10_000)
 		want := map[string]string{"true": event, "false": answer}[stream]
-		if w.Body.String() != want || w.cut || h.last().SlowReader {
-			t.Errorf("%d bytes of %d, cut %v", w.Body.Len(), len(want), w.cut)
+		for _, keeps := range []bool{true, false} {
+			cfg := config()
+			cfg.Timeout = time.Hour
+			if !keeps {
+				cfg.Timeout = length / rate * time.Second / 2
+			}
+			h := behind(t, cfg, 1, eventsOf(event))
+			began := time.Now()
+			w := <-h.read(responses(`{"stream":`+stream+`}`), rate)
+			if whole := w.Body.String() == want; whole != keeps || w.cut == keeps || h.last().SlowReader == keeps {
+				t.Errorf("%d bytes of %d, cut %v", w.Body.Len(), len(want), w.cut)
+			}
+			if took := time.Since(began); took > cfg.Timeout+cfg.WriteTimeout {
+				t.Errorf("it took %v", took)
+			}
+			rested(t, h)
 		}
-		rested(t, h)
 	})
 }

@@ -19,6 +19,7 @@ type response struct {
 	access       access
 	control      *http.ResponseController
 	writeTimeout time.Duration
+	end          time.Time // of the last write, however well the client reads; zero = none
 
 	began    time.Time
 	status   int  // 0 until the header was sent
@@ -72,7 +73,11 @@ func (res *response) send(b []byte) error {
 
 // write writes one piece. A recorder in a test has no deadlines and may have no Flush.
 func (res *response) write(piece []byte) error {
-	if err := res.control.SetWriteDeadline(time.Now().Add(res.writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	until := time.Now().Add(res.writeTimeout)
+	if !res.end.IsZero() && until.After(res.end) {
+		until = res.end
+	}
+	if err := res.control.SetWriteDeadline(until); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return &goneError{err}
 	}
 	n, err := res.Write(piece)
