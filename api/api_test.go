@@ -164,16 +164,7 @@ type answer struct {
 func (h *house) do(t *testing.T, r *http.Request) answer {
 	t.Helper()
 	a := answer{ResponseRecorder: httptest.NewRecorder()}
-	func() {
-		defer func() {
-			if p := recover(); p == http.ErrAbortHandler {
-				a.cut = true
-			} else if p != nil {
-				panic(p)
-			}
-		}()
-		h.ServeHTTP(a, r)
-	}()
+	a.cut = h.serve(a, r)
 	if !a.cut && a.Code >= 400 && r.URL.Path != "/readyz" {
 		checkEnvelope(t, a.ResponseRecorder)
 	}
@@ -181,6 +172,19 @@ func (h *house) do(t *testing.T, r *http.Request) answer {
 		t.Error("no X-Request-Id")
 	}
 	return a
+}
+
+// serve serves one request, and reports whether its connection was aborted.
+func (h *house) serve(w http.ResponseWriter, r *http.Request) (cut bool) {
+	defer func() {
+		if p := recover(); p == http.ErrAbortHandler {
+			cut = true
+		} else if p != nil {
+			panic(p)
+		}
+	}()
+	h.ServeHTTP(w, r)
+	return false
 }
 
 func checkEnvelope(t *testing.T, w *httptest.ResponseRecorder) {

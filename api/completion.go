@@ -40,6 +40,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), s.cfg.Timeout, errTimeout)
 	defer cancel()
+	res.end = time.Now().Add(s.cfg.Timeout + s.cfg.WriteTimeout) // the time-out itself must be told
 	admission, err := s.pool.Admit(ctx, res.caller.Key, req.choices())
 	if err != nil {
 		return err
@@ -110,6 +111,9 @@ func (c *completion) try(ctx context.Context, admission *pool.Admission, choice 
 		for e, err := range c.turn(ctx, admission, choice, call) {
 			if exact && codex.ChildFault(err).Fatal() && !call.Arrived() {
 				err = fmt.Errorf("%w: %w", codex.ErrUnsent, err) // a child never gets any of it
+			}
+			if _, piece := e.(codex.TextDelta); exact && piece {
+				e = codex.TextDelta{} // its text is counted, and in the Raw before it
 			}
 			if !yield(e, err) {
 				return

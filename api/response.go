@@ -19,6 +19,7 @@ type response struct {
 	access       access
 	control      *http.ResponseController
 	writeTimeout time.Duration
+	end          time.Time // of the last write, however well the client reads; zero = none
 
 	began    time.Time
 	status   int  // 0 until the header was sent
@@ -46,22 +47,42 @@ func (res *response) WriteHeader(status int) {
 	res.ResponseWriter.WriteHeader(status)
 }
 
-// send writes and flushes within the write timeout: a client that stops reading
-// loses its answer, and does not hold a child.
+// maxPiece is how much of an answer one write takes, in bytes: a client that reads so
+// much within the write timeout is not cut, however long an event is.
+const maxPiece = 256 << 10
+
+// send writes and flushes, each piece within the write timeout: a client that stops
+// reading loses its answer, and does not hold a child.
 func (res *response) send(b []byte) error {
-	// A recorder in a test has no deadlines and may have no Flush.
-	if err := res.control.SetWriteDeadline(time.Now().Add(res.writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return &goneError{err}
-	}
 	if res.status == 0 {
 		res.WriteHeader(http.StatusOK)
 	}
-	n, err := res.Write(b)
-	res.access.sent += int64(n)
-	if err != nil {
-		return &goneError{err}
+	for ; len(b) > maxPiece; b = b[maxPiece:] {
+		if err := res.write(b[:maxPiece]); err != nil {
+			return err
+		}
+	}
+	if err := res.write(b); err != nil {
+		return err
 	}
 	if err := res.control.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return &goneError{err}
+	}
+	return nil
+}
+
+// write writes one piece. A recorder in a test has no deadlines and may have no Flush.
+func (res *response) write(piece []byte) error {
+	until := time.Now().Add(res.writeTimeout)
+	if !res.end.IsZero() && until.After(res.end) {
+		until = res.end
+	}
+	if err := res.control.SetWriteDeadline(until); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return &goneError{err}
+	}
+	n, err := res.Write(piece)
+	res.access.sent += int64(n)
+	if err != nil {
 		return &goneError{err}
 	}
 	return nil

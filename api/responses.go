@@ -23,12 +23,14 @@ func (s *Server) responses(res *response, r *http.Request) error {
 
 // noWebSocket answers those who would have the Responses API over a WebSocket. The Codex
 // CLI turns to HTTP at once after this status, and after others only when it has tried
-// several times.
+// several times. With it a server must name the protocol to turn to.
 func noWebSocket(res *response, r *http.Request) error {
 	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 		res.Header().Set("Allow", "HEAD, OPTIONS, POST")
 		return errMethod
 	}
+	res.Header().Set("Upgrade", "HTTP/1.1")
+	res.Header().Add("Connection", "Upgrade") // it may be "close" already
 	return errWebSocket
 }
 

@@ -266,8 +266,9 @@ func TestResponsesRequestsThatAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		provider := &verbatim{answers: whole}
 		cfg := config()
-		cfg.Keys = append(cfg.Keys, named("thrifty"), named("tidy"), named("mini"))
+		cfg.Keys = append(cfg.Keys, named("thrifty"), named("tidy"), named("mini"), named("usual"))
 		cfg.Keys[2].Refuse, cfg.Keys[3].Refuse, cfg.Keys[4].Models = []string{"hosted_tools"}, []string{"stored_state"}, []string{"gpt-b-mini"}
+		cfg.Keys[5].Models = []string{"gpt-a"} // the default
 		h := beforeKind(t, cfg, upstream.Responses, provider)
 		echo := beforeKind(t, config(), upstream.EchoModel, provider)
 		direct := open(t, config(), 1)
@@ -289,6 +290,8 @@ func TestResponsesRequestsThatAreRefused(t *testing.T) {
 			{h, "mini", `{"model":"gpt-a"}`, "403 permission_denied model"},
 			{h, "mini", `{"prompt":{"id":"p"}}`, "403 permission_denied model"},
 			{h, "mini", `{"model":"gpt-b-mini","stream":true}`, "200"},
+			{h, "usual", `{}`, "200"},
+			{h, "usual", `{"prompt":{"id":"p"}}`, "403 permission_denied model"}, // which may name any
 
 			{h, "thrifty", `{"tools":[{"type":"function","name":"f"},{"type":"custom"},{"type":"namespace","tools":[{"type":"function"}]}],"previous_response_id":"r"}`, "200"},
 			{h, "thrifty", `{"tools":[{"type":"function"},{"type":"web\u005fsearch"}]}`, "400 unsupported_parameter tools"},
@@ -323,18 +326,27 @@ func TestResponsesRequestsThatAreRefused(t *testing.T) {
 }
 
 func TestResponsesNameWhatTheEchoIgnores(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		provider := &verbatim{answers: whole}
-		cfg := config()
-		cfg.CacheKey = false
-		a := beforeKind(t, cfg, upstream.EchoModel, provider).do(t, responses(`{"tools":[], "input":"hi","store":true,"x\n":1,"temperature":1,"instructions":"i","max_output_tokens":3,"text":{},"include":null}`))
-		if got := a.Header().Get("X-Codexpool-Ignored"); got != "store, temperature, text, tools, x?" || a.Code != 200 {
-			t.Errorf("%d, ignored %s", a.Code, got)
-		}
-		if want := `{"model":"gpt-a","stream":true, "input":"hi","store":false,"instructions":"i","max_output_tokens":3}`; provider.body != want {
-			t.Errorf("got  %s\nwant %s", provider.body, want)
-		}
-	})
+	for _, tt := range []struct{ sent, want, ignored string }{
+		{
+			`{"tools":[], "input":"hi","store":true,"x\n":1,"temperature":1,"instructions":"i","max_output_tokens":3,"text":{},"include":null}`,
+			`{"model":"gpt-a","stream":true, "input":"hi","store":false,"instructions":"i","max_output_tokens":3}`,
+			"store, temperature, text, tools, x?",
+		},
+		{`{"x":1, "stream":true,"store":false,"instructions":"i"}`, `{"model":"gpt-a", "stream":true,"store":false,"instructions":"i"}`, "x"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			provider := &verbatim{answers: whole}
+			cfg := config()
+			cfg.CacheKey = false
+			a := beforeKind(t, cfg, upstream.EchoModel, provider).do(t, responses(tt.sent))
+			if got := a.Header().Get("X-Codexpool-Ignored"); got != tt.ignored || a.Code != 200 {
+				t.Errorf("%d, ignored %s", a.Code, got)
+			}
+			if provider.body != tt.want {
+				t.Errorf("got  %s\nwant %s", provider.body, tt.want)
+			}
+		})
+	}
 }
 
 func TestResponsesOverAWebSocketAreTurnedToHTTP(t *testing.T) {
@@ -344,8 +356,8 @@ func TestResponsesOverAWebSocketAreTurnedToHTTP(t *testing.T) {
 			r := request("GET", path, "")
 			r.Header.Set("Connection", "Upgrade")
 			r.Header.Set("Upgrade", "WebSocket")
-			if a := h.do(t, r); a.Code != 426 || h.last().Completion || h.last().Route != "responses" {
-				t.Errorf("%s: %d %+v", path, a.Code, h.last())
+			if a := h.do(t, r); a.Code != 426 || a.Header().Get("Upgrade") != "HTTP/1.1" || a.Header().Get("Connection") != "Upgrade" || h.last().Completion || h.last().Route != "responses" {
+				t.Errorf("%s: %d %v %+v", path, a.Code, a.Header(), h.last())
 			}
 			r.Header.Del("Authorization")
 			if a := h.do(t, r); a.Code != 401 {
@@ -373,13 +385,23 @@ func TestResponsesOfAKeyAreLimitedAndCounted(t *testing.T) {
 			t.Error(said(a))
 		}
 		image := `"data:image/png;base64,` + strings.Repeat("A", 10_000) + `"`
-		h = behind(t, cfg, 1, &verbatim{answers: created + delta}) // no ending, so no usage
-		h.do(t, by("k", responses(`{"input":[{"type":"input_image","image_url":`+image+`},{"type":"input_text","text":"`+strings.Repeat("x", 400)+`"}]}`)))
-		a := h.do(t, by("k", responses(`{"input":"hi"}`)))
-		var remaining int
-		fmt.Sscan(a.Header().Get("X-Ratelimit-Remaining-Tokens"), &remaining)
-		if remaining > 880 || remaining < 800 {
-			t.Errorf("%d remain of 1000: %s", remaining, said(a))
+		large := `{"input":[{"type":"input_image","image_url":` + image + `},{"type":"input_text","text":"` + strings.Repeat("x", 400) + `"}]}`
+		for _, tt := range []struct {
+			answers     string // without an ending, so without usage
+			most, least int    // that remain
+		}{
+			{created + delta, 880, 800},
+			{created + strings.Repeat(inProgress, 100) + delta, 880, 800}, // only the deltas count
+			{created + inProgress, 1000, 990},                             // no answer
+		} {
+			h = behind(t, cfg, 1, &verbatim{answers: tt.answers})
+			h.do(t, by("k", responses(large)))
+			a := h.do(t, by("k", responses(`{"input":"hi"}`)))
+			var remaining int
+			fmt.Sscan(a.Header().Get("X-Ratelimit-Remaining-Tokens"), &remaining)
+			if remaining > tt.most || remaining < tt.least {
+				t.Errorf("%d remain of 1000: %s", remaining, said(a))
+			}
 		}
 	})
 }

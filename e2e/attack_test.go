@@ -134,7 +134,7 @@ func (a *attack) good(length time.Duration, clients int) {
 			for i := 0; time.Now().Before(end); i++ {
 				text := fmt.Sprintf("canary-%d-%d-%d", a.phase, client, i)
 				began := time.Now()
-				a.play(wish{text: text, n: 1, stream: i%2 == 0})
+				a.play(wish{text: text, n: 1, stream: i%2 == 0, native: i%4 == 0})
 				ours := time.Since(began)
 				began = time.Now()
 				if res, err := http.Post("http://"+a.bare, "text/plain", strings.NewReader(text)); err == nil {
@@ -187,7 +187,7 @@ func (a *attack) shapes(rng *rand.Rand) {
 	time.Sleep(hold)
 }
 
-// bodies sends what is no chat completion, and holds the answers to their form.
+// bodies sends what is no request for an answer, and holds the answers to their form.
 func (a *attack) bodies(rng *rand.Rand) {
 	const one = `{"role":"user","content":"x"}`
 	bodies := []string{
@@ -204,20 +204,21 @@ func (a *attack) bodies(rng *rand.Rand) {
 	if len(body) > 0 && rng.IntN(2) == 0 {
 		body[rng.IntN(len(body))] ^= byte(1 + rng.IntN(255))
 	}
-	a.hostile(rng, body)
+	a.hostile(rng, []string{"/v1/chat/completions", "/v1/responses"}[rng.IntN(2)], body)
 }
 
 // answers asks for something that the provider answers in a hostile way.
 func (a *attack) answers(rng *rand.Rand) {
-	body, _ := json.Marshal(map[string]any{"stream": rng.IntN(2) == 0, "messages": []any{map[string]any{"role": "user", "content": fmt.Sprint("hostile ", rng.Uint32())}}})
-	a.hostile(rng, body)
+	path, fields := wish{text: fmt.Sprint("hostile ", rng.Uint32()), n: 1, stream: rng.IntN(2) == 0, native: rng.IntN(2) == 0}.request()
+	body, _ := json.Marshal(fields)
+	a.hostile(rng, path, body)
 }
 
 // hostile sends a body, and leaves at some time. No answer may be an internal error.
-func (a *attack) hostile(rng *rand.Rand, body []byte) {
+func (a *attack) hostile(rng *rand.Rand, path string, body []byte) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(20+rng.IntN(1500))*time.Millisecond)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "POST", a.url+"/v1/chat/completions", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, "POST", a.url+path, bytes.NewReader(body))
 	if err != nil {
 		a.t.Error(err)
 		return

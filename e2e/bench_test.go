@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	stdimage "image"
@@ -24,10 +25,10 @@ import (
 	"codexpool/codex/lean"
 )
 
-// BenchmarkFirstToken measures the time to the first token in three ways, one
-// after the other in each round, against one endpoint: over the daemon's HTTP,
-// from a warm lean child over stdio, and from a codex exec that is started for
-// the request. Only the medians and their ratios count: machines are shared and
+// BenchmarkFirstToken measures the time to the first token in four ways, one
+// after the other in each round, against one endpoint: over the daemon's HTTP, by
+// either API, from a warm lean child over stdio, and from a codex exec that is started
+// for the request. Only the medians and their ratios count: machines are shared and
 // noisy. Run it with -benchtime 100x.
 func BenchmarkFirstToken(b *testing.B) {
 	up := codextest.NewUpstream(b, codextest.Text("token"))
@@ -36,15 +37,18 @@ func BenchmarkFirstToken(b *testing.B) {
 	defer child.Close()
 	run := execution(b, up.URL+"/v1")
 
-	var overHTTP, direct, started []time.Duration
+	var overHTTP, native, direct, started []time.Duration
 	for b.Loop() {
 		overHTTP = append(overHTTP, d.firstToken(b, helloBody))
+		d.rest(b)
+		native = append(native, d.timeRequest(b, d.newNative([]byte(`{"model":"codex-5","stream":true,"input":"hello"}`))))
 		direct = append(direct, firstToken(b, child, codextest.UserItem("hello")))
 		started = append(started, run())
 	}
-	h, c, e := median(overHTTP), median(direct), median(started)
+	h, r, c, e := median(overHTTP), median(native), median(direct), median(started)
 	b.ReportMetric(0, "ns/op") // the time of a whole round means nothing
 	b.ReportMetric(ms(h), "ms-http")
+	b.ReportMetric(ms(r)/ms(h), "responses/chat")
 	b.ReportMetric(ms(c), "ms-child")
 	b.ReportMetric(ms(e), "ms-exec")
 	b.ReportMetric(ms(h)/ms(c), "http/child")
@@ -72,8 +76,14 @@ func (d *daemon) firstToken(b *testing.B, body string) time.Duration {
 // timeToken is firstToken whatever the other children do.
 func (d *daemon) timeToken(b *testing.B, body string) time.Duration {
 	b.Helper()
+	return d.timeRequest(b, d.newRequest(body))
+}
+
+// timeRequest is timeToken of any request for a stream.
+func (d *daemon) timeRequest(b *testing.B, req *http.Request) time.Duration {
+	b.Helper()
 	began := time.Now()
-	res, err := d.post(body)
+	res, err := cmp.Or(d.client, http.DefaultClient).Do(req)
 	if err != nil {
 		b.Fatal(err)
 	}

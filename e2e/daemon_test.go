@@ -336,11 +336,11 @@ type chunk struct {
 	text   string
 	finish string
 	error  string        // code of an error frame
-	done   bool          // [DONE]
+	done   bool          // [DONE], or response.completed
 	after  time.Duration // since the reading began
 }
 
-// readStream reads a stream to its end, chunk by chunk.
+// readStream reads a stream to its end, chunk by chunk: of either API.
 func readStream(r io.Reader, each func(chunk)) error {
 	began := time.Now()
 	lines := bufio.NewScanner(r)
@@ -363,12 +363,22 @@ func readStream(r io.Reader, each func(chunk)) error {
 				FinishReason *string `json:"finish_reason"`
 			}
 			Error *struct{ Code string }
+			Type  string // of an event of the Responses API
+			Delta json.RawMessage
 		}
 		if err := json.Unmarshal([]byte(data), &body); err != nil {
 			return fmt.Errorf("%w in %s", err, data)
 		}
 		if body.Error != nil {
 			c.error = body.Error.Code
+		}
+		switch body.Type {
+		case "response.output_text.delta":
+			if err := json.Unmarshal(body.Delta, &c.text); err != nil {
+				return err
+			}
+		case "response.completed":
+			c.finish, c.done = "stop", true
 		}
 		for _, choice := range body.Choices {
 			c.choice, c.text = choice.Index, choice.Delta.Content

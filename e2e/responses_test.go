@@ -16,13 +16,19 @@ import (
 	"codexpool/codex/codextest"
 )
 
-// respond sends a request to the Responses API and reads the answer to its end.
-func (d *daemon) respond(body []byte) (*http.Response, []byte, error) {
+// newNative is one request to the Responses API.
+func (d *daemon) newNative(body []byte) *http.Request {
 	d.t.Helper()
 	req := d.newRequest("")
 	req.URL.Path = "/v1/responses"
 	req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-	res, err := http.DefaultClient.Do(req)
+	return req
+}
+
+// respond sends a request to the Responses API and reads the answer to its end.
+func (d *daemon) respond(body []byte) (*http.Response, []byte, error) {
+	d.t.Helper()
+	res, err := http.DefaultClient.Do(d.newNative(body))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -182,8 +182,18 @@ type wish struct {
 	text   string // which is also the answer
 	n      int
 	stream bool
+	native bool          // over /v1/responses
 	slow   bool          // reads slowly
 	leaves time.Duration // after that time, 0 = stays
+}
+
+// request is the path and the body.
+func (w wish) request() (path string, body any) {
+	if w.native {
+		content := []any{map[string]any{"type": "input_text", "text": w.text}}
+		return "/v1/responses", map[string]any{"stream": w.stream, "input": []any{map[string]any{"role": "user", "content": content}}}
+	}
+	return "/v1/chat/completions", map[string]any{"stream": w.stream, "n": w.n, "messages": []any{map[string]any{"role": "user", "content": w.text}}}
 }
 
 func newWish(rng *rand.Rand, canary string) wish {
@@ -200,6 +210,7 @@ func newWish(rng *rand.Rand, canary string) wish {
 	case 6: // more than the buffers on the way hold
 		w.slow, w.text = true, canary+strings.Repeat(" "+canary+strings.Repeat("x", 8<<10), 24)
 	}
+	w.native = w.n == 1 && rng.IntN(2) == 0
 	return w
 }
 
@@ -207,7 +218,7 @@ func newWish(rng *rand.Rand, canary string) wish {
 func (s *soak) play(w wish) {
 	outcome, err := s.try(w)
 	if err != nil {
-		s.t.Errorf("SEED=%d: %.20q…, n=%d, stream %v, slow %v, disconnects after %v: %s %v", s.seed, w.text, w.n, w.stream, w.slow, w.leaves, outcome, err)
+		s.t.Errorf("SEED=%d: %.20q…, n=%d, stream %v, native %v, slow %v, disconnects after %v: %s %v", s.seed, w.text, w.n, w.stream, w.native, w.slow, w.leaves, outcome, err)
 		outcome = "wrong"
 	}
 	s.mu.Lock()
@@ -221,11 +232,12 @@ func (s *soak) try(w wish) (outcome string, err error) {
 	if w.leaves > 0 {
 		defer time.AfterFunc(w.leaves, cancel).Stop()
 	}
-	body, err := json.Marshal(map[string]any{"stream": w.stream, "n": w.n, "messages": []any{map[string]any{"role": "user", "content": w.text}}})
+	path, fields := w.request()
+	body, err := json.Marshal(fields)
 	if err != nil {
 		return "", err
 	}
-	req, err := http.NewRequestWithContext(ctx, "POST", s.url+"/v1/chat/completions", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, "POST", s.url+path, bytes.NewReader(body))
 	if err != nil {
 		return "", err
 	}
@@ -319,9 +331,17 @@ func (w wish) judgeWhole(body []byte) (string, error) {
 			Message      struct{ Content string }
 			FinishReason string `json:"finish_reason"`
 		}
+		Status string // of the Responses API
+		Output []struct{ Content []struct{ Text string } }
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return "", err
+	}
+	if w.native {
+		if text := fmt.Sprint(answer.Output); answer.Status != "completed" || text != "[{[{"+w.text+"}]}]" {
+			return "", fmt.Errorf("not the answer to its request: %.500q, %s", text, answer.Status)
+		}
+		return "whole", nil
 	}
 	if len(answer.Choices) != w.n {
 		return "", fmt.Errorf("%d choices", len(answer.Choices))
@@ -399,6 +419,11 @@ func (s *soak) accounts(size int) {
 		}
 		s.outcomes["child "+why] = int(n)
 	}
+	for _, route := range []string{"chat", "responses"} {
+		if s.total("codexpool_http_requests_total", `route="`+route+`"`, `code="200"`) == 0 {
+			s.t.Errorf("no answer of %s: this soak proves little", route)
+		}
+	}
 	if starts := m[`codexpool_child_starts_total{outcome="ok"}`]; starts != deaths+float64(size) {
 		s.t.Errorf("%v children were started, %v are gone for the reasons that there are", starts, deaths)
 	}
@@ -426,7 +451,7 @@ func (s *soak) agreesWithClients() {
 	for code, told := range excuses {
 		seen, got := float64(s.outcomes[told]+s.outcomes["cut "+code]), 0.0
 		for name, n := range booked {
-			if strings.HasPrefix(name, "chat "+code+" by ") {
+			if _, what, _ := strings.Cut(name, " "); strings.HasPrefix(what, code+" by ") { // of both routes
 				got += n
 			}
 		}
