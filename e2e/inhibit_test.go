@@ -60,6 +60,7 @@ func TestOpsAlertmanagerKeepsBackWhatFollowsFromAnother(t *testing.T) {
 		},
 		"rejected": {
 			{"CodexpoolUpstreamAuth", "job=codexpool", false},
+			{"CodexpoolUnavailable", "job=codexpool", true},
 			{"CodexpoolErrorBudgetBurn", "job=codexpool,route=chat,long=1h", true},
 			{"CodexpoolErrorBudgetBurn", "job=blue/codexpool,route=chat,long=1h", false},
 			{"CodexpoolFirstTokenSlow", "job=codexpool,route=chat,long=1h", false},
