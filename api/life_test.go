@@ -140,7 +140,7 @@ func TestResponsesThatAreCutSaySo(t *testing.T) {
 					scripts = append(scripts, dying(relay, time.Second))
 				}
 				h := openWith(t, cfg, pool.Config{Size: 1}, relay, scripts...)
-				a := h.do(t, responses(`{"stream":`+stream+`,"input":"hi"}`))
+				a := (<-h.read(responses(`{"stream":`+stream+`,"input":"hi"}`), 1<<20)).answer
 				if got := h.last(); got.Code != code || got.Retried {
 					t.Errorf("%+v", got)
 				}
