@@ -45,6 +45,8 @@ type Config struct {
 	TrustedProxies []netip.Prefix // proxies that are believed what they say of their clients
 	BypassUntil    time.Time      // until then /verify lets everyone pass; zero = it never does
 
+	Turned func(context.Context, Turn) // told of each turn that is over, with its request's context; must not block; nil = nobody is
+
 	CacheKey      bool  // give the provider a prompt_cache_key where the caller gave none
 	DefaultStream bool  // for requests without the field stream
 	MaxStreams    int   // most open streams; 0 = no limit
@@ -91,6 +93,14 @@ type Result struct {
 	CrossOrigin string // what became of a request that a page of another origin sent; "" where none did
 	AuthFailure string // why it has no valid key, of AuthFailures; "" where it has, or needs none
 	Bypassed    bool   // /verify let it pass without a key that may
+}
+
+// Turn describes one turn that is over, for Config.Turned. A request that ran on a second
+// child has had two for the same choice.
+type Turn struct {
+	Child  int // pid
+	Began  time.Time
+	Failed bool
 }
 
 // Commit is what made the 200 of a stream be sent.

@@ -128,10 +128,10 @@ func (c *completion) request(choice int) upstream.Request {
 		if e.apart != nil && e.apart["prompt_cache_key"] == nil && c.s.cfg.CacheKey {
 			e.apart["prompt_cache_key"] = marshal(e.cacheKey(c.res.caller))
 		}
-		return upstream.Request{Body: e.body, Overrides: e.apart, Header: e.header}
+		return upstream.Request{Model: c.req.Model, Body: e.body, Overrides: e.apart, Header: e.header}
 	}
 	conversation := c.req.conversation(choice)
-	return upstream.Request{Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}
+	return upstream.Request{Model: c.req.Model, Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}
 }
 
 // params makes the turn of a choice. That may be megabytes, so it is done when there is
@@ -209,7 +209,7 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 		defer lease.Release()
 		c.begun()
 		run := c.s.turns.begin(lease.Child(), c.res)
-		defer c.s.turns.end(run)
+		defer c.ended(ctx, run)
 		if alone {
 			c.res.child = lease.Child()
 			if call != nil {
@@ -240,10 +240,19 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 			if late := (*Error)(nil); errors.As(err, &late) && call != nil && !call.Arrived() {
 				err = late.by(FaultChild)
 			}
+			run.failed = err != nil
 			if !yield(e, err) || err != nil {
 				return
 			}
 		}
+	}
+}
+
+// ended notes that a turn is over.
+func (c *completion) ended(ctx context.Context, run *running) {
+	c.s.turns.end(run)
+	if c.s.cfg.Turned != nil {
+		c.s.cfg.Turned(ctx, Turn{Child: run.child, Began: run.began, Failed: run.failed})
 	}
 }
 

@@ -21,6 +21,8 @@ type running struct {
 
 	request, key, model string
 
+	failed bool // the completion's goroutine only
+
 	heard atomic.Int64 // nanoseconds from began until the child or the provider last sent anything
 }
 

@@ -270,7 +270,7 @@ func (c Config) warnings(values map[string]string) (found []string) {
 		if _, known := variables[name]; known {
 			continue
 		}
-		if slices.Contains(Network(), name) {
+		if slices.Contains(Network(), name) || strings.HasPrefix(name, "OTEL_") {
 			if c.sources[name] != environment {
 				found = append(found, name+" has no effect in an env file: set it in the environment")
 			}

@@ -374,13 +374,14 @@ func TestProxyThatWouldBeIgnoredIsRejected(t *testing.T) {
 func TestNetworkVariablesHaveNoEffectInAnEnvFile(t *testing.T) {
 	t.Setenv("HOME", "/home/x")
 	file := filepath.Join(t.TempDir(), "env")
-	if err := os.WriteFile(file, []byte("HTTPS_PROXY=%zz\nSSL_CERT_FILE=/roots\nCODEX_CA_CERTIFICATE=/roots\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("HTTPS_PROXY=%zz\nSSL_CERT_FILE=/roots\nCODEX_CA_CERTIFICATE=/roots\nOTEL_SERVICE_NAME=x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := configs.Load(with("SSL_CERT_FILE=/roots", "NO_PROXY=localhost"), []string{file})
 	want := []string{
 		"CODEX_CA_CERTIFICATE has no effect in an env file: set it in the environment",
 		"HTTPS_PROXY has no effect in an env file: set it in the environment",
+		"OTEL_SERVICE_NAME has no effect in an env file: set it in the environment",
 	}
 	if err != nil || !slices.Equal(cfg.Warnings, want) {
 		t.Errorf("%v, got %q", err, cfg.Warnings)

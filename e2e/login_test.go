@@ -306,7 +306,7 @@ env_key = "MY_KEY"
 	if err := os.WriteFile(filepath.Join(home, "config.toml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM=direct", "CODEX_HOME="+home, "MY_KEY=k-mine", "CODEX_UPSTREAM_API_KEY="+upstreamKey)
+	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM=direct", "CODEX_HOME="+home, "MY_KEY=k-mine", "CODEX_UPSTREAM_API_KEY="+upstreamKey, "OTEL_EXPORTER_OTLP_HEADERS=x-key="+collectorKey)
 	res, err := d.post(`{"temperature":1,"reasoning_effort":"low","messages":[{"role":"user","content":"hi"}]}`)
 	if err != nil {
 		t.Fatal(err)
@@ -325,7 +325,7 @@ env_key = "MY_KEY"
 		t.Errorf("%d bytes: %.4000s", len(body), body)
 	}
 	for _, pid := range d.children() {
-		holdsNot(t, pid, upstreamKey, key)
+		holdsNot(t, pid, upstreamKey, key, collectorKey)
 	}
 	for name, want := range map[string]int{"codex-5": 200, "NONSENSE": 404} {
 		if got := statusOf(d.request("GET", "/v1/models/"+name, "Bearer "+key, "", "")); got != want {

@@ -31,6 +31,8 @@ type Call struct {
 	exact   bool         // its answer is passed on as it is; the relay's goroutine only
 	first   atomic.Int64 // nanoseconds from then to the first piece of the answer; 0 before it
 	reply   atomic.Pointer[reply]
+	report  func(Answered) // of Hooks.Sending, until it was called; the relay's goroutine only
+	result  Answered       // what it is told; the relay's goroutine only
 	answer  *answer
 }
 
@@ -44,6 +46,7 @@ type reply struct {
 // caller's own. With a body of its own the answer is exact: it begins with an [Opening],
 // and each event of the provider comes as a [Raw].
 type Request struct {
+	Model     string            // for Hooks.Sending
 	Input     []json.RawMessage // the conversation, as Responses items
 	Overrides Overrides         // the other fields, model among them
 
@@ -91,6 +94,29 @@ func (c *Call) Arrived() bool { return c.arrived.Load() }
 // FirstToken is the time from the request to the first piece of the answer: text, a
 // refusal or a call. It is 0 before that.
 func (c *Call) FirstToken() time.Duration { return time.Duration(c.first.Load()) }
+
+// ended tells of the end of a call whose beginning was told of.
+func (c *Call) ended(failure *Failure) {
+	if c.report == nil {
+		return
+	}
+	c.result.Status, _ = c.Answered()
+	c.result.FirstToken, c.result.Failure = c.FirstToken(), failure
+	c.report(c.result)
+	c.report = nil
+}
+
+// keep keeps what the last events say of the whole answer.
+func (c *Call) keep(delivered []codex.Event) {
+	for _, e := range delivered {
+		switch e := e.(type) {
+		case codex.Usage:
+			c.result.Usage = e
+		case codex.Completed:
+			c.result.Finish = e.Finish
+		}
+	}
+}
 
 // note notes when the first piece of the answer has come, and reports it.
 func (c *Call) note(ctx context.Context, delivered []codex.Event) {

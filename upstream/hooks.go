@@ -4,8 +4,11 @@ import (
 	"context"
 	"math"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
+
+	"codexpool/codex"
 )
 
 // Hooks report what happens between the relay and the provider. Any may be nil;
@@ -19,6 +22,11 @@ type Hooks struct {
 	// A try that was cancelled is not reported.
 	Request func(ctx context.Context, status int, reused bool, firstByte time.Duration)
 
+	// Sending reports that a call's request is about to be sent. What it adds to header is
+	// sent too, with both tries. The function that it returns is called once, before the
+	// caller learns that the answer is over.
+	Sending func(ctx context.Context, asked Asked, header http.Header) func(Answered)
+
 	// FirstToken reports the time from a call's request to the first piece of its answer.
 	FirstToken func(ctx context.Context, took time.Duration)
 
@@ -31,6 +39,21 @@ type Hooks struct {
 
 	// Limit reports a limit that an answer of the provider contains.
 	Limit func(ctx context.Context, limit Limit, value float64)
+}
+
+// Asked is what a call asks of the provider.
+type Asked struct {
+	Base  *url.URL // of the provider; not to be changed
+	Model string   // "" where the caller's body leaves it to the provider
+}
+
+// Answered is how a call ended.
+type Answered struct {
+	Status     int           // of the provider; 0 where it did not answer
+	FirstToken time.Duration // from the request to the first piece of the answer; 0 where none came
+	Usage      codex.Usage   // as the provider counted; zero where it did not
+	Finish     codex.Finish  // why the model stopped; "" where the answer is not whole
+	Failure    *Failure      // why it is not; nil too after a panic of ours
 }
 
 // Limit names one of the provider's limits. The list of them is closed.

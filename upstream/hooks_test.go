@@ -37,6 +37,10 @@ func TestHooksGetTheContextOfTheCallersRequest(t *testing.T) {
 		Request: func(ctx context.Context, status int, _ bool, _ time.Duration) {
 			note(fmt.Sprint("Request ", status), ctx)
 		},
+		Sending: func(ctx context.Context, _ upstream.Asked, _ http.Header) func(upstream.Answered) {
+			note("Sending", ctx)
+			return func(upstream.Answered) { note("Sending's end", ctx) }
+		},
 		Retried:  func(ctx context.Context) { note("Retried", ctx) },
 		Sent:     func(ctx context.Context, _ int64) { note("Sent", ctx) },
 		Received: func(ctx context.Context, _ int64) { note("Received", ctx) },
@@ -52,7 +56,7 @@ func TestHooksGetTheContextOfTheCallersRequest(t *testing.T) {
 		t.Fatal(code, err)
 	}
 	p.rest(t)
-	if got, want := slices.Sorted(maps.Keys(spans)), []string{"Limit", "Received", "Request 200", "Request 503", "Retried", "Sent"}; !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(spans)), []string{"Limit", "Received", "Request 200", "Request 503", "Retried", "Sending", "Sending's end", "Sent"}; !slices.Equal(got, want) {
 		t.Errorf("hooks called: %q, want %q", got, want)
 	}
 	for hook, got := range spans {

@@ -103,6 +103,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 	defer func() {
 		if p := recover(); p != nil { // the caller must learn of it
+			call.ended(nil)
 			call.answer.end(&Failure{Status: http.StatusInternalServerError, Cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())})
 			panic(http.ErrAbortHandler)
 		}
@@ -123,6 +124,7 @@ func (r *Relay) send(child context.Context, w http.ResponseWriter, call *Call) {
 		}
 	}
 	stop()
+	call.ended(failure)
 	if failure != nil && child.Err() != nil {
 		return // the child has disconnected, which is the cause, and the lessee's to judge
 	}
@@ -147,6 +149,9 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 	maps.Copy(req.Header, request.Header)
 	if err := r.authorize(req.Header); err != nil {
 		return nil, &Failure{Status: http.StatusUnauthorized, Cause: fmt.Errorf("no request sent to the provider: %w", err), unsent: true}
+	}
+	if r.hooks.Sending != nil {
+		call.report = r.hooks.Sending(ctx, Asked{Base: r.provider.Base, Model: request.Model}, req.Header)
 	}
 	call.posted = time.Now()
 	res, err := r.tries.RoundTrip(req)
@@ -201,6 +206,9 @@ func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool
 			return true // half an event: what comes behind it would be read as a part of it
 		}
 		call.note(ctx, delivered)
+		if over {
+			call.keep(delivered)
+		}
 		return call.answer.put(ctx, delivered, len(data)) && !over
 	}
 	buf := make([]byte, 32<<10)

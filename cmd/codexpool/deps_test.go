@@ -28,9 +28,10 @@ var rules = map[string]struct {
 	"runbooks":        {nil, []string{"github.com/yuin/goldmark"}, "holds pages"},
 	"api":             {[]string{"api/limits", "pool", "codex", "upstream", "runbooks"}, []string{"github.com/julienschmidt/httprouter", "github.com/rs/cors", "golang.org/x/sync", "github.com/go-json-experiment/json", "github.com/klauspost/compress", "golang.org/x/image"}, "turns requests into turns, and reads bodies of many megabytes, also in zstd"},
 	"metrics":         {[]string{"pool", "api", "upstream"}, []string{"github.com/prometheus/client_golang"}, "counts what the others report"},
+	"metrics/traces":  {[]string{"pool", "api", "upstream"}, []string{"go.opentelemetry.io/otel"}, "tells a collector what the others report"},
 	"configs":         {nil, []string{"github.com/caarlos0/env/v11", "github.com/BurntSushi/toml"}, "reads the environment, and needs nothing of the daemon; TOML because config.toml must be read as Codex reads it"},
 	"configs/grafana": {nil, nil, "makes dashboards, as data: only tests use it"},
-	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "pool", "runbooks", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term", "github.com/coreos/go-systemd/v22"}, "wires them"},
+	"cmd/codexpool":   {[]string{"api", "api/limits", "codex", "codex/lean", "codex/login", "configs", "metrics", "metrics/traces", "pool", "runbooks", "upstream"}, []string{"github.com/lmittmann/tint", "golang.org/x/term", "github.com/coreos/go-systemd/v22"}, "wires them"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {

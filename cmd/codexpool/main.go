@@ -29,6 +29,7 @@ import (
 	"codexpool/codex"
 	"codexpool/configs"
 	"codexpool/metrics"
+	"codexpool/metrics/traces"
 	"codexpool/pool"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -59,8 +60,8 @@ func main() {
 // environ is the environment. Only the standard library also reads the process's own:
 // HTTP_PROXY and its like for connections to the provider, SSL_CERT_FILE and
 // SSL_CERT_DIR for its certificate, PATH to find CODEX_BIN, and XDG_CACHE_HOME or HOME
-// for the default of PROXY_CODEX_WORKDIR; and go-systemd, NOTIFY_SOCKET and WATCHDOG_USEC. Nothing is written outside of that folder and
-// CODEX_HOME.
+// for the default of PROXY_CODEX_WORKDIR; go-systemd, NOTIFY_SOCKET and WATCHDOG_USEC; and
+// OpenTelemetry, OTEL_*. Nothing is written outside of that folder and CODEX_HOME.
 func run(ctx context.Context, hangups func() <-chan struct{}, args, environ []string, stdout, stderr io.Writer, ready func(addr string)) int {
 	line, err := parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -159,17 +160,23 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		adminAddr = admin.Addr().String()
 	}
 
+	tracer, err := traces.Open(ctx, version(), log)
+	if err != nil {
+		log.Error("traces", "err", err)
+		return exitBadUsage
+	}
+	defer tracer.Close()
 	setCLI := func(now cli) { m.SetCLI(now.version, api.Models{Catalog: now.models}.Labels()) }
 	setCLI(found.known())
 	found.changed = setCLI
-	up, err := newProvider(newProviderConfig(cfg, environ), found, m.RelayHooks(), log)
+	up, err := newProvider(newProviderConfig(cfg, environ), found, tracer.RelayHooks(m.RelayHooks()), log)
 	if err != nil {
 		log.Error("upstream", "err", err)
 		return exitCode(err)
 	}
 	defer up.Close()
 	spawn := spawner(newSpawnConfig(cfg), found, up, log)
-	children, err := pool.New(poolConfig(cfg, spawn, m.PoolHooks(), log))
+	children, err := pool.New(poolConfig(cfg, spawn, tracer.PoolHooks(m.PoolHooks()), log))
 	if err != nil {
 		log.Error("pool", "err", err)
 		return exitFailed
@@ -201,7 +208,7 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 		defer shared.Close()
 		m.WatchRedis(shared.Stat)
 	}
-	server := api.New(apiConfig(cfg, keys, shared, found.known, up), children, up.relay, log, m.ObserveRequest)
+	server := api.New(apiConfig(cfg, keys, shared, found.known, up, tracer.Turned()), children, up.relay, log, tracer.Observe(m.ObserveRequest))
 	m.Watch(metrics.Sources{
 		Pool: children.Stat, ChildrenCPU: children.CPU, API: server.Stat, LoginExpiry: up.loginExpiry, Workdir: cfg.Workdir,
 		MaxWaiting: cfg.MaxWaiting, ChildMemory: cfg.MaxChildBytes, MaxConnections: most,
@@ -225,7 +232,7 @@ func serve(ctx context.Context, hangups func() <-chan struct{}, cfg configs.Conf
 	turns, cut := context.WithCancelCause(context.Background())
 	defer cut(nil)
 	failed := make(chan error, 2)
-	publicServer := serveHTTP(turns, public, server, failed, log)
+	publicServer := serveHTTP(turns, public, tracer.Handler(server), failed, log)
 	defer publicServer.Close()
 	if admin != nil {
 		defer serveHTTP(turns, admin, server.Admin(api.Sources{Version: version(), Metrics: m.Handler(), Limits: m.Limits}), failed, log).Close()

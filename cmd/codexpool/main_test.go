@@ -252,19 +252,19 @@ func TestAPIConfigHasEverySetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	shared := new(limits.Redis)
-	got := apiConfig(cfg, keys, shared, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} }, &provider{choice: "c", credential: "k"})
+	got := apiConfig(cfg, keys, shared, func() cli { return cli{models: []codex.Model{{ID: "m", Default: true}}} }, &provider{choice: "c", credential: "k"}, func(context.Context, api.Turn) {})
 	models := api.Models{Prefix: "codev-5", Default: "m", Catalog: []codex.Model{{ID: "m", Default: true}}}
 	if diff := cmp.Diff(models, got.Models()); diff != "" {
 		t.Errorf("models (-want +got)\n%s", diff)
 	}
 	want := api.Config{
 		Keys: []api.Key{{Name: "1", Digest: sha256.Sum256([]byte("codexpool-dev"))}}, Requests: limits.Rate{Most: 4, Per: 9 * time.Millisecond}, Shared: shared, LoopbackOnly: true, AdminPublic: true, ProtectModels: true, CORS: true, Origins: []string{"*"},
-		Models: got.Models, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", CacheKey: true, DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3, MaxPlaces: 9,
+		Models: got.Models, Turned: got.Turned, Upstream: api.Upstream{Choice: "c", Credential: "k"}, Sandbox: "read-only", CacheKey: true, DefaultStream: true, MaxStreams: 1, MaxBody: 2, MaxBodies: 5, MaxChoices: 3, MaxPlaces: 9,
 		Keepalive: 3 * time.Millisecond, Commit: 4 * time.Millisecond, Timeout: 5 * time.Millisecond, IdleTimeout: 6 * time.Millisecond,
 		StreamIdleTimeout: 7 * time.Millisecond, WriteTimeout: 8 * time.Millisecond,
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}, BypassUntil: time.Date(2026, 1, 31, 15, 4, 5, 0, time.UTC),
 	}
-	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models", "Shared"), cmpopts.EquateComparable(netip.Prefix{})); diff != "" || got.Shared != shared {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(api.Config{}, "Models", "Shared", "Turned"), cmpopts.EquateComparable(netip.Prefix{})); diff != "" || got.Shared != shared {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	cfg.RateLimit = false
@@ -284,7 +284,7 @@ func TestChatGPTRefusesSomeEfforts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := apiConfig(cfg, nil, nil, func() cli { return cli{} }, &provider{}).Models().Refused
+		got := apiConfig(cfg, nil, nil, func() cli { return cli{} }, &provider{}, nil).Models().Refused
 		if len(got) != want {
 			t.Errorf("%s refuses %v", upstream, got)
 		}

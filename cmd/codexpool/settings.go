@@ -46,7 +46,7 @@ func poolConfig(cfg configs.Config, spawn func(context.Context) (*codex.Client, 
 	}
 }
 
-func apiConfig(cfg configs.Config, keys []configs.Key, shared *limits.Redis, found func() cli, p *provider) api.Config {
+func apiConfig(cfg configs.Config, keys []configs.Key, shared *limits.Redis, found func() cli, p *provider, turned func(context.Context, api.Turn)) api.Config {
 	prefix := "codex-5"
 	if cfg.Dev() {
 		prefix = "codev-5"
@@ -62,8 +62,8 @@ func apiConfig(cfg configs.Config, keys []configs.Key, shared *limits.Redis, fou
 			c := found()
 			return api.Models{Prefix: prefix, Default: p.model(c, cfg.Model), Catalog: c.models, Open: cfg.OpenUpstream(), Refused: refused}
 		},
-		Upstream: api.Upstream{Choice: p.choice, Credential: p.credential},
-		Sandbox:  cfg.Sandbox, CacheKey: cfg.SendsCacheKey(), DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxBodies: cfg.MaxBodies, MaxChoices: cfg.MaxChoices, MaxPlaces: cfg.PoolSize + cfg.MaxWaiting,
+		Upstream: api.Upstream{Choice: p.choice, Credential: p.credential}, Turned: turned,
+		Sandbox: cfg.Sandbox, CacheKey: cfg.SendsCacheKey(), DefaultStream: cfg.DefaultStream, MaxStreams: cfg.MaxStreams, MaxBody: cfg.MaxBody, MaxBodies: cfg.MaxBodies, MaxChoices: cfg.MaxChoices, MaxPlaces: cfg.PoolSize + cfg.MaxWaiting,
 		Keepalive: cfg.Keepalive, Commit: cfg.Commit,
 		Timeout: cfg.Timeout, IdleTimeout: cfg.IdleTimeout, StreamIdleTimeout: cfg.StreamIdleTimeout,
 		WriteTimeout: cfg.WriteTimeout,

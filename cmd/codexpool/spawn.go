@@ -122,7 +122,8 @@ func (p *provider) directChild(home string, catalog []byte) (lean.Child, error) 
 		child.Files["auth.json"] = auth // an API key
 	}
 	for _, entry := range p.environ {
-		if !slices.Contains(configs.Secrets(), variable(entry)) {
+		// Those of OpenTelemetry are for our own spans, and may hold the collector's key.
+		if name := variable(entry); !slices.Contains(configs.Secrets(), name) && !strings.HasPrefix(name, "OTEL_") {
 			child.Env = append(child.Env, entry)
 		}
 	}
