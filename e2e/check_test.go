@@ -84,7 +84,7 @@ func TestCheckSaysWhereNoProviderWasAsked(t *testing.T) {
 	t.Parallel()
 	for upstream, why := range map[string]string{
 		"echo":   "anything about a provider: the echo model is a part of codexpool",
-		"direct": "anything about the provider: children call it themselves",
+		"direct": "a completion: children call the provider themselves",
 	} {
 		out, code := runCheck(t, "CODEX_UPSTREAM="+upstream, "CODEX_HOME="+codextest.Workdir(t))
 		if code != 0 || !strings.Contains(out, "\nproved:     a child starts and answers\nnot proved: "+why+"\n") || strings.Contains(out, "network:") {

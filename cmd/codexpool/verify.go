@@ -27,7 +27,7 @@ func (p *provider) verify(ctx context.Context, c cli, chosen string, environ []s
 		if !p.verifyDirect(ctx, c.version, stdout) {
 			return false
 		}
-		open = "anything else about the provider: children call it themselves"
+		open = "a completion: children call the provider themselves"
 	default:
 		fmt.Fprintln(stdout, "network:   ", p.network(environ))
 		status, err := p.relay.Verify(ctx)
