@@ -268,7 +268,7 @@ var troubles = []trouble{
 		}
 	}},
 	{page: "StreamsNearLimit.md", cause: 1, alert: "CodexpoolStreamsNearLimit", env: []string{"PROXY_SSE_MAX_CONCURRENCY=2"}, begin: asMany},
-	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
+	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", also: "CodexpoolUnavailable", env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
 	{page: "UpstreamAuth.md", cause: 2, set: func(p *patient) {
 		p.chatGPT = newChatGPT(p.t.(*testing.T), 24*time.Hour)
 		p.env = append(p.env, p.chatGPT.env...)
