@@ -174,13 +174,18 @@ func (d *decoder) decode(data []byte) (events []codex.Event, over bool, failure 
 		events, failure = d.ending(e.Type, e.Response)
 		return events, true, failure
 	case "response.failed":
-		var end streamEnd
-		_ = json.Unmarshal(e.Response, &end) // as in ending
-		return usage(end.Usage), true, failureInStream(e.Response)
+		return usage(readEnd(e.Response).Usage), true, failureInStream(e.Response)
 	case "error":
 		return nil, true, failureInStream(data)
 	}
 	return nil, false, nil
+}
+
+// readEnd reads the response of the last event. Fields that cannot be read are as if they
+// were not there.
+func readEnd(response []byte) (end streamEnd) {
+	_ = json.Unmarshal(response, &end)
+	return end
 }
 
 func failureInStream(report []byte) *Failure {
@@ -369,8 +374,7 @@ func (d *decoder) rest(output []*streamItem) (events []codex.Event) {
 // ending delivers the rest of an answer: what came in no event before, its usage, and
 // why it ended.
 func (d *decoder) ending(kind string, response []byte) (events []codex.Event, failure *Failure) {
-	var end streamEnd
-	_ = json.Unmarshal(response, &end) // fields that cannot be read are as if they were not there
+	end := readEnd(response)
 	events = d.rest(end.Output)
 	events = append(events, usage(end.Usage)...)
 	finish := codex.FinishStop

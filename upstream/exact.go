@@ -82,9 +82,7 @@ func (d *exactDecoder) decode(raw, data []byte) (events []codex.Event, over bool
 		this.Response = e.Response
 		return append([]codex.Event{this}, exactEnding(e.Response)...), true, nil
 	case e.Type == "response.failed":
-		var end streamEnd
-		_ = json.Unmarshal(e.Response, &end) // as in ending
-		return append([]codex.Event{this}, usage(end.Usage)...), true, failureInStream(e.Response)
+		return append([]codex.Event{this}, usage(readEnd(e.Response).Usage)...), true, failureInStream(e.Response)
 	case e.Type == "error":
 		return []codex.Event{this}, true, failureInStream(data)
 	case isDelta && !strings.HasPrefix(kind, "response.reasoning"):
@@ -119,8 +117,7 @@ func (d *exactDecoder) fill(raw, data []byte, e exactEvent) (filled, response []
 
 // exactEnding is what the last event says of an answer.
 func exactEnding(response []byte) []codex.Event {
-	var end streamEnd
-	_ = json.Unmarshal(response, &end) // as in ending
+	end := readEnd(response)
 	finish := codex.FinishStop
 	switch {
 	case end.Incomplete.Reason == "max_output_tokens":
