@@ -251,16 +251,26 @@ func eventually(t testing.TB, within time.Duration, what string, ok func() bool)
 	}
 }
 
-// metrics reads the metrics page.
-func (d *daemon) metrics() map[string]float64 {
+// page is the metrics page.
+func (d *daemon) page() []byte {
 	d.t.Helper()
 	res, err := http.Get(d.admin + "/metrics")
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	defer res.Body.Close()
+	page, err := io.ReadAll(res.Body)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return page
+}
+
+// metrics reads the metrics page.
+func (d *daemon) metrics() map[string]float64 {
+	d.t.Helper()
 	values := map[string]float64{}
-	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+	for lines := bufio.NewScanner(bytes.NewReader(d.page())); lines.Scan(); {
 		if i := strings.LastIndexByte(lines.Text(), ' '); i > 0 && lines.Text()[0] != '#' {
 			values[lines.Text()[:i]], _ = strconv.ParseFloat(lines.Text()[i+1:], 64)
 		}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -272,16 +271,7 @@ func livePage(t *testing.T) string {
 	if status := d.as("one", chatBody("hi", false)); status != http.StatusOK {
 		t.Fatal(status)
 	}
-	res, err := http.Get(d.admin + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	page, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(page)
+	return string(d.page())
 }
 
 // TestOpsLivePageHasWhatTheGoldenOneHas: what is held against the golden page holds for a
