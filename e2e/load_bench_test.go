@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -21,7 +22,8 @@ import (
 // turns and against one endpoint; and the CPU time of the daemon and of the children for
 // each, with that of the children beside what they use at 3 tokens. The clients and the
 // endpoint are this process, which runs on the same machine: both sides lack the CPU that
-// these use.
+// these use. As many requests of the Responses API are served in turns with those of chat,
+// for the CPU time of the children beside chat's.
 func BenchmarkThroughput(b *testing.B) {
 	const atOnce, total = 16, 64
 	up := codextest.NewUpstream(b, codextest.Text("ok"))
@@ -42,19 +44,35 @@ func BenchmarkThroughput(b *testing.B) {
 			return err
 		})
 	}
+	natively := func() {
+		d.spread(total, atOnce, func(int) error {
+			res, answer, err := d.respond([]byte(`{"model":"codex-5","stream":true,"input":"hello"}`))
+			if err == nil && !bytes.Contains(answer, []byte("event: response.completed")) {
+				err = fmt.Errorf("%s: %.300s", res.Status, answer)
+			}
+			return err
+		})
+	}
 	pooled() // connections and buffers that are made only once
+	natively()
 	children := d.children()
 	fewest := 0.0 // CPU time of the children at 3 tokens
 	for _, tokens := range []int{3, 50, 500} {
 		b.Run(fmt.Sprintf("%d tokens", tokens), func(b *testing.B) {
 			up.Script(codextest.Text(slices.Repeat([]string{"token "}, tokens)...))
-			var overHTTP, bare, own, theirs, its time.Duration
+			var overHTTP, bare, own, theirs, its, beside time.Duration
 			for b.Loop() {
+				beside -= cpu(b, children...)
+				natively()
+				d.rest(b) // what children do after their turns is a part of its cost
+				beside += cpu(b, children...)
+
 				own -= cpu(b, d.cmd.Process.Pid)
 				theirs -= cpu(b, children...)
 				began := time.Now()
 				pooled()
 				overHTTP += time.Since(began)
+				d.rest(b)
 				own += cpu(b, d.cmd.Process.Pid)
 				theirs += cpu(b, children...)
 
@@ -74,6 +92,7 @@ func BenchmarkThroughput(b *testing.B) {
 			b.ReportMetric(ms(own)/n, "cpu-ms-daemon")
 			b.ReportMetric(ms(theirs)/n, "cpu-ms-children")
 			b.ReportMetric(ms(its)/n, "cpu-ms-child")
+			b.ReportMetric(ms(beside)/ms(theirs), "cpu-children-responses/chat")
 			fewest = cmp.Or(fewest, ms(theirs)/n)
 			b.ReportMetric(ms(theirs)/n/fewest, "cpu-children/3-tokens")
 		})
