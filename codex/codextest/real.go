@@ -246,18 +246,18 @@ func Status(code int, body string) http.HandlerFunc {
 
 // Stream writes the events of one answer, for replies that pause in between.
 type Stream struct {
-	w     http.ResponseWriter
-	id    string
-	items int              // that are complete
-	text  *strings.Builder // of the message that is open, or nil
-	n     int              // tokens
+	w      http.ResponseWriter
+	id     string
+	output []any            // items that are complete
+	text   *strings.Builder // of the message that is open, or nil
+	n      int              // tokens
 }
 
 // StartStream sends the headers.
 func StartStream(w http.ResponseWriter) *Stream {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.WriteHeader(http.StatusOK)
-	s := &Stream{w: w, id: fmt.Sprintf("resp_%d", time.Now().UnixNano())}
+	s := &Stream{w: w, output: []any{}, id: fmt.Sprintf("resp_%d", time.Now().UnixNano())}
 	http.NewResponseController(w).Flush()
 	return s
 }
@@ -285,7 +285,7 @@ func (s *Stream) Delta(text string) {
 	}
 	s.text.WriteString(text)
 	s.n++
-	s.Event(map[string]any{"type": "response.output_text.delta", "item_id": s.itemID("msg"), "output_index": s.items, "content_index": 0, "delta": text})
+	s.Event(map[string]any{"type": "response.output_text.delta", "item_id": s.itemID("msg"), "output_index": len(s.output), "content_index": 0, "delta": text})
 }
 
 // Call writes one call of a function, after the message that is open.
@@ -298,19 +298,21 @@ func (s *Stream) Call(c codex.ToolCall) {
 	}
 	s.item("response.output_item.added", call("in_progress", ""))
 	s.n++
-	s.Event(map[string]any{"type": "response.function_call_arguments.delta", "item_id": s.itemID("fc"), "output_index": s.items, "delta": c.Arguments})
-	s.item("response.output_item.done", call("completed", c.Arguments))
-	s.items++
+	s.Event(map[string]any{"type": "response.function_call_arguments.delta", "item_id": s.itemID("fc"), "output_index": len(s.output), "delta": c.Arguments})
+	s.done(call("completed", c.Arguments))
 }
 
 // End completes the response: 7 tokens in, one out per delta and call.
 func (s *Stream) End() {
 	s.closeMessage()
-	s.Event(map[string]any{"type": "response.completed", "response": map[string]any{"id": s.id, "usage": map[string]any{
-		"input_tokens": 7, "input_tokens_details": map[string]any{"cached_tokens": 0},
-		"output_tokens": s.n, "output_tokens_details": map[string]any{"reasoning_tokens": 0},
-		"total_tokens": 7 + s.n,
-	}}})
+	s.Event(map[string]any{"type": "response.completed", "response": map[string]any{
+		"id": s.id, "status": "completed", "output": s.output,
+		"usage": map[string]any{
+			"input_tokens": 7, "input_tokens_details": map[string]any{"cached_tokens": 0},
+			"output_tokens": s.n, "output_tokens_details": map[string]any{"reasoning_tokens": 0},
+			"total_tokens": 7 + s.n,
+		},
+	}})
 }
 
 // Fail ends the response with a failure.
@@ -324,7 +326,7 @@ func (s *Stream) Fail(code, message string) {
 func (s *Stream) Incomplete(reason string) {
 	s.closeMessage()
 	s.Event(map[string]any{"type": "response.incomplete", "response": map[string]any{
-		"id": s.id, "incomplete_details": map[string]any{"reason": reason},
+		"id": s.id, "status": "incomplete", "incomplete_details": map[string]any{"reason": reason}, "output": s.output,
 	}})
 }
 
@@ -332,9 +334,8 @@ func (s *Stream) closeMessage() {
 	if s.text == nil {
 		return
 	}
-	s.item("response.output_item.done", s.message("completed", map[string]any{"type": "output_text", "text": s.text.String(), "annotations": []any{}}))
+	s.done(s.message("completed", map[string]any{"type": "output_text", "text": s.text.String(), "annotations": []any{}}))
 	s.text = nil
-	s.items++
 }
 
 func (s *Stream) message(status string, content ...any) map[string]any {
@@ -344,8 +345,16 @@ func (s *Stream) message(status string, content ...any) map[string]any {
 }
 
 func (s *Stream) item(event string, item map[string]any) {
-	s.Event(map[string]any{"type": event, "output_index": s.items, "item": item})
+	s.Event(map[string]any{"type": event, "output_index": len(s.output), "item": item})
+}
+
+// done ends the item that is being written.
+func (s *Stream) done(item map[string]any) {
+	s.item("response.output_item.done", item)
+	s.output = append(s.output, item)
 }
 
 // itemID is the id of the item that is being written.
-func (s *Stream) itemID(kind string) string { return fmt.Sprintf("%s_%s_%d", kind, s.id, s.items) }
+func (s *Stream) itemID(kind string) string {
+	return fmt.Sprintf("%s_%s_%d", kind, s.id, len(s.output))
+}
