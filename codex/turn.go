@@ -9,6 +9,8 @@ import (
 	"iter"
 	"strings"
 	"time"
+
+	jsonv1 "github.com/go-json-experiment/json/v1"
 )
 
 // TurnParams is one completion. It holds the caller's messages: never log it.
@@ -240,7 +242,7 @@ func (t *turn) handle(ctx context.Context, m message) ([]Event, error) {
 		return nil, nil
 	}
 	var n notification
-	if err := json.Unmarshal(m.Params, &n); err != nil {
+	if err := jsonv1.Unmarshal(m.Params, &n); err != nil {
 		err := &ProtocolError{Problem: "params of " + m.Method + " cannot be read"}
 		t.c.spoil(err)
 		return nil, err

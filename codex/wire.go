@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+
+	jsonv1 "github.com/go-json-experiment/json/v1"
 )
 
 // maxLine bounds one line of the child, in bytes. The longest lines repeat a whole
@@ -48,7 +50,7 @@ type outgoing struct {
 // decode reads one line.
 func decode(line []byte) (message, error) {
 	m := message{size: len(line)}
-	if err := json.Unmarshal(line, &m); err != nil {
+	if err := jsonv1.Unmarshal(line, &m); err != nil {
 		return message{}, &ProtocolError{Problem: fmt.Sprintf("a line of %d bytes is not a message", len(line))}
 	}
 	if bytes.Equal(m.ID, []byte("null")) {

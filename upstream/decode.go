@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 
+	jsonv1 "github.com/go-json-experiment/json/v1"
+
 	"codexpool/codex"
 )
 
@@ -135,7 +137,7 @@ func (d *decoder) decode(data []byte) (events []codex.Event, over bool, failure 
 		return nil, true, &Failure{Status: http.StatusOK, Code: "too_many_items"}
 	}
 	var e streamEvent
-	if json.Unmarshal(data, &e) != nil && e.Type == "" {
+	if jsonv1.Unmarshal(data, &e) != nil && e.Type == "" {
 		return nil, false, nil
 	}
 	switch e.Type {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	jsonv1 "github.com/go-json-experiment/json/v1"
+
 	"codexpool/codex"
 )
 
@@ -66,7 +68,7 @@ type exactEvent struct {
 // time and its length count. An event that cannot be read is passed on like the others.
 func (d *exactDecoder) decode(raw, data []byte) (events []codex.Event, over bool, failure *Failure) {
 	var e exactEvent
-	_ = json.Unmarshal(data, &e)
+	_ = jsonv1.Unmarshal(data, &e)
 	if d.codex {
 		if strings.HasPrefix(e.Type, "codex.") {
 			return nil, false, nil // for Codex itself, and unknown to SDKs
