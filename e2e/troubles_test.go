@@ -336,7 +336,7 @@ var troubles = []trouble{
 	{page: "EdgeErrors.md", cause: 1, alert: "CodexpoolDown", leads: "Down.md", extra: true, set: behindEdge("nginx"), begin: killDaemon, goOn: usersSee(edgeFails)},
 	{page: "EdgeErrors.md", cause: 2, alert: "CodexpoolClientsLeave", extra: true, env: providedAnd("POOL_SIZE=3"), set: behindEdge("nginx", "1860s", "1s"), begin: providerIs(mute), goOn: usersSee(edgeTimesOut), cure: healthy},
 	{page: "EdgeErrors.md", cause: 2, alert: "CodexpoolClientsLeave", every: true, extra: true, env: providedAnd("POOL_SIZE=3"), set: behindEdge("caddy", "1860s", "1s"), begin: providerIs(mute), goOn: usersSee(edgeTimesOut), cure: healthy},
-	{page: "EdgeErrors.md", cause: 3, alert: "CodexpoolTrafficGone", extra: true, usual: 45 * time.Second, set: behindEdge("caddy"), begin: func(p *patient) {
+	{page: "EdgeErrors.md", cause: 3, alert: "CodexpoolTrafficGone", extra: true, usual: 90 * time.Second, set: behindEdge("caddy"), begin: func(p *patient) {
 		p.edge = edgeOf("caddy").start(p.t.(*testing.T), "127.0.0.1:"+freePorts(p.t.(*testing.T), 1)[0], nil)
 	}, goOn: usersSee(edgeFails), cure: func(p *patient) {
 		p.edge = edgeOf("caddy").start(p.t.(*testing.T), strings.TrimPrefix(p.url, "http://"), nil)
@@ -348,7 +348,7 @@ var troubles = []trouble{
 			res.Body.Close()
 		}
 	}},
-	{page: "ForwardAuth.md", cause: 2, alert: "CodexpoolForwardAuthDenies", every: true, begin: settingIs("PROXY_API_KEY=another-key-of-the-same-length"), goOn: func(p *patient) { p.request("GET", "/verify", "Bearer "+key, "", "").Body.Close() }, spare: []string{"bypass_until"}},
+	{page: "ForwardAuth.md", cause: 2, alert: "CodexpoolForwardAuthDenies", every: true, also: []string{"CodexpoolAuthFailures"}, begin: settingIs("PROXY_API_KEY=another-key-of-the-same-length"), goOn: func(p *patient) { p.request("GET", "/verify", "Bearer "+key, "", "").Body.Close() }, spare: []string{"bypass_until"}},
 	{page: "ForwardAuth.md", cause: 3, begin: killDaemon, spare: []string{"codexpool metrics"}},
 	{page: "ForwardAuth.md", cause: 3, alert: "CodexpoolDown", leads: "Down.md", extra: true, set: behindEdge("caddy"), begin: killDaemon, goOn: usersSee(edgeFails)},
 	{page: "ForwardAuth.md", cause: 6, alert: "CodexpoolForwardAuthBypassed", begin: pasteFix("curl -s -X POST '127.0.0.1:11436/auth/bypass?minutes=30'"), goOn: func(p *patient) {
