@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -26,15 +27,44 @@ func TestMystery(t *testing.T) {
 		t.Skip("make mystery runs it")
 	}
 	seed := chosenSeed(t)
-	all := drills()
-	tr := all[rand.New(rand.NewPCG(seed, 0)).IntN(len(all))]
+	tr := mysteryOf(seed)
 	c, p := newControlRoom(t), newPatient(t, tr)
-	fmt.Printf("SEED=%d: trouble comes, and its alert within three minutes.\n", seed)
+	fmt.Printf("SEED=%d: trouble comes, and its alert within five minutes.\n", seed)
 	defer c.fall(p, t.Name())()
 	over, forget := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	defer forget()
 	c.tellUntil(over, p, p.handOver())
 	fmt.Printf("\nIt was cause %d of %s: %s\n", tr.cause, tr.page, causeOf(t, tr))
+}
+
+func mysteryOf(seed uint64) trouble {
+	all := drills()
+	return all[rand.New(rand.NewPCG(seed, 0)).IntN(len(all))]
+}
+
+// TestDrillMystery plays one to its end. make drill runs it.
+func TestDrillMystery(t *testing.T) {
+	if os.Getenv("DRILL") == "" {
+		t.Skip("make drill runs it")
+	}
+	t.Parallel()
+	var seed uint64
+	for ; mysteryOf(seed).alert != "CodexpoolUnavailable"; seed++ {
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestMystery$")
+	cmd.Env = append(os.Environ(), "MYSTERY=1", fmt.Sprint("SEED=", seed), programVar+"="+program)
+	out, err := cmd.CombinedOutput() // its input has ended, and it waits for the alert all the same
+	told, answer, ok := strings.Cut(string(out), "\nIt was ")
+	if err != nil || !ok || !strings.HasPrefix(answer, "cause 1 of Unavailable.md: It was drained, and forgotten") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if !strings.Contains(told, "\nCodexpoolUnavailable (critical): No replica is ready\n  https://") || strings.Contains(told, "drain") {
+		t.Errorf("before the end it says\n%s", told)
+	}
+	env := regexp.MustCompile(`\S+/env\n`).FindString(told)
+	if env == "" {
+		t.Errorf("it does not say what an operator's shell needs:\n%s", told)
+	}
 }
 
 // handOver writes what an operator's shell needs, and prints how to use it. log is the file
