@@ -89,6 +89,9 @@ mutants: need-go ## one mistake after the other in the alerts, each of which a c
 drill: need-go $(CLI) ## troubles of the runbooks, brought about under Prometheus and Alertmanager: alert, page, cause, cure
 	cd e2e && DRILL=1 go test $(TESTS) -count=1 -parallel 4 -v -run TestDrill . | grep -E '^ *(---|ok|FAIL|PASS|[a-z]+_test.go)'
 
+mystery: need-go $(CLI) ## an exercise for whoever is on call: one of those troubles, chosen by SEED=n, of which you see the alert alone
+	@cd e2e && go test -c -vet=off -o ../bin/mystery . && SEED=$(SEED) MYSTERY=1 exec ../bin/mystery -test.run '^TestMystery$$' -test.timeout 40m
+
 rolling: need-go $(CLI) ## daemons restarted in turn behind HAProxy and Caddy, 500 requests each; replicas restarted twice, and one killed
 	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run "TestRollingRestart|TestReplicas" . | grep -E '^ *(---|ok|FAIL|rolling|replicas)'
 
@@ -158,4 +161,4 @@ test-deploy: release ## a release, built twice, installed, upgraded and removed 
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e ops mutants drill rolling soak attack bench scale pictures fuzz cover lint fmt image release test-deploy clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e ops mutants drill mystery rolling soak attack bench scale pictures fuzz cover lint fmt image release test-deploy clean

@@ -138,6 +138,7 @@ const (
 	chatPath     = "/v1/chat/completions"
 	unauthorized = "401 authentication_error invalid_api_key -"
 	edgeFails    = "502 server_error edge_unavailable -"
+	edgeTimesOut = "504 server_error edge_unavailable -"
 )
 
 func TestEdgeAsksForTheKey(t *testing.T) {
@@ -313,7 +314,7 @@ func TestEdgeErrorsAreToldApartFromOurs(t *testing.T) {
 				t.Errorf("our 504: %s, want %s", got, want)
 			}
 			hasty := e.start(t, "127.0.0.1:"+port, strings.NewReplacer("1860s", "1s"))
-			if got, want := ask(hasty, silent), "504 server_error edge_unavailable -"; got != want {
+			if got, want := ask(hasty, silent), edgeTimesOut; got != want {
 				t.Errorf("the edge's 504: %s, want %s", got, want)
 			}
 			d.stop()

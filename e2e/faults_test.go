@@ -440,20 +440,9 @@ func TestFaultsOfTheHost(t *testing.T) {
 	})
 	t.Run("its disk is full", func(t *testing.T) {
 		t.Parallel()
-		if os.Geteuid() != 0 {
-			t.Skip("only root can mount a small disk")
-		}
-		disk := codextest.Workdir(t)
-		if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=32m"); err != nil {
-			t.Skip("a small disk cannot be mounted here: ", err)
-		}
-		t.Cleanup(func() { syscall.Unmount(disk, syscall.MNT_DETACH) })
+		disk := smallDisk(t, "32m")
 		d := start(t, "POOL_SIZE=1", "POOL_BACKOFF_MAX_MS=500", "CODEX_ECHO_DELAY_MS=1", "PROXY_CODEX_WORKDIR="+disk)
-		filler := filepath.Join(disk, "filler")
-		fill := func() {
-			exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=4k", "oflag=append", "conv=notrunc").Run()
-		} // fails when the disk is full
-		fill()
+		fill(t, disk)
 		if chunks, err := d.stream("hi"); err != nil || len(chunks) == 0 {
 			t.Errorf("the child that is there: %v", err)
 		}
@@ -461,17 +450,54 @@ func TestFaultsOfTheHost(t *testing.T) {
 			for _, pid := range d.children() {
 				syscall.Kill(pid, syscall.SIGKILL) // which makes room, of its home
 			}
-			fill()
+			fill(t, disk)
 			return strings.Contains(d.logged(), "no space left on device")
 		})
 		if got := d.ready(); got != unavailable {
 			t.Errorf("ready: %s", got)
 		}
-		if err := os.Remove(filler); err != nil {
-			t.Fatal(err)
-		}
+		empty(t, disk)
 		over(d)
 	})
+}
+
+// smallDisk is an empty disk for the homes of children.
+func smallDisk(t testing.TB, size string) (path string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount a small disk")
+	}
+	path = codextest.Workdir(t)
+	if err := syscall.Mount("tmpfs", path, "tmpfs", 0, "size="+size); err != nil {
+		t.Skip("a small disk cannot be mounted here: ", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(path, syscall.MNT_DETACH) })
+	return path
+}
+
+// filler is the file that fills a small disk.
+func filler(disk string) string { return filepath.Join(disk, "filler") }
+
+// fill takes all room that is left on a small disk.
+func fill(t testing.TB, disk string) {
+	t.Helper()
+	file, err := os.OpenFile(filler(disk), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer file.Close()
+	for block := make([]byte, 4<<10); err == nil; { // it fails when the disk is full
+		_, err = file.Write(block)
+	}
+}
+
+// empty gives the room back.
+func empty(t testing.TB, disk string) {
+	t.Helper()
+	if err := os.Remove(filler(disk)); err != nil {
+		t.Error(err)
+	}
 }
 
 // limitFiles sets the limit of the descriptors of a process, and returns the limit from

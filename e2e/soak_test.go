@@ -112,16 +112,24 @@ type soak struct {
 
 func newSoak(t *testing.T, d *daemon) *soak {
 	t.Helper()
-	s := &soak{daemon: d, bearer: key, seed: uint64(time.Now().UnixNano()) % 1e6, outcomes: map[string]int{}}
-	if given := os.Getenv("SEED"); given != "" {
-		var err error
-		if s.seed, err = strconv.ParseUint(given, 10, 64); err != nil {
-			t.Fatal("SEED: ", err)
-		}
-	}
+	s := &soak{daemon: d, bearer: key, seed: chosenSeed(t), outcomes: map[string]int{}}
 	t.Logf("SEED=%d", s.seed)
 	s.narrow = &http.Client{Transport: &http.Transport{DialContext: narrow.DialContext, DisableKeepAlives: true}}
 	return s
+}
+
+// chosenSeed is SEED, or a random one.
+func chosenSeed(t *testing.T) uint64 {
+	t.Helper()
+	given := os.Getenv("SEED")
+	if given == "" {
+		return uint64(time.Now().UnixNano()) % 1e6
+	}
+	seed, err := strconv.ParseUint(given, 10, 64)
+	if err != nil {
+		t.Fatal("SEED: ", err)
+	}
+	return seed
 }
 
 // run has eight clients send request after request. With suffer, children get faults.

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -31,8 +33,12 @@ type trouble struct {
 	over  func(p *patient) bool // it is cured; nil = a request succeeds
 	files int                   // limit of descriptors, 0 = as it is
 	spare []string              // commands that contain this may show that all is well, or another trouble
-	alert string                // that must fire in the drill; "" = the drill leaves it out
-	also  string                // another that may page
+	alert string                // that must fire in the drill; "" = there is no drill
+	also  []string              // others that may be told of in the drill
+	leads string                // the page of that alert; "" = this one
+	usual time.Duration         // for so long all is well before it, in the drill
+	every bool                  // make test has this drill, not only make drill
+	extra bool                  // for the drill alone: the test of the pages has another of this cause
 }
 
 // spares reports whether a check may be well in this trouble: it is for another cause.
@@ -42,7 +48,7 @@ func (tr trouble) spares(c check) bool {
 
 func troublesOf(page string) (list []trouble) {
 	for _, tr := range troubles {
-		if tr.page == page {
+		if tr.page == page && !tr.extra {
 			list = append(list, tr)
 		}
 	}
@@ -50,14 +56,16 @@ func troublesOf(page string) (list []trouble) {
 }
 
 // patient is a daemon with one child, and with a provider that answers at once until it
-// falls ill.
+// falls ill. Its users come to it through the edge, where there is one.
 type patient struct {
 	*daemon
 	trouble  trouble
 	cli      *faulty
 	provider *moody
 	dir      string
+	disk     string // of the homes of children, where it is a small one
 	env      []string
+	edge     *daemon // a client of it; nil = there is none
 	redis    *os.Process
 	chatGPT  *chatGPT
 }
@@ -94,9 +102,12 @@ func (p *patient) cured() bool {
 	if p.trouble.over != nil {
 		return p.trouble.over(p)
 	}
-	chunks, err := p.stream("hi")
+	chunks, err := p.asUser().stream("hi")
 	return err == nil && len(chunks) > 0
 }
+
+// asUser is where users send their requests.
+func (p *patient) asUser() *daemon { return cmp.Or(p.edge, p.daemon) }
 
 // moody is a provider whose answers can be changed.
 type moody struct {
@@ -144,12 +155,24 @@ func pasteFix(command string) func(p *patient) {
 	}
 }
 
-func ask(p *patient)       { p.stream("hi") }
+func ask(p *patient)       { p.asUser().stream("hi") }
 func asMany(p *patient)    { p.keepBusy(strings.Repeat("word ", 1000), 3) } // one runs, one waits, one is rejected
 func killChild(p *patient) { syscall.Kill(p.children()[0], syscall.SIGKILL) }
 func healthy(p *patient)   { p.provider.be(codextest.Text("ok")) }
 func providerIs(reply http.HandlerFunc) func(p *patient) {
 	return func(p *patient) { p.provider.be(reply) }
+}
+
+func killDaemon(p *patient) {
+	p.cmd.Process.Kill()
+	<-p.ended
+}
+
+// settingIs has another daemon in the place of this one, with another setting.
+func settingIs(entry string) func(p *patient) {
+	return func(p *patient) {
+		p.daemon = start(p.t, append(slices.Clone(p.env), entry)...)
+	}
 }
 
 // childIs has the next child play a fault, and ends the one that is there.
@@ -182,10 +205,7 @@ func providedAnd(more ...string) []string { return append(slices.Clone(provided)
 
 // troubles are all that are tried, in the order of the index.
 var troubles = []trouble{
-	{page: "Down.md", cause: 1, alert: "CodexpoolDown", begin: func(p *patient) {
-		p.cmd.Process.Kill()
-		<-p.ended
-	}},
+	{page: "Down.md", cause: 1, alert: "CodexpoolDown", every: true, begin: killDaemon},
 	{page: "Down.md", cause: 2, begin: func(p *patient) {
 		p.cmd.Process.Signal(syscall.SIGSTOP)
 		p.t.Cleanup(func() { p.cmd.Process.Signal(syscall.SIGCONT) })
@@ -209,7 +229,7 @@ var troubles = []trouble{
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}, spare: []string{"acquires", "pool_saturated"}},
-	{page: "ChildStartsFail.md", cause: 1, alert: "CodexpoolChildStartsFail", also: "CodexpoolUnavailable", begin: childIs("exits in handshake"), cure: childIsWell},
+	{page: "ChildStartsFail.md", cause: 1, alert: "CodexpoolChildStartsFail", every: true, also: []string{"CodexpoolUnavailable"}, begin: childIs("exits in handshake"), cure: childIsWell},
 	{page: "ChildStartsFail.md", cause: 2, env: []string{"CODEX_START_TIMEOUT_MS=3000"}, begin: childIs("never initializes"), cure: childIsWell},
 	{page: "ChildStartsFail.md", cause: 3, begin: func(p *patient) {
 		if err := os.Rename(p.cli.path, p.cli.path+".old"); err != nil {
@@ -237,18 +257,21 @@ var troubles = []trouble{
 			syscall.Kill(pid, syscall.SIGCONT)
 		}
 	}},
-	{page: "Timeouts.md", cause: 1, alert: "CodexpoolTimeouts", env: providedAnd("PROXY_STREAM_IDLE_TIMEOUT_MS=300"), begin: providerIs(mute), goOn: ask, cure: healthy},
+	{page: "ChildWedged.md", cause: 1, alert: "CodexpoolChildrenWedged", extra: true, env: []string{"POOL_SIZE=2", "POOL_PROBE_MS=500"}, begin: stopOne, goOn: stopOne, cure: func(p *patient) {
+		for _, pid := range p.children() { // those that are there when the fix is done
+			syscall.Kill(pid, syscall.SIGCONT)
+		}
+	}},
+	{page: "Timeouts.md", cause: 1, alert: "CodexpoolTimeouts", every: true, also: []string{"CodexpoolErrorBudgetBurn", "CodexpoolUpstreamFails"}, env: providedAnd("PROXY_STREAM_IDLE_TIMEOUT_MS=300"), begin: providerIs(mute), goOn: ask, cure: healthy},
 	{page: "Timeouts.md", cause: 2, env: []string{"PROXY_STREAM_IDLE_TIMEOUT_MS=500"}, begin: turnFaults("steers"), goOn: ask, cure: childIsWell},
 	{page: "Timeouts.md", cause: 3, env: []string{"PROXY_TIMEOUT_MS=1000"}, begin: asMany},
-	{page: "ChildMemoryGrows.md", cause: 1, env: []string{"POOL_MAX_CHILD_BYTES=250000000", "POOL_MIN_LIFE_MS=0"}, begin: func(p *patient) {
+	{page: "ChildMemoryGrows.md", cause: 1, alert: "CodexpoolChildMemoryHigh", env: []string{"POOL_MAX_CHILD_BYTES=250000000", "POOL_MIN_LIFE_MS=0"}, goOn: ask, begin: func(p *patient) {
 		turnFaults("grows")(p)
 		for range 4 { // by 64 MB each: it is retired
 			p.stream("hi")
 		}
 		eventually(p.t, time.Minute, "death by memory", func() bool { return len(p.pool().Deaths) == 2 })
-		for range 2 { // the next child is kept
-			p.stream("hi")
-		}
+		p.stream("hi") // the next child is kept
 	}, cure: func(p *patient) {
 		childIsWell(p)
 		pasteFix("curl -s -X POST 127.0.0.1:11436/pool/recycle")(p)
@@ -267,8 +290,20 @@ var troubles = []trouble{
 			}
 		}
 	}},
+	{page: "DiskFull.md", cause: 1, alert: "CodexpoolDiskFull", also: []string{"CodexpoolChildStartsFail", "CodexpoolPoolNotFull"}, env: []string{"POOL_SIZE=2"}, set: func(p *patient) {
+		p.disk = smallDisk(p.t, "280m")
+		p.env = append(p.env, "PROXY_CODEX_WORKDIR="+p.disk)
+	}, begin: func(p *patient) {
+		eventually(p.t, time.Minute, "start that fails", func() bool {
+			fill(p.t, p.disk)
+			if pids := p.children(); len(pids) == 2 {
+				syscall.Kill(slices.Max(pids), syscall.SIGKILL) // which makes room, of its home
+			}
+			return strings.Contains(p.logged(), "no space left on device")
+		})
+	}, goOn: func(p *patient) { fill(p.t, p.disk) }, cure: func(p *patient) { empty(p.t, p.disk) }},
 	{page: "StreamsNearLimit.md", cause: 1, alert: "CodexpoolStreamsNearLimit", env: []string{"PROXY_SSE_MAX_CONCURRENCY=2"}, begin: asMany},
-	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", also: "CodexpoolUnavailable", env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
+	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", every: true, env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
 	{page: "UpstreamAuth.md", cause: 2, set: func(p *patient) {
 		p.chatGPT = newChatGPT(p.t.(*testing.T), 24*time.Hour)
 		p.env = append(p.env, p.chatGPT.env...)
@@ -284,13 +319,10 @@ var troubles = []trouble{
 		p.provider.CloseClientConnections()
 		p.provider.Listener.Close()
 	}, goOn: ask},
-	{page: "UpstreamFails.md", cause: 2, alert: "CodexpoolUpstreamFails", also: "CodexpoolErrorBudgetBurn", env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
+	{page: "UpstreamFails.md", cause: 2, alert: "CodexpoolUpstreamFails", every: true, also: []string{"CodexpoolErrorBudgetBurn"}, env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
 	{page: "UpstreamLimits.md", cause: 1, alert: "CodexpoolUsageLimitReached", env: provided, begin: providerIs(retryAfter(429, "60", `{"error":{"code":"insufficient_quota","message":"m"}}`)), goOn: ask, cure: healthy},
 	{page: "UpstreamLimits.md", cause: 2, env: provided, begin: providerIs(retryAfter(429, "60", `{"error":{"code":"rate_limit_exceeded","message":"m"}}`)), goOn: ask, cure: healthy},
-	{page: "EdgeErrors.md", cause: 1, begin: func(p *patient) {
-		p.cmd.Process.Kill()
-		<-p.ended
-	}, spare: []string{"499", "unmatched"}},
+	{page: "EdgeErrors.md", cause: 1, begin: killDaemon, spare: []string{"499", "unmatched"}},
 	{page: "EdgeErrors.md", cause: 2, env: provided, begin: providerIs(mute), goOn: func(p *patient) {
 		for range 3 { // an edge that waits for a second
 			ctx, cancel := context.WithTimeout(p.t.Context(), time.Second)
@@ -301,22 +333,24 @@ var troubles = []trouble{
 		}
 	}, cure: healthy, spare: []string{"health", "unmatched"}},
 	{page: "EdgeErrors.md", cause: 4, alert: "CodexpoolUnmatchedRequests", begin: func(*patient) {}, cure: func(*patient) {}, goOn: func(p *patient) { p.request("GET", "/prefix/v1/models", "Bearer "+key, "", "").Body.Close() }, spare: []string{"health", "499"}},
-	{page: "CORS.md", cause: 1, alert: "CodexpoolCORSRefused", env: []string{"PROXY_CORS_ALLOWED_ORIGINS=https://app.example"}, begin: func(p *patient) {
-		p.daemon = start(p.t, append(p.env, "PROXY_CORS_ALLOWED_ORIGINS=https://app.example:8443")...)
-	}, goOn: func(p *patient) {
+	{page: "EdgeErrors.md", cause: 1, alert: "CodexpoolDown", leads: "Down.md", extra: true, set: behindEdge("nginx"), begin: killDaemon, goOn: usersSee(edgeFails)},
+	{page: "EdgeErrors.md", cause: 2, alert: "CodexpoolClientsLeave", extra: true, env: providedAnd("POOL_SIZE=3"), set: behindEdge("nginx", "1860s", "1s"), begin: providerIs(mute), goOn: usersSee(edgeTimesOut), cure: healthy},
+	{page: "EdgeErrors.md", cause: 2, alert: "CodexpoolClientsLeave", every: true, extra: true, env: providedAnd("POOL_SIZE=3"), set: behindEdge("caddy", "1860s", "1s"), begin: providerIs(mute), goOn: usersSee(edgeTimesOut), cure: healthy},
+	{page: "EdgeErrors.md", cause: 3, alert: "CodexpoolTrafficGone", extra: true, usual: 90 * time.Second, set: behindEdge("caddy"), begin: func(p *patient) {
+		p.edge = edgeOf("caddy").start(p.t.(*testing.T), "127.0.0.1:"+freePorts(p.t.(*testing.T), 1)[0], nil)
+	}, goOn: usersSee(edgeFails), cure: func(p *patient) {
+		p.edge = edgeOf("caddy").start(p.t.(*testing.T), strings.TrimPrefix(p.url, "http://"), nil)
+	}},
+	{page: "CORS.md", cause: 1, alert: "CodexpoolCORSRefused", every: true, env: []string{"PROXY_CORS_ALLOWED_ORIGINS=https://app.example"}, begin: settingIs("PROXY_CORS_ALLOWED_ORIGINS=https://app.example:8443"), goOn: func(p *patient) {
 		req := p.newRequest(chatBody("hi", false))
 		req.Header.Set("Origin", "https://app.example")
 		if res, err := http.DefaultClient.Do(req); err == nil {
 			res.Body.Close()
 		}
 	}},
-	{page: "ForwardAuth.md", cause: 2, alert: "CodexpoolForwardAuthDenies", begin: func(p *patient) {
-		p.daemon = start(p.t, append(p.env, "PROXY_API_KEY=another-key-of-the-same-length")...)
-	}, goOn: func(p *patient) { p.request("GET", "/verify", "Bearer "+key, "", "").Body.Close() }, spare: []string{"bypass_until"}},
-	{page: "ForwardAuth.md", cause: 3, begin: func(p *patient) {
-		p.cmd.Process.Kill()
-		<-p.ended
-	}, spare: []string{"codexpool metrics"}},
+	{page: "ForwardAuth.md", cause: 2, alert: "CodexpoolForwardAuthDenies", every: true, also: []string{"CodexpoolAuthFailures"}, begin: settingIs("PROXY_API_KEY=another-key-of-the-same-length"), goOn: func(p *patient) { p.request("GET", "/verify", "Bearer "+key, "", "").Body.Close() }, spare: []string{"bypass_until"}},
+	{page: "ForwardAuth.md", cause: 3, begin: killDaemon, spare: []string{"codexpool metrics"}},
+	{page: "ForwardAuth.md", cause: 3, alert: "CodexpoolDown", leads: "Down.md", extra: true, set: behindEdge("caddy"), begin: killDaemon, goOn: usersSee(edgeFails)},
 	{page: "ForwardAuth.md", cause: 6, alert: "CodexpoolForwardAuthBypassed", begin: pasteFix("curl -s -X POST '127.0.0.1:11436/auth/bypass?minutes=30'"), goOn: func(p *patient) {
 		p.request("GET", "/verify", "", "", "").Body.Close()
 	}, cure: pasteFix("curl -s -X DELETE 127.0.0.1:11436/auth/bypass"), spare: []string{"/verify"}},
@@ -371,6 +405,49 @@ var troubles = []trouble{
 		return len(c) == 1 && c[0].Version != "9.9.9"
 	}},
 	{page: "Drain.md", cause: 1, begin: pasteFix("curl -s -X POST 127.0.0.1:11436/pool/drain"), cure: pasteFix("curl -s -X POST 127.0.0.1:11436/pool/resume")},
+}
+
+// behindEdge puts an edge in front of the daemon, on a port that stays its own. changed are
+// texts of the edge's file, each with what takes its place.
+func behindEdge(name string, changed ...string) func(p *patient) {
+	return func(p *patient) {
+		t := p.t.(*testing.T)
+		port := freePorts(t, 1)[0]
+		p.env = append(p.env, "PORT="+port, "PROXY_TRUSTED_PROXIES=127.0.0.1")
+		var replacer *strings.Replacer
+		if len(changed) > 0 {
+			replacer = strings.NewReplacer(changed...)
+		}
+		p.edge = edgeOf(name).start(t, "127.0.0.1:"+port, replacer)
+	}
+}
+
+func edgeOf(name string) edge {
+	return edges[slices.IndexFunc(edges, func(e edge) bool { return e.name == name })]
+}
+
+// usersSee has users send three requests at once: this is what each must get.
+func usersSee(want string) func(p *patient) {
+	return func(p *patient) {
+		p.edge.spread(3, 3, func(int) error {
+			if got := failure(p.t, p.edge.request("POST", chatPath, "Bearer "+key, "application/json", chatBody("hi", false))); got != want {
+				return fmt.Errorf("users see %s, want %s", got, want)
+			}
+			return nil
+		})
+	}
+}
+
+// stopOne stops one of the two children, unless one is stopped.
+func stopOne(p *patient) {
+	pids := p.children()
+	stopped := slices.ContainsFunc(pids, func(pid int) bool {
+		state, _ := stateOf(fmt.Sprint("/proc/", pid))
+		return state == "T"
+	})
+	if len(pids) == 2 && !stopped {
+		syscall.Kill(pids[0], syscall.SIGSTOP)
+	}
 }
 
 func pasteDrain(p *patient) { p.operate("drain") }
