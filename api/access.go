@@ -42,7 +42,7 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	case rt.quiet && result.CrossOrigin != CrossOriginRefused:
 		level = slog.LevelDebug
 	}
-	if res.admitted {
+	if result.Admitted {
 		res.caller.account.usage.add(result.Tokens)
 	}
 	if !refused(res, e) || s.refusals.single(newRefusal(result, r.Method, level)) {
