@@ -45,7 +45,7 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	if result.Admitted {
 		res.caller.account.usage.add(result.Tokens)
 	}
-	if !refused(res, e) || s.refusals.single(newRefusal(result, r.Method, level)) {
+	if !refused(rt, res, result, e) || s.refusals.single(newRefusal(result, r.Method, level)) {
 		s.log.LogAttrs(r.Context(), level, "request", res.line(r, result, e)...)
 	}
 	s.history.add(result)
@@ -120,9 +120,13 @@ func (f *fields) time(name string, value time.Duration) {
 }
 
 // refused reports whether a request was turned away before the pool had to do with it:
-// such requests cost their senders nothing, and come in thousands.
-func refused(res *response, e *Error) bool {
-	return e != nil && !res.access.admitted && e.Status != StatusClientGone && e.whose() != FaultDaemon
+// such requests cost their senders nothing, and come in thousands. That of an origin that is
+// refused is one where it would not be logged else, as a preflight is.
+func refused(rt route, res *response, result Result, e *Error) bool {
+	if e == nil {
+		return rt.quiet && result.CrossOrigin == CrossOriginRefused
+	}
+	return !res.access.admitted && e.Status != StatusClientGone && e.whose() != FaultDaemon
 }
 
 // How many refusals of a second have a line of their own: of one code, and in all. Those of

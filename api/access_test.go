@@ -123,6 +123,13 @@ func TestRefusalsAreLoggedSinglyUpToTwentyASecondAndCode(t *testing.T) {
 		if got, want := lines(), "map[request not_found <nil> <nil>:20 requests refused not_found <nil> 980:1]"; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
+		for range 1000 {
+			h.do(t, preflight("https://b.example"))
+		}
+		time.Sleep(2 * time.Second)
+		if got, want := lines(), "map[request <nil> <nil> <nil>:20 requests refused <nil> <nil> 980:1]"; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 		for range 2 { // the next second has lines of its own
 			h.do(t, by("wrong", chat(hello)))
 		}
@@ -148,7 +155,7 @@ func TestLogGrowsByLessThanAMegabyteAMinuteWhateverIsRefused(t *testing.T) {
 		var log bytes.Buffer
 		h.Server = api.New(cfg, h.pool, nil, slog.New(slog.NewJSONHandler(&log, nil)), func(context.Context, api.Result) {})
 		h.do(t, by("another", chat(hello))) // all that it may in a minute
-		for range 3 { // the first key has the child, and the places of the queue
+		for range 3 {                       // the first key has the child, and the places of the queue
 			admission, err := h.pool.Admit(t.Context(), cfg.Keys[0].Name, 1)
 			if err != nil {
 				t.Fatal(err)
