@@ -4,12 +4,13 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"codexpool/upstream"
 )
 
-// pageOf are the runbooks of states, and of reasons why children die. Errors.md names those
+// pageOf are the runbooks of states, of the daemon and of children, and of reasons why children die. Errors.md names those
 // of errors.
 var pageOf = map[string]string{
 	string(Starting):           "ChildStartsFail.md",
@@ -21,6 +22,7 @@ var pageOf = map[string]string{
 	"protocol":     "ChildrenCrash.md",
 	"failing":      "ChildrenCrash.md",
 	"unresponsive": "ChildWedged.md",
+	"late":         "ChildWedged.md",
 	"memory":       "ChildMemoryGrows.md",
 }
 
@@ -45,12 +47,13 @@ const (
 func (p *statusPage) troubles() (list []trouble) {
 	add := func(is bool, page, format string, args ...any) {
 		if is {
-			list = append(list, trouble{fmt.Sprintf(format, args...), page})
+			text := strings.Fields(fmt.Sprintf(format, args...)) // in one line, whatever a child said
+			list = append(list, trouble{strings.Join(text, " "), page})
 		}
 	}
 	add(p.Stat.State != Ready, pageOf[string(p.Stat.State)], "%s", whyNot[p.Stat.State])
 	if p.DrainSince != nil {
-		add(true, "Drain.md", "New completions are rejected since %s.", rounded(p.Now.Sub(*p.DrainSince)))
+		add(true, "Drain.md", "New completions have been rejected for %s.", rounded(p.Now.Sub(*p.DrainSince)))
 	}
 	if p.Failure != nil {
 		add(true, "ChildStartsFail.md", "The last start of a child failed: %s", p.Failure.Error)
