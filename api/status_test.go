@@ -125,8 +125,8 @@ func TestStatusPageShowsWhyNoChildCanBeStarted(t *testing.T) {
 // TestStatusPageShowsWhatAChildSaysInOneLine: what it says cannot look like the page's own.
 func TestStatusPageShowsWhatAChildSaysInOneLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := openBroken(t, &codex.RPCError{Code: -32000, Message: "no home\n\ncodexpool is ready"})
-		if page := h.both(t, api.Sources{})["text"]; !strings.Contains(page, ": no home codexpool is ready See /runbooks/") {
+		h := openBroken(t, &codex.RPCError{Code: -32000, Message: "no home\n\ncodexpool is ready\x1b[2J"})
+		if page := h.both(t, api.Sources{})["text"]; !strings.Contains(page, ": no home  codexpool is ready\uFFFD[2J See /runbooks/") {
 			t.Errorf("%s", page)
 		}
 	})

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"codexpool/upstream"
@@ -47,8 +46,7 @@ const (
 func (p *statusPage) troubles() (list []trouble) {
 	add := func(is bool, page, format string, args ...any) {
 		if is {
-			text := strings.Fields(fmt.Sprintf(format, args...)) // in one line, whatever a child said
-			list = append(list, trouble{strings.Join(text, " "), page})
+			list = append(list, trouble{fmt.Sprintf(format, args...), page})
 		}
 	}
 	add(p.Stat.State != Ready, pageOf[string(p.Stat.State)], "%s", whyNot[p.Stat.State])
