@@ -191,13 +191,13 @@ func TestStatusPageDrawsTheLastTenMinutes(t *testing.T) {
 			h.do(t, chat(`{"stream":true,"messages":[{"role":"user","content":"one"}]}`))
 		}
 		time.Sleep(17 * time.Second)
-		h.shows(t, api.Sources{}, "three answers", `half came within 0\.98 s`, `0\.30/s`)
+		h.shows(t, api.Sources{}, "three answers", `median 0\.98 s`, `0\.30/s`)
 		html := h.page(t, "/", browser, api.Sources{}).Body.String()
 		if drawn := regexp.MustCompile(`<path d="(M[^"]+)">`).FindAllString(html, -1); len(drawn) != 4 {
 			t.Errorf("%d lines are drawn: %q", len(drawn), drawn)
 		}
 		time.Sleep(11 * time.Minute)
-		h.shows(t, api.Sources{}, "long after", `half came within none`, `ended 0\.00/s`)
+		h.shows(t, api.Sources{}, "long after", `median none`, `ended 0\.00/s`)
 	})
 }
 
