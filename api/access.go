@@ -42,10 +42,10 @@ func (s *Server) report(rt route, res *response, r *http.Request, e *Error) {
 	case rt.quiet && result.CrossOrigin != CrossOriginRefused:
 		level = slog.LevelDebug
 	}
-	if res.admitted {
+	if result.Admitted {
 		res.caller.account.usage.add(result.Tokens)
 	}
-	if !refused(res, e) || s.refusals.single(newRefusal(result, r.Method, level)) {
+	if !refused(rt, res, result, e) || s.refusals.single(newRefusal(result, r.Method, level)) {
 		s.log.LogAttrs(r.Context(), level, "request", res.line(r, result, e)...)
 	}
 	s.history.add(result)
@@ -120,13 +120,21 @@ func (f *fields) time(name string, value time.Duration) {
 }
 
 // refused reports whether a request was turned away before the pool had to do with it:
-// such requests cost their senders nothing, and come in thousands.
-func refused(res *response, e *Error) bool {
-	return e != nil && !res.access.admitted && e.Status != StatusClientGone && e.whose() != FaultDaemon
+// such requests cost their senders nothing, and come in thousands. That of an origin that is
+// refused is one where it would not be logged else, as a preflight is.
+func refused(rt route, res *response, result Result, e *Error) bool {
+	if e == nil {
+		return rt.quiet && result.CrossOrigin == CrossOriginRefused
+	}
+	return !res.access.admitted && e.Status != StatusClientGone && e.whose() != FaultDaemon
 }
 
-// maxRefusals is how many refusals of a second and code have a line of their own.
-const maxRefusals = 20
+// How many refusals of a second have a line of their own: of one code, and in all. Those of
+// six codes at once fill a log by less than a megabyte a minute.
+const (
+	maxRefusals    = 20
+	maxAllRefusals = 30
+)
 
 // refusals bounds the lines of requests that are turned away. Those that have no line of
 // their own share one, at the end of their second.
@@ -134,7 +142,8 @@ type refusals struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
-	alone map[string]int    // lines of this second, by code; guarded by mu
+	alone map[string]int    // lines of this second, by code; guarded by mu, as is all
+	all   int               // of them
 	more  map[refusal]int64 // requests of this second without a line; guarded by mu
 }
 
@@ -160,10 +169,11 @@ func (l *refusals) single(r refusal) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.alone == nil {
-		l.alone, l.more = map[string]int{}, map[refusal]int64{}
+		l.alone, l.all, l.more = map[string]int{}, 0, map[refusal]int64{}
 		time.AfterFunc(time.Second, l.flush) // runs once, and ends
 	}
-	if l.alone[r.code] < maxRefusals {
+	if l.all < maxAllRefusals && l.alone[r.code] < maxRefusals {
+		l.all++
 		l.alone[r.code]++
 		return true
 	}

@@ -3,6 +3,7 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -112,7 +113,7 @@ func TestRefusalsAreLoggedSinglyUpToTwentyASecondAndCode(t *testing.T) {
 			h.do(t, chat("{"))
 		}
 		time.Sleep(2 * time.Second)
-		if got, want := lines(), "map[request invalid_api_key <nil> <nil>:20 request invalid_json 1 <nil>:20 requests refused invalid_api_key <nil> 980:1 requests refused invalid_json 1 10:1]"; got != want {
+		if got, want := lines(), "map[request invalid_api_key <nil> <nil>:20 request invalid_json 1 <nil>:10 requests refused invalid_api_key <nil> 980:1 requests refused invalid_json 1 20:1]"; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 		for i := range 1000 { // whatever they are like
@@ -122,12 +123,82 @@ func TestRefusalsAreLoggedSinglyUpToTwentyASecondAndCode(t *testing.T) {
 		if got, want := lines(), "map[request not_found <nil> <nil>:20 requests refused not_found <nil> 980:1]"; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
+		for range 1000 {
+			h.do(t, preflight("https://b.example"))
+		}
+		time.Sleep(2 * time.Second)
+		if got, want := lines(), "map[request <nil> <nil> <nil>:20 requests refused <nil> <nil> 980:1]"; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 		for range 2 { // the next second has lines of its own
 			h.do(t, by("wrong", chat(hello)))
 		}
 		time.Sleep(2 * time.Second)
 		if got, want := lines(), "map[request invalid_api_key <nil> <nil>:2]"; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	})
+}
+
+// TestLogGrowsByLessThanAMegabyteAMinuteWhateverIsRefused has all that can be refused, a
+// thousand of each a second, from clients that choose the longest line.
+func TestLogGrowsByLessThanAMegabyteAMinuteWhateverIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config()
+		cfg.MaxBody = 1 << 10
+		cfg.Keys[1].RequestsPerMinute = 1
+		cfg.Keys = append(cfg.Keys, api.Key{Name: "3", Digest: sha256.Sum256([]byte("third")), Routes: []string{"models"}}, api.Key{Name: "4", Digest: sha256.Sum256([]byte("fourth"))})
+		for i, key := range cfg.Keys {
+			cfg.Keys[i].Name = strings.Repeat(key.Name, 64)
+		}
+		h := open(t, cfg, 1)
+		var log bytes.Buffer
+		h.Server = api.New(cfg, h.pool, nil, slog.New(slog.NewJSONHandler(&log, nil)), func(context.Context, api.Result) {})
+		h.do(t, by("another", chat(hello))) // all that it may in a minute
+		for range 3 {                       // the first key has the child, and the places of the queue
+			admission, err := h.pool.Admit(t.Context(), cfg.Keys[0].Name, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				if lease, err := admission.Acquire(t.Context()); err == nil {
+					defer lease.Release()
+					<-t.Context().Done()
+				}
+			}()
+			synctest.Wait()
+		}
+		told(t, &log)
+		refused := map[int]int{}
+		const seconds = 2
+		for range seconds {
+			for range 1000 {
+				for _, r := range []*http.Request{
+					by("wrong", chat(hello)), by("third", chat(hello)), request("POST", "/nothing", hello),
+					by("fourth", chat(hello+strings.Repeat(" ", int(cfg.MaxBody)))), by("another", chat(hello)), chat(hello),
+				} {
+					r.RemoteAddr = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
+					refused[h.do(t, withHeader(r, "X-Request-Id", strings.Repeat("x", 128))).Code]++
+				}
+			}
+			time.Sleep(time.Second)
+		}
+		for _, status := range []int{401, 403, 404, 413, 429, 503} {
+			if refused[status] < seconds*1000 {
+				t.Errorf("%d: %d", status, refused[status])
+			}
+		}
+		synctest.Wait()
+		total := 0.
+		perMinute := log.Len() * 60 / seconds
+		for _, l := range told(t, &log) {
+			if n, ok := l["count"].(float64); ok {
+				total += n - 1
+			}
+			total++
+		}
+		if perMinute > 1e6 || total != 6*1000*seconds {
+			t.Errorf("%d bytes a minute for %v requests", perMinute, total)
 		}
 	})
 }

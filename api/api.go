@@ -90,6 +90,7 @@ type Result struct {
 	Tokens     codex.Usage   // as the provider counted them; zero where it did not
 	Estimated  codex.Usage   // of answers that we cut, which the provider does not count
 
+	Admitted    bool   // its key is valid, and was within its limits
 	CrossOrigin string // what became of a request that a page of another origin sent; "" where none did
 	AuthFailure string // why it has no valid key, of AuthFailures; "" where it has, or needs none
 	Bypassed    bool   // /verify let it pass without a key that may
@@ -99,6 +100,7 @@ type Result struct {
 // child has had two for the same choice.
 type Turn struct {
 	Child  int // pid
+	Turns  int // that the child has had, with this one
 	Began  time.Time
 	Failed bool
 }

@@ -48,7 +48,7 @@ func (s *Server) complete(res *response, r *http.Request, f form) error {
 	defer admission.Close()
 	res.access.admitted = true
 	out := s.newReplier(res, r, req, f, admission.Keep)
-	c := completion{s: s, res: res, req: req, choices: req.choices(), idle: idle, begun: begun, admission: admission, body: held}
+	c := completion{s: s, res: res, req: req, text: f.text, choices: req.choices(), idle: idle, begun: begun, admission: admission, body: held}
 	c.unsent.Store(int32(c.choices))
 	if err := c.run(ctx, out); err != nil {
 		return f.named(err)
@@ -67,6 +67,7 @@ type completion struct {
 	s         *Server
 	res       *response
 	req       *chatRequest
+	text      bool // the answers are bare text
 	choices   int
 	idle      time.Duration // longest silence of the model
 	begun     func()        // called with each child that the request gets
@@ -131,7 +132,7 @@ func (c *completion) request(choice int) upstream.Request {
 		return upstream.Request{Model: c.req.Model, Body: e.body, Overrides: e.apart, Header: e.header}
 	}
 	conversation := c.req.conversation(choice)
-	return upstream.Request{Model: c.req.Model, Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}
+	return upstream.Request{Model: c.req.Model, Text: c.text, Input: items(conversation), Overrides: c.s.overrides(c.req, conversation, c.res.caller)}
 }
 
 // params makes the turn of a choice. That may be megabytes, so it is done when there is
@@ -209,7 +210,7 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 		defer lease.Release()
 		c.begun()
 		run := c.s.turns.begin(lease.Child(), c.res)
-		defer c.ended(ctx, run)
+		defer c.ended(ctx, run, lease)
 		if alone {
 			c.res.child = lease.Child()
 			if call != nil {
@@ -249,10 +250,10 @@ func (c *completion) turn(ctx context.Context, admission *pool.Admission, choice
 }
 
 // ended notes that a turn is over.
-func (c *completion) ended(ctx context.Context, run *running) {
+func (c *completion) ended(ctx context.Context, run *running, lease *pool.Lease) {
 	c.s.turns.end(run)
 	if c.s.cfg.Turned != nil {
-		c.s.cfg.Turned(ctx, Turn{Child: run.child, Began: run.began, Failed: run.failed})
+		c.s.cfg.Turned(ctx, Turn{Child: run.child, Turns: lease.Turns(), Began: run.began, Failed: run.failed})
 	}
 }
 

@@ -171,8 +171,8 @@ func (h *history) charts() []chart {
 	}
 	return []chart{
 		newChart("First token", " s",
-			line("half came within", func(s *step, _ float64) float64 { return s.firstTokens.quantile(.5) }),
-			line("95 % came within", func(s *step, _ float64) float64 { return s.firstTokens.quantile(.95) })),
+			line("median", func(s *step, _ float64) float64 { return s.firstTokens.quantile(.5) }),
+			line("95th percentile", func(s *step, _ float64) float64 { return s.firstTokens.quantile(.95) })),
 		newChart("Completions", "/s", line("ended", func(s *step, seconds float64) float64 { return float64(s.completions) / seconds })),
 		newChart("Errors", "/s", line("failed", func(s *step, seconds float64) float64 { return float64(s.failed) / seconds })),
 	}

@@ -25,6 +25,7 @@ GET  /pool            the same in JSON: the children, and why the last ones died
 POST /pool/recycle    replaces them, one after another
 POST /pool/drain      makes the daemon not ready, and rejects new completions
 POST /pool/resume     ends the drain
+POST /auth/bypass     has /verify let everyone pass for a while: ?minutes=60; DELETE ends that
 GET  /metrics         for Prometheus
 GET  /healthz         health: the process serves
 GET  /livez           the same

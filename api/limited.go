@@ -20,7 +20,7 @@ func (s *Server) admit(res *response, r *http.Request) error {
 	if v.Wait > 0 {
 		return limited(v.Wait)
 	}
-	res.admitted = true
+	res.result.Admitted = true
 	return nil
 }
 

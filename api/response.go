@@ -28,7 +28,6 @@ type response struct {
 	caller   Caller
 	failed   func(*Error) []byte // what tells the reader of a stream of an error; nil = a frame with its body
 	told     bool                // the provider's own event has told it
-	admitted bool                // by the limits of the caller's key
 	bypassed bool                // /verify let it pass without a key that may
 	retried  atomic.Bool         // set by the goroutine of a choice
 }

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"text/template"
@@ -46,6 +47,7 @@ func digest(text string) string {
 // shown are how values are written.
 var shown = template.FuncMap{
 	"bytes":   func(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) },
+	"number":  func(n float64) string { return strconv.FormatFloat(n, 'f', -1, 64) },
 	"percent": func(part float64) string { return fmt.Sprintf("%.0f %%", part*100) },
 	"seconds": func(s float64) string { return rounded(time.Duration(s * float64(time.Second))) },
 	"rounded": rounded,

@@ -75,13 +75,13 @@ func TestStatusPageSaysWhatIsWrongAndWhereToRead(t *testing.T) {
 		cfg := config()
 		cfg.MaxStreams = 3
 		h := openWith(t, cfg, pool.Config{Size: 1, MaxWaiting: 4}, nil, dying, codextest.Script{codextest.Handshake(), codextest.Serve(&codextest.Child{Delay: time.Hour})})
-		limits := map[upstream.Limit]float64{{Kind: "limit", Unit: "tokens"}: 150000, {Kind: "remaining", Unit: "tokens"}: 900, {Kind: "used", Unit: "primary"}: .95, {Kind: "window", Unit: "primary"}: 18000}
+		limits := map[upstream.Limit]float64{{Kind: "limit", Unit: "tokens"}: 30000000, {Kind: "remaining", Unit: "tokens"}: 900, {Kind: "used", Unit: "primary"}: .95, {Kind: "window", Unit: "primary"}: 18000}
 		from := api.Sources{Limits: func() map[upstream.Limit]float64 { return limits }}
 		h.do(t, chat(hello))
 		time.Sleep(5 * time.Second)
 		h.shows(t, from, "a death", `Requests that failed in the last ten minutes: 1\. .*/runbooks/ErrorBudgetBurn\.md`, `A child died 5s ago: protocol\. .*/runbooks/ChildrenCrash\.md`,
 			`child_exited\s+child\s+1`, `2000-01-01 00:00:00Z\s+0\s+protocol`, `a line of 4 bytes`,
-			`limit is near: tokens\. .*/runbooks/UpstreamLimits\.md`, `limit is near: primary window`, `tokens\s+900\s+150000`, `95 %\s+5h0m0s`)
+			`limit is near: tokens\. .*/runbooks/UpstreamLimits\.md`, `limit is near: primary window`, `tokens\s+900\s+30000000`, `95 %\s+5h0m0s`)
 		for range 3 {
 			go h.do(t, chat(`{"stream":true,"messages":[{"role":"user","content":"one"}]}`))
 		}
@@ -92,7 +92,7 @@ func TestStatusPageSaysWhatIsWrongAndWhereToRead(t *testing.T) {
 		h.shows(t, from, "a silent turn", `A turn has been silent for 1m20s\. .*/runbooks/ChildWedged\.md`, `pool_saturated\s+capacity\s+2`)
 		h.admin(t, "POST", "/pool/drain")
 		time.Sleep(time.Minute)
-		h.shows(t, from, "a drain", `codexpool is +draining`, `posted to /pool/drain\. .*/runbooks/Drain\.md`, `rejected since 1m0s`)
+		h.shows(t, from, "a drain", `codexpool is +draining`, `posted to /pool/drain\. .*/runbooks/Drain\.md`, `rejected for 1m0s`)
 		h.admin(t, "POST", "/pool/resume")
 		time.Sleep(20 * time.Minute)
 		if page := h.both(t, api.Sources{})["text"]; strings.Contains(page, "child_exited") || strings.Contains(page, "ErrorBudgetBurn") || !strings.Contains(page, "protocol") {
@@ -109,6 +109,9 @@ func TestStatusPageShowsAChildThatDoesNotAnswer(t *testing.T) {
 		time.Sleep(13 * time.Second)
 		h.shows(t, api.Sources{}, "a late child", `A child does not answer its probe\. .*/runbooks/ChildWedged\.md`, `late[^\n]*has not answered its probe in time`,
 			`/verify lets everyone pass for another 4m47s\. .*/runbooks/ForwardAuth\.md`)
+		if page := h.both(t, api.Sources{})["HTML"]; !regexp.MustCompile(`late +/runbooks/ChildWedged\.md`).MatchString(page) {
+			t.Errorf("the child's state is not explained:\n%s", page)
+		}
 	})
 }
 
@@ -116,6 +119,16 @@ func TestStatusPageShowsWhyNoChildCanBeStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := openBroken(t, &codex.ExitError{Status: "exit status 1", Stderr: []string{"no such key: x"}})
 		h.shows(t, api.Sources{}, "no child", `codexpool is +backend_unavailable`, `none can be started\. .*/runbooks/ChildStartsFail\.md`, `failed: child is gone: exit status 1`, `no such key: x`, `0 idle`)
+	})
+}
+
+// TestStatusPageShowsWhatAChildSaysInOneLine: what it says cannot look like the page's own.
+func TestStatusPageShowsWhatAChildSaysInOneLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := openBroken(t, &codex.RPCError{Code: -32000, Message: "no home\n\ncodexpool is ready\x1b[2J"})
+		if page := h.both(t, api.Sources{})["text"]; !strings.Contains(page, ": no home  codexpool is ready\uFFFD[2J See /runbooks/") {
+			t.Errorf("%s", page)
+		}
 	})
 }
 
@@ -178,13 +191,13 @@ func TestStatusPageDrawsTheLastTenMinutes(t *testing.T) {
 			h.do(t, chat(`{"stream":true,"messages":[{"role":"user","content":"one"}]}`))
 		}
 		time.Sleep(17 * time.Second)
-		h.shows(t, api.Sources{}, "three answers", `half came within 0\.98 s`, `0\.30/s`)
+		h.shows(t, api.Sources{}, "three answers", `median 0\.98 s`, `0\.30/s`)
 		html := h.page(t, "/", browser, api.Sources{}).Body.String()
 		if drawn := regexp.MustCompile(`<path d="(M[^"]+)">`).FindAllString(html, -1); len(drawn) != 4 {
 			t.Errorf("%d lines are drawn: %q", len(drawn), drawn)
 		}
 		time.Sleep(11 * time.Minute)
-		h.shows(t, api.Sources{}, "long after", `half came within none`, `ended 0\.00/s`)
+		h.shows(t, api.Sources{}, "long after", `median none`, `ended 0\.00/s`)
 	})
 }
 

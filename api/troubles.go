@@ -9,7 +9,7 @@ import (
 	"codexpool/upstream"
 )
 
-// pageOf are the runbooks of states, and of reasons why children die. Errors.md names those
+// pageOf are the runbooks of states, of the daemon and of children, and of reasons why children die. Errors.md names those
 // of errors.
 var pageOf = map[string]string{
 	string(Starting):           "ChildStartsFail.md",
@@ -21,6 +21,7 @@ var pageOf = map[string]string{
 	"protocol":     "ChildrenCrash.md",
 	"failing":      "ChildrenCrash.md",
 	"unresponsive": "ChildWedged.md",
+	"late":         "ChildWedged.md",
 	"memory":       "ChildMemoryGrows.md",
 }
 
@@ -50,7 +51,7 @@ func (p *statusPage) troubles() (list []trouble) {
 	}
 	add(p.Stat.State != Ready, pageOf[string(p.Stat.State)], "%s", whyNot[p.Stat.State])
 	if p.DrainSince != nil {
-		add(true, "Drain.md", "New completions are rejected since %s.", rounded(p.Now.Sub(*p.DrainSince)))
+		add(true, "Drain.md", "New completions have been rejected for %s.", rounded(p.Now.Sub(*p.DrainSince)))
 	}
 	if p.Failure != nil {
 		add(true, "ChildStartsFail.md", "The last start of a child failed: %s", p.Failure.Error)

@@ -60,7 +60,7 @@ func shortage(sentences ...string) string {
 // Only before its first turn are they safe to log: then no prompt has reached it.
 func Said(err error) string {
 	if rpc := (*RPCError)(nil); errors.As(err, &rpc) {
-		return rpc.Message
+		return plain(rpc.Message)
 	}
 	return ""
 }

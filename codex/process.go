@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 )
 
 // Command is how to run one child. The child inherits nothing else.
@@ -274,7 +275,7 @@ func (t *tail) lines() []string {
 
 // kept is the last lines with the part of one that has not ended. The caller holds mu.
 func (t *tail) kept() []string {
-	line := strings.ToValidUTF8(colors.ReplaceAllString(string(t.part), ""), "�")
+	line := plain(colors.ReplaceAllString(string(t.part), ""))
 	if line == "" || noise(line) {
 		return slices.Clone(t.last)
 	}
@@ -284,6 +285,19 @@ func (t *tail) kept() []string {
 
 // colors are what a terminal reads as such; the CLI writes them into any file.
 var colors = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// plain is a child's text in one line, without what would move the cursor of a terminal.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case !unicode.IsPrint(r):
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
+}
 
 // noise reports whether a line of the CLI says nothing about a fault: that about the
 // sandbox of shell commands, which a lean child does not run, and Rust's advice.

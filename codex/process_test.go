@@ -26,7 +26,7 @@ var children = map[string]func(){
 	},
 	"never-initializes": func() { codextest.Play(codextest.Script{codextest.Hang()}) },
 	"exits-in-handshake": func() {
-		fmt.Fprintln(os.Stderr, "config.toml: no such key")
+		fmt.Fprintln(os.Stderr, "config.toml:\tno such key\x1b[2J\xff")
 		codextest.Play(codextest.Script{codextest.Expect("initialize"), codextest.Exit(7)})
 	},
 	"has-no-threads": func() { // what the CLI writes under a limit of its threads
@@ -167,7 +167,7 @@ func TestStartReturnsStderrOfAChildThatExits(t *testing.T) {
 	cmd.Exited = func() { exited++ }
 	_, err := codex.Start(t.Context(), cmd)
 	exit := (*codex.ExitError)(nil)
-	if !errors.As(err, &exit) || exit.Status != "exit status 7" || len(exit.Stderr) != 1 || exit.Stderr[0] != "config.toml: no such key" {
+	if !errors.As(err, &exit) || exit.Status != "exit status 7" || len(exit.Stderr) != 1 || exit.Stderr[0] != "config.toml: no such key\uFFFD[2J\uFFFD" {
 		t.Errorf("got %v", err)
 	}
 	if exited != 1 {

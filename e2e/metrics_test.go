@@ -20,7 +20,7 @@ import (
 // nothing that a caller writes may make a series.
 func TestSeriesAreTheSameWhateverComes(t *testing.T) {
 	const total, atOnce, most = 2000, 16, 1500
-	d := start(t, "CODEX_ECHO_DELAY_MS=1", "POOL_SIZE=2")
+	d := start(t, "CODEX_ECHO_DELAY_MS=1", "POOL_SIZE=2", "PROXY_CORS_ALLOWED_ORIGINS=http://localhost:3000")
 	before := ours(d.metrics())
 	if len(before) > most {
 		t.Errorf("%d series before the first request", len(before))
@@ -44,6 +44,9 @@ func TestSeriesAreTheSameWhateverComes(t *testing.T) {
 		if !before[name] {
 			t.Errorf("%s is new", name)
 		}
+	}
+	if m := d.metrics(); m[`codexpool_cors_requests_total{kind="actual",result="allowed"}`] == 0 || m[`codexpool_cors_requests_total{kind="actual",result="refused"}`] == 0 {
+		t.Error("no request of a listed origin, or none of another")
 	}
 	if len(after) != len(before) {
 		t.Errorf("there are %d series, there were %d", len(after), len(before))
@@ -115,9 +118,9 @@ func ours(page map[string]float64) map[string]bool {
 // mixed sends the i-th request. Its answer does not matter.
 func (d *daemon) mixed(i int) {
 	pick := func(list ...string) string { return list[rand.IntN(len(list))] }
-	path := pick("/v1/chat/completions", "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/", "/v1/models/codex-5", "/healthz", "/livez", "/readyz", "/v1/", "/", fmt.Sprint("/random/", i))
+	path := pick("/v1/chat/completions", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/v1/models/", "/v1/models/codex-5", "/v1/usage", "/verify", "/healthz", "/livez", "/readyz", "/v1/", "/", fmt.Sprint("/random/", i))
 	body := pick(
-		chatBody("hi", false), chatBody("hi", true), `{"prompt":"hi"}`, "", "{", `{"messages":[]}`, `{"messages":[{"role":"robot"}]}`,
+		chatBody("hi", false), chatBody("hi", true), `{"prompt":"hi"}`, `{"input":"hi"}`, "", "{", `{"messages":[]}`, `{"messages":[{"role":"robot"}]}`,
 		fmt.Sprintf(`{"model":"random-%d","messages":[{"role":"user","content":"hi"}]}`, i),
 		fmt.Sprintf(`{"random_%d":1,"messages":[{"role":"user","content":"hi"}]}`, i),
 	)

@@ -156,7 +156,8 @@ func (d *drawing) bar(l line, i, w int) {
 
 // graph draws lines over time, with their largest value and the line that is bad.
 func (d *drawing) graph(p drawn, lines []line, w, h int) {
-	if p.FieldConfig.Defaults.Custom.Stacking.Mode == "normal" {
+	stacked := p.FieldConfig.Defaults.Custom.Stacking.Mode == "normal"
+	if stacked {
 		stack(lines)
 	}
 	top := 0.0
@@ -178,18 +179,29 @@ func (d *drawing) graph(p drawn, lines []line, w, h int) {
 		fmt.Fprintf(&d.b, `<path d="M%.0f %.1fH%.0f" stroke="#c4162a" stroke-dasharray="4 3"/>`, left, y(*steps[1].Value), right)
 	}
 	d.b.WriteByte('\n')
+	point := func(at int, v float64) string {
+		return fmt.Sprintf("%.1f %.1f", left+float64(at)/float64(max(1, len(lines[0].values)-1))*(right-left), y(v))
+	}
 	x := 12
+	under := fmt.Sprintf("%.1f %.1f %.1f %.1f", right, lower, left, lower) // what lies under a line of a stack, from right to left
 	for i, l := range lines {
 		color := colors[i%len(colors)]
 		var path strings.Builder
+		var points []string
 		pen := "M"
 		for at, v := range l.values {
 			if math.IsNaN(v) {
 				pen = "M"
 				continue
 			}
-			fmt.Fprintf(&path, "%s%.1f %.1f", pen, left+float64(at)/float64(max(1, len(l.values)-1))*(right-left), y(v))
+			points = append(points, point(at, v))
+			path.WriteString(pen + point(at, v))
 			pen = "L"
+		}
+		if stacked {
+			fmt.Fprintf(&d.b, `<polygon fill="%s" fill-opacity=".4" points="%s %s"/>`, color, strings.Join(points, " "), under)
+			slices.Reverse(points)
+			under = strings.Join(points, " ")
 		}
 		fmt.Fprintf(&d.b, `<path stroke="%s" d="%s"/><text x="%d" y="%d" fill="%s">%s</text>`+"\n", color, path.String(), x, h-14, color, html.EscapeString(l.name))
 		x += 14 + 6*len(l.name)
@@ -212,9 +224,12 @@ func round(v float64) float64 {
 
 // stack puts each line on those before it.
 func stack(lines []line) {
-	for i := 1; i < len(lines); i++ {
+	for i := range lines {
 		for at := range lines[i].values {
-			lines[i].values[at] = zero(lines[i].values[at]) + zero(lines[i-1].values[at])
+			lines[i].values[at] = zero(lines[i].values[at])
+			if i > 0 {
+				lines[i].values[at] += lines[i-1].values[at]
+			}
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"codexpool/codex/codextest"
 
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -85,8 +86,11 @@ func attribute(s *tracepb.Span, key string) string {
 		if list := a.Value.GetArrayValue(); list != nil {
 			return list.Values[0].GetStringValue()
 		}
-		if n := a.Value.GetIntValue(); n != 0 {
-			return fmt.Sprint(n)
+		switch v := a.Value.Value.(type) {
+		case *commonpb.AnyValue_IntValue:
+			return fmt.Sprint(v.IntValue)
+		case *commonpb.AnyValue_DoubleValue:
+			return fmt.Sprint(v.DoubleValue)
 		}
 		return a.Value.GetStringValue()
 	}
@@ -100,15 +104,19 @@ const (
 	collectorKey = "marked-key-of-the-collector"
 )
 
-// traced sends a completion within a trace of the client's, and returns its status.
-func (d *daemon) traced(id, model, prompt string, stream bool) int {
+// traced sends a completion within a trace of the client's, and returns its status. A
+// change may make another request of it.
+func (d *daemon) traced(id, body string, changes ...func(*http.Request)) int {
 	d.t.Helper()
-	req := d.newRequest(strings.Replace(chatBody(prompt, stream), `"codex-5"`, `"`+model+`"`, 1))
+	req := d.newRequest(body)
 	req.Header.Set("Traceparent", "00-"+id+"-"+tracedFrom+"-01")
 	req.Header.Set("Tracestate", "vendor=marked-state")
 	req.Header.Set("Baggage", "who=marked-baggage")
 	req.Header.Set("User-Agent", "marked-agent")
 	req.Header.Set("X-Request-Id", "marked-id")
+	for _, change := range changes {
+		change(req)
+	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		d.t.Fatal(err)
@@ -118,7 +126,8 @@ func (d *daemon) traced(id, model, prompt string, stream bool) int {
 	return res.StatusCode
 }
 
-// TestTracesGoFromTheClientToTheProvider has an answer, and a failure of the provider.
+// TestTracesGoFromTheClientToTheProvider has an answer, a failure of the provider, and a text
+// completion. Nothing is told of requests without a key, which the client's trace wants to be.
 func TestTracesGoFromTheClientToTheProvider(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -134,22 +143,34 @@ func TestTracesGoFromTheClientToTheProvider(t *testing.T) {
 			reply(w, r)
 		}
 	}
-	up, c := newUpstream(t, then(codextest.Text("marked", "-answer")), then(codextest.Status(500, `{"error":{"message":"marked-message","code":"marked-code"}}`))), newCollector(t)
+	up, c := newUpstream(t, then(codextest.Text("marked", "-answer")), then(codextest.Status(500, `{"error":{"message":"marked-message","code":"marked-code"}}`)), codextest.Text("marked-text")), newCollector(t)
 	d := start(t, "POOL_SIZE=1", "CODEX_UPSTREAM="+up.URL+"/v1", "CODEX_UPSTREAM_API_KEY="+upstreamKey,
 		"OTEL_EXPORTER_OTLP_ENDPOINT="+c.URL, "OTEL_EXPORTER_OTLP_HEADERS=x-key="+collectorKey, "OTEL_BSP_SCHEDULE_DELAY=50")
 
-	const answered, failed = "4bf92f3577b34da6a3ce929d0e0e4736", "4bf92f3577b34da6a3ce929d0e0e4737"
-	if status := d.traced(answered, "gpt-x", "marked-prompt", true); status != 200 {
-		t.Fatal(status)
-	}
-	if status := d.traced(failed, "gpt-x", "marked-prompt", false); status != 502 {
-		t.Fatal(status)
+	const answered, failed, text, keyless = "4bf92f3577b34da6a3ce929d0e0e4736", "4bf92f3577b34da6a3ce929d0e0e4737", "4bf92f3577b34da6a3ce929d0e0e4738", "4bf92f3577b34da6a3ce929d0e0e4739"
+	to := func(path string) func(*http.Request) { return func(r *http.Request) { r.URL.Path = path } }
+	without := func(r *http.Request) { r.Header.Del("Authorization") }
+	const tuned = `{"model":"gpt-x","stream":true,"temperature":0.5,"top_p":0,"max_completion_tokens":100,"reasoning_effort":"low","messages":[{"role":"user","content":"marked-prompt"}]}`
+	for _, tt := range []struct {
+		id, body string
+		change   func(*http.Request)
+		status   int
+	}{
+		{keyless, tuned, without, 401},
+		{keyless, tuned, to("/v1/marked-path"), 404},
+		{answered, tuned, to("/chat/completions"), 200},
+		{failed, `{"model":"gpt-x","messages":[{"role":"user","content":"marked-prompt"}]}`, to("/v1/chat/completions"), 502},
+		{text, `{"model":"gpt-x","prompt":"marked-prompt"}`, to("/v1/completions"), 200},
+	} {
+		if status := d.traced(tt.id, tt.body, tt.change); status != tt.status {
+			t.Fatalf("%s: %d, want %d", tt.body, status, tt.status)
+		}
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	for i, tt := range []struct{ id, status, code, fault, provider, failure, finish string }{
-		{answered, "200", "", "", "200", "", "stop"},
-		{failed, "502", "upstream_error", "upstream", "500", "500", ""},
+	for i, tt := range []struct{ id, status, code, fault, provider, failure, finish, temperature, effort string }{
+		{answered, "200", "", "", "200", "", "stop", "0.5", "low"},
+		{failed, "502", "upstream_error", "upstream", "500", "500", "", "", ""},
 	} {
 		spans := c.trace(tt.id, 4)
 		if len(spans[chatSpan]) != 1 || len(spans["pool.acquire"]) != 1 || len(spans["codex.turn"]) != 1 || len(spans["chat gpt-x"]) != 1 {
@@ -181,9 +202,13 @@ func TestTracesGoFromTheClientToTheProvider(t *testing.T) {
 			{request, "codexpool.fault", tt.fault},
 			{request, "codexpool.key", "1"},
 			{spans["pool.acquire"][0], "codexpool.pool.outcome", "leased"},
+			{spans["pool.acquire"][0], "codexpool.pool.waiting", "0"},
 			{spans["codex.turn"][0], "codexpool.child.pid", fmt.Sprint(d.children()[0])},
+			{spans["codex.turn"][0], "codexpool.child.turns", fmt.Sprint(i + 1)},
 			{sent, "gen_ai.operation.name", "chat"},
 			{sent, "gen_ai.request.model", "gpt-x"},
+			{sent, "gen_ai.request.temperature", tt.temperature},
+			{sent, "gen_ai.request.reasoning.level", tt.effort},
 			{sent, "gen_ai.response.finish_reasons", tt.finish},
 			{sent, "http.response.status_code", tt.provider},
 			{sent, "error.type", tt.failure},
@@ -193,8 +218,14 @@ func TestTracesGoFromTheClientToTheProvider(t *testing.T) {
 			}
 		}
 	}
-	if s := c.trace(answered, 4)["chat gpt-x"][0]; attribute(s, "gen_ai.usage.output_tokens") == "" {
-		t.Errorf("no usage: %v", s.Attributes)
+	if s := c.trace(answered, 4)["chat gpt-x"][0]; attribute(s, "gen_ai.usage.output_tokens") != "2" || !strings.HasPrefix(attribute(s, "gen_ai.response.id"), "resp_") {
+		t.Errorf("no usage, or no id: %v", s.Attributes)
+	}
+	if spans := c.trace(text, 4); len(spans["POST /v1/completions"]) != 1 || len(spans["text_completion gpt-x"]) != 1 {
+		t.Errorf("spans of a text completion: %v", spans)
+	}
+	if spans := c.trace(keyless, 0); len(spans) > 0 { // they would have come before the others
+		t.Errorf("spans of requests without a key: %v", spans)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

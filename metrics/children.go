@@ -40,7 +40,7 @@ func (m *Metrics) PoolHooks() pool.Hooks {
 	return pool.Hooks{
 		Spawned: func(_ context.Context, took time.Duration, err error) { count(m.starts, m.startTime, took, err) },
 		Probed:  func(_ context.Context, took time.Duration, err error) { count(m.probes, m.probeTime, took, err) },
-		Acquired: func(ctx context.Context, waited time.Duration, err error) {
+		Acquired: func(ctx context.Context, waited time.Duration, _ int, err error) {
 			outcome := waitOutcome(ctx, err)
 			m.acquires.WithLabelValues(outcome).Inc()
 			switch outcome {

@@ -67,11 +67,11 @@ func filled() *metrics.Metrics {
 	hooks.Probed(ctx, time.Millisecond, nil)
 	hooks.Probed(ctx, 4*time.Second, errors.New("no"))
 	for _, err := range []error{nil, pool.ErrFull, pool.ErrClosed, pool.ErrDraining, pool.ErrUnavailable, context.Canceled, errors.New("another choice failed"), pool.ErrTimeout} {
-		hooks.Acquired(ctx, 3*time.Millisecond, err)
+		hooks.Acquired(ctx, 3*time.Millisecond, 0, err)
 	}
 	late, cancel := context.WithTimeoutCause(ctx, 0, errors.New("the whole request took too long"))
 	defer cancel()
-	hooks.Acquired(late, 3*time.Millisecond, context.Cause(late))
+	hooks.Acquired(late, 3*time.Millisecond, 0, context.Cause(late))
 	relay := m.RelayHooks()
 	relay.Request(ctx, 200, true, 40*time.Millisecond)
 	relay.Request(ctx, 0, false, time.Second)

@@ -39,7 +39,7 @@ func (p *Pool) Admit(ctx context.Context, tenant string, n int) (*Admission, err
 	}
 	a := &Admission{pool: p, tenant: tenant, places: n, holds: n}
 	if err := p.state.admit(a); err != nil {
-		p.acquired(ctx, time.Now(), err)
+		p.acquired(ctx, time.Now(), p.state.waiting(), err)
 		return nil, err
 	}
 	if p.cfg.AcquireTimeout > 0 {
@@ -54,7 +54,7 @@ func (p *Pool) Admit(ctx context.Context, tenant string, n int) (*Admission, err
 func (p *Pool) Room(ctx context.Context, tenant string) error {
 	err := p.state.room(tenant)
 	if err != nil {
-		p.acquired(ctx, time.Now(), err)
+		p.acquired(ctx, time.Now(), p.state.waiting(), err)
 	}
 	return err
 }
@@ -106,14 +106,14 @@ func (a *Admission) use() {
 func (a *Admission) Acquire(ctx context.Context) (*Lease, error) {
 	a.use()
 	p := a.pool
-	began := time.Now()
+	began, ahead := time.Now(), p.state.waiting()
 	lease, err := p.acquire(ctx, a)
 	if err != nil {
 		p.state.releaseOne(a)
 	} else {
 		a.stopTimer()
 	}
-	p.acquired(ctx, began, err)
+	p.acquired(ctx, began, ahead, err)
 	return lease, err
 }
 
@@ -128,9 +128,9 @@ func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
 }
 
 // acquired reports that a caller's waiting has ended.
-func (p *Pool) acquired(ctx context.Context, began time.Time, err error) {
+func (p *Pool) acquired(ctx context.Context, began time.Time, ahead int, err error) {
 	if p.cfg.Hooks.Acquired != nil {
-		p.cfg.Hooks.Acquired(ctx, time.Since(began), err)
+		p.cfg.Hooks.Acquired(ctx, time.Since(began), ahead, err)
 	}
 }
 

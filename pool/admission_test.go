@@ -175,7 +175,9 @@ func TestHooksGetTheContextOfTheCaller(t *testing.T) {
 		type key struct{}
 		seen := make(chan string, 2)
 		p := n.startWith(pool.Config{Size: 1, MinIdle: 1}, pool.Hooks{
-			Acquired: func(ctx context.Context, _ time.Duration, err error) { seen <- fmt.Sprint(ctx.Value(key{}), " ", err) },
+			Acquired: func(ctx context.Context, _ time.Duration, _ int, err error) {
+				seen <- fmt.Sprint(ctx.Value(key{}), " ", err)
+			},
 		})
 		ctx := context.WithValue(t.Context(), key{}, "mine")
 		l, err := p.Acquire(ctx)
@@ -188,6 +190,27 @@ func TestHooksGetTheContextOfTheCaller(t *testing.T) {
 		}
 		expect(t, "full", <-seen, "mine "+pool.ErrFull.Error())
 		l.Release()
+	})
+}
+
+func TestHooksLearnHowManyWereInTheQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, n *nursery) {
+		seen := make(chan string, 4)
+		p := n.startWith(pool.Config{Size: 1, MinIdle: 1, MaxWaiting: 2}, pool.Hooks{
+			Acquired: func(_ context.Context, _ time.Duration, ahead int, err error) { seen <- fmt.Sprint(ahead, " ", err) },
+		})
+		l := acquire(t, p)
+		for range 2 {
+			go func() { acquire(t, p).Release() }()
+			synctest.Wait()
+		}
+		if _, err := p.Admit(t.Context(), "", 1); err == nil {
+			t.Error("admitted")
+		}
+		l.Release()
+		for _, want := range []string{"0 <nil>", "2 " + pool.ErrFull.Error(), "0 <nil>", "1 <nil>"} {
+			expect(t, "ahead", <-seen, want)
+		}
 	})
 }
 

@@ -24,6 +24,7 @@ type Lease struct {
 	admission *Admission
 	res       *puddle.Resource[*child]
 	began     time.Time
+	turns     int   // that the child has had, with that of the lease
 	failure   error // of the turn, where the child is to blame
 	released  atomic.Bool
 }
@@ -34,12 +35,15 @@ func (l *Lease) Turn(ctx context.Context, p codex.TurnParams) iter.Seq2[codex.Ev
 		panic("BUG: a turn on a lease that was released")
 	}
 	c := l.res.Value()
-	l.pool.state.update(c, func() { c.turns++ })
+	l.pool.state.update(c, func() { c.turns++; l.turns = c.turns })
 	return c.Turn(ctx, p)
 }
 
 // Child is the process id of the child, for the log.
 func (l *Lease) Child() int { return l.res.Value().Pid() }
+
+// Turns is how many turns the child has had, with that of the lease.
+func (l *Lease) Turns() int { return l.turns }
 
 // Blame reports that the turn failed with err by the child's own fault: neither
 // the provider nor the caller caused it. The pool cannot find that out by itself.

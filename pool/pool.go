@@ -76,7 +76,7 @@ type Config struct {
 // others ends with the pool.
 type Hooks struct {
 	Spawned  func(ctx context.Context, took time.Duration, err error)
-	Acquired func(ctx context.Context, waited time.Duration, err error) // once for each call of Admission.Acquire, and once for each Admit that failed
+	Acquired func(ctx context.Context, waited time.Duration, ahead int, err error) // once for each call of Admission.Acquire, and once for each Admit that failed; ahead is how many were in the queue when it was called
 	Probed   func(ctx context.Context, took time.Duration, err error)
 	Released func(ctx context.Context, held time.Duration) // once for each lease, when its child can be lent again or is to be stopped
 	Retired  func(ctx context.Context, d Death)            // exactly once for every child that was started

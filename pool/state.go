@@ -198,6 +198,13 @@ func (s *state) enter(w *waiter) error {
 	return nil
 }
 
+// waiting is how many callers are in the queue.
+func (s *state) waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queue.length
+}
+
 // withdraw removes w from the queue. It returns false if w has its child, or its
 // error, already.
 func (s *state) withdraw(w *waiter) bool {

@@ -46,7 +46,8 @@ type reply struct {
 // caller's own. With a body of its own the answer is exact: it begins with an [Opening],
 // and each event of the provider comes as a [Raw].
 type Request struct {
-	Model     string            // for Hooks.Sending
+	Model     string            // for Hooks.Sending, like Text
+	Text      bool              // bare text was asked for, not a message
 	Input     []json.RawMessage // the conversation, as Responses items
 	Overrides Overrides         // the other fields, model among them
 
@@ -106,8 +107,15 @@ func (c *Call) ended(failure *Failure) {
 	c.report = nil
 }
 
-// keep keeps what the last events say of the whole answer.
-func (c *Call) keep(delivered []codex.Event) {
+// keep keeps what the last event says of the whole answer: data is the event, and delivered
+// what came of it.
+func (c *Call) keep(data []byte, delivered []codex.Event) {
+	if c.report == nil {
+		return
+	}
+	var last struct{ Response struct{ ID, Model string } }
+	_ = json.Unmarshal(data, &last)
+	c.result.ID, c.result.Model = bounded(last.Response.ID), bounded(last.Response.Model)
 	for _, e := range delivered {
 		switch e := e.(type) {
 		case codex.Usage:

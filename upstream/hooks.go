@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"encoding/json"
 	"math"
 	"net/http"
 	"net/url"
@@ -45,12 +46,42 @@ type Hooks struct {
 type Asked struct {
 	Base  *url.URL // of the provider; not to be changed
 	Model string   // "" where the caller's body leaves it to the provider
+	Text  bool     // bare text was asked for, not a message
+
+	// Settings reads the body for those that tune the answer. It may only be called before
+	// Hooks.Sending returns.
+	Settings func() Settings
+}
+
+// Settings are the fields of a request that tune the answer; nil and "" where it has none.
+type Settings struct {
+	MaxTokens   *int64
+	Temperature *float64
+	TopP        *float64
+	Effort      string // of the reasoning
+}
+
+// settings are those in a body; none where one of them is of another type.
+func settings(body []byte) Settings {
+	var b struct {
+		MaxTokens   *int64   `json:"max_output_tokens"`
+		Temperature *float64 `json:"temperature"`
+		TopP        *float64 `json:"top_p"`
+		Reasoning   struct {
+			Effort string `json:"effort"`
+		} `json:"reasoning"`
+	}
+	if json.Unmarshal(body, &b) != nil {
+		return Settings{}
+	}
+	return Settings{b.MaxTokens, b.Temperature, b.TopP, b.Reasoning.Effort}
 }
 
 // Answered is how a call ended.
 type Answered struct {
 	Status     int           // of the provider; 0 where it did not answer
 	FirstToken time.Duration // from the request to the first piece of the answer; 0 where none came
+	ID, Model  string        // of the answer, as its last event says; "" where it does not
 	Usage      codex.Usage   // as the provider counted; zero where it did not
 	Finish     codex.Finish  // why the model stopped; "" where the answer is not whole
 	Failure    *Failure      // why it is not; nil too after a panic of ours

@@ -137,3 +137,29 @@ func TestFirstTokenIsTimedFromTheRequest(t *testing.T) {
 		}
 	})
 }
+
+// TestSendingIsToldWhatIsAskedAndWhatIsAnswered has fields of ours beside a caller's own
+// body, and a model's name that no collector should get whole.
+func TestSendingIsToldWhatIsAskedAndWhatIsAnswered(t *testing.T) {
+	p := newProvider(t, sse(fmt.Sprintf(`{"type":"response.completed","response":{"id":"resp_1","model":"gpt-x-%01000d"}}`, 0)))
+	var settings upstream.Settings
+	var asked upstream.Asked
+	var answered upstream.Answered
+	r, base := relay(t, p, upstream.Hooks{Sending: func(_ context.Context, a upstream.Asked, _ http.Header) func(upstream.Answered) {
+		asked, settings = a, a.Settings()
+		return func(a upstream.Answered) { answered = a }
+	}})
+	call := prepare(t.Context(), r, upstream.Request{
+		Model: "gpt-x", Text: true, Body: []byte(`{"temperature":0,"max_output_tokens":100,"reasoning":{"effort":"low"}}`),
+		Overrides: upstream.Overrides{"top_p": json.RawMessage("0.5")},
+	})
+	defer call.Done()
+	child(t.Context(), base, call.Key)
+	p.rest(t)
+	if diff := cmp.Diff(upstream.Settings{MaxTokens: new(int64(100)), Temperature: new(0.0), TopP: new(0.5), Effort: "low"}, settings); diff != "" || asked.Model != "gpt-x" || !asked.Text {
+		t.Errorf("%s %t (-want +got)\n%s", asked.Model, asked.Text, diff)
+	}
+	if answered.ID != "resp_1" || len(answered.Model) < 100 || len(answered.Model) > 510 {
+		t.Errorf("%s of %d bytes", answered.ID, len(answered.Model))
+	}
+}

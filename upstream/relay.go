@@ -151,7 +151,8 @@ func (r *Relay) open(ctx context.Context, call *Call) (*http.Response, *Failure)
 		return nil, &Failure{Status: http.StatusUnauthorized, Cause: fmt.Errorf("no request sent to the provider: %w", err), unsent: true}
 	}
 	if r.hooks.Sending != nil {
-		call.report = r.hooks.Sending(ctx, Asked{Base: r.provider.Base, Model: request.Model}, req.Header)
+		asked := Asked{Base: r.provider.Base, Model: request.Model, Text: request.Text, Settings: func() Settings { return settings(body) }}
+		call.report = r.hooks.Sending(ctx, asked, req.Header)
 	}
 	call.posted = time.Now()
 	res, err := r.tries.RoundTrip(req)
@@ -207,7 +208,7 @@ func (r *Relay) read(ctx context.Context, body io.Reader, call *Call) (over bool
 		}
 		call.note(ctx, delivered)
 		if over {
-			call.keep(delivered)
+			call.keep(data, delivered)
 		}
 		return call.answer.put(ctx, delivered, len(data)) && !over
 	}

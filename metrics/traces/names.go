@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"codexpool/api"
 	"codexpool/pool"
@@ -18,9 +19,14 @@ import (
 // All that spans say is in this file. The names are ours, which begin with codexpool, and
 // those of OpenTelemetry's semantic conventions 1.41.0, the last with generative AI among
 // them: that part still changes, elsewhere. Every value is a number, a word of a closed
-// list, or a name: of a key, a model or the provider's host.
+// list, or a name: of a key, a model, an answer or the provider's host. The path of a request
+// (url.path), which the conventions want too, is the client's text.
 
 const schema = semconv.SchemaURL
+
+// reasoningLevel is from the conventions for generative AI of their own, 0.1.0: 1.41.0 has no
+// name for it.
+const reasoningLevel attribute.Key = "gen_ai.request.reasoning.level"
 
 const firstToken = "first_token" // the event
 
@@ -64,8 +70,8 @@ func ended(r api.Result) (a attributes) {
 	return a
 }
 
-// acquired is how the waiting for a child ended.
-func acquired(err error) attributes {
+// acquired is how the waiting for a child ended, before which others were waiting.
+func acquired(ahead int, err error) attributes {
 	outcome := "left"
 	for _, o := range []struct {
 		err  error
@@ -83,19 +89,47 @@ func acquired(err error) attributes {
 			break
 		}
 	}
-	return attributes{attribute.String("codexpool.pool.outcome", outcome)}
+	return attributes{attribute.String("codexpool.pool.outcome", outcome), attribute.Int("codexpool.pool.waiting", ahead)}
 }
 
 // ran is what is known of a turn.
 func ran(t api.Turn) attributes {
-	return attributes{attribute.Int("codexpool.child.pid", t.Child)}
+	return attributes{attribute.Int("codexpool.child.pid", t.Child), attribute.Int("codexpool.child.turns", t.Turns)}
 }
 
-// asked is what the provider is asked for.
+// operation is what the provider is asked to do.
+func operation(q upstream.Asked) attribute.KeyValue {
+	if q.Text {
+		return semconv.GenAIOperationNameTextCompletion
+	}
+	return semconv.GenAIOperationNameChat
+}
+
+// call is the name of the span of the provider's request.
+func call(q upstream.Asked) string {
+	return strings.TrimSpace(operation(q).Value.AsString() + " " + q.Model)
+}
+
+// asked is what the provider is asked for, for samplers.
 func asked(q upstream.Asked) attributes {
-	a := attributes{semconv.GenAIOperationNameChat, semconv.GenAIProviderNameOpenAI, semconv.GenAIRequestStream(true), semconv.ServerAddress(q.Base.Hostname())}
+	a := attributes{operation(q), semconv.GenAIProviderNameOpenAI, semconv.GenAIRequestStream(true), semconv.ServerAddress(q.Base.Hostname())}
 	a.text(semconv.GenAIRequestModelKey, q.Model)
 	a.number(semconv.ServerPortKey, port(q.Base))
+	return a
+}
+
+// tuned is how the answer is to be.
+func tuned(s upstream.Settings) (a attributes) {
+	if s.MaxTokens != nil {
+		a = append(a, semconv.GenAIRequestMaxTokensKey.Int64(*s.MaxTokens))
+	}
+	if s.Temperature != nil {
+		a = append(a, semconv.GenAIRequestTemperature(*s.Temperature))
+	}
+	if s.TopP != nil {
+		a = append(a, semconv.GenAIRequestTopP(*s.TopP))
+	}
+	a.text(reasoningLevel, s.Effort)
 	return a
 }
 
@@ -109,6 +143,8 @@ func port(u *url.URL) int64 {
 // answered is what the provider answered.
 func answered(r upstream.Answered) (a attributes) {
 	a.number(semconv.HTTPResponseStatusCodeKey, int64(r.Status))
+	a.text(semconv.GenAIResponseIDKey, r.ID)
+	a.text(semconv.GenAIResponseModelKey, r.Model)
 	if r.Finish != "" {
 		a = append(a, semconv.GenAIResponseFinishReasons(string(r.Finish)))
 	}

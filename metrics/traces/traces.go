@@ -116,7 +116,8 @@ func (t *Tracer) Close() {
 // tracestate, has text of the client's.
 const parent = "traceparent"
 
-// Handler begins a span of each POST. It goes on with the client's trace.
+// Handler begins a span of each POST. It goes on with the client's trace. A span that
+// Observe does not end is not sent.
 func (t *Tracer) Handler(next http.Handler) http.Handler {
 	if t == nil {
 		return next
@@ -127,19 +128,23 @@ func (t *Tracer) Handler(next http.Handler) http.Handler {
 			return
 		}
 		ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.MapCarrier{parent: r.Header.Get(parent)})
-		ctx, span := t.tracer.Start(ctx, r.Method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(received()...))
-		defer span.End() // again, but for a request that nobody reports
+		ctx, _ = t.tracer.Start(ctx, r.Method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(received()...))
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
-// Observe ends the span of a request, beside what observe does.
+// Observe ends the span of a request, beside what observe does, unless the request was
+// turned away before its key admitted it: whoever has no key can make no span, however the
+// client's trace is sampled.
 func (t *Tracer) Observe(observe func(context.Context, api.Result)) func(context.Context, api.Result) {
 	if t == nil {
 		return observe
 	}
 	return func(ctx context.Context, r api.Result) {
 		observe(ctx, r)
+		if !r.Admitted {
+			return
+		}
 		span := trace.SpanFromContext(ctx)
 		span.SetName(strings.TrimSpace(http.MethodPost + " " + paths[r.Route]))
 		span.SetAttributes(ended(r)...)
@@ -159,9 +164,9 @@ func (t *Tracer) PoolHooks(hooks pool.Hooks) pool.Hooks {
 		return hooks
 	}
 	next := hooks.Acquired
-	hooks.Acquired = func(ctx context.Context, waited time.Duration, err error) {
-		next(ctx, waited, err)
-		t.past(ctx, "pool.acquire", time.Now().Add(-waited), err != nil, acquired(err))
+	hooks.Acquired = func(ctx context.Context, waited time.Duration, ahead int, err error) {
+		next(ctx, waited, ahead, err)
+		t.past(ctx, "pool.acquire", time.Now().Add(-waited), err != nil, acquired(ahead, err))
 	}
 	return hooks
 }
@@ -195,7 +200,10 @@ func (t *Tracer) RelayHooks(hooks upstream.Hooks) upstream.Hooks {
 		return hooks
 	}
 	hooks.Sending = func(ctx context.Context, q upstream.Asked, header http.Header) func(upstream.Answered) {
-		ctx, span := t.tracer.Start(ctx, strings.TrimSpace("chat "+q.Model), trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(asked(q)...))
+		ctx, span := t.tracer.Start(ctx, call(q), trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(asked(q)...))
+		if span.IsRecording() {
+			span.SetAttributes(tuned(q.Settings())...)
+		}
 		if !public(q.Base.Hostname()) {
 			carrier := propagation.MapCarrier{}
 			propagation.TraceContext{}.Inject(ctx, carrier)

@@ -27,13 +27,13 @@ func TestOffCostsNothing(t *testing.T) {
 	}
 	served := 0
 	handler := off.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ }))
-	hooks := off.PoolHooks(pool.Hooks{Acquired: func(context.Context, time.Duration, error) { served++ }})
+	hooks := off.PoolHooks(pool.Hooks{Acquired: func(context.Context, time.Duration, int, error) { served++ }})
 	observe := off.Observe(func(context.Context, api.Result) { served++ })
 	w, r := httptest.NewRecorder(), httptest.NewRequest("POST", "/v1/chat/completions", nil)
 	r.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 	allocations := testing.AllocsPerRun(100, func() {
 		handler.ServeHTTP(w, r)
-		hooks.Acquired(r.Context(), time.Second, nil)
+		hooks.Acquired(r.Context(), time.Second, 0, nil)
 		observe(r.Context(), api.Result{Route: "chat", Code: "child_exited"})
 	})
 	if allocations != 0 || served == 0 {
@@ -111,7 +111,7 @@ func TestPublicProvidersAreNotTold(t *testing.T) {
 		"https://notopenai.com:8443/v1?key=of-mine": true,
 	} {
 		header := http.Header{}
-		hooks.Sending(t.Context(), upstream.Asked{Base: parse(t, base)}, header)(upstream.Answered{})
+		hooks.Sending(t.Context(), upstream.Asked{Base: parse(t, base), Settings: func() (s upstream.Settings) { t.Error("a span that is not sampled"); return s }}, header)(upstream.Answered{})
 		if got := header.Get(parent) != ""; got != told {
 			t.Errorf("%s: told %t", base, got)
 		}
