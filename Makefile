@@ -147,16 +147,17 @@ lint: need-go ## formatting, vet, staticcheck, tidy modules
 fmt: need-go ## format the code
 	go run $(GOFUMPT) -w .
 
-image: ## build the container image codexpool (needs docker)
-	docker build -t codexpool --build-arg VERSION=$$(git describe --always --dirty) --build-arg COMMIT=$$(git rev-parse HEAD) .
+image: ## build the container image codexpool, tagged latest and with its version (needs docker)
+	version=$$(git describe --always --dirty) && docker build -t codexpool -t codexpool:$$version --build-arg VERSION=$$version --build-arg COMMIT=$$(git rev-parse HEAD) .
 
 # The newest in CHANGELOG.md.
 VERSION ?= v$(shell sed -nE 's/^## ([0-9.]+) - .*/\1/p' CHANGELOG.md | head -1)
 release: need-go need-npm ## archives and Debian packages for linux, in bin/release (VERSION=v0.1.0)
 	@configs/release/build "$(VERSION)" bin/release
 
-test-deploy: release ## a release, built twice, installed, upgraded and removed in an empty Debian; the chart
+test-deploy: release $(CLI) ## a release, built twice, installed and removed in an empty Debian; the chart; back to the commit before
 	cd e2e/deploy && go test $(TESTS) -count=1 ./release ./kubernetes
+	cd e2e && ROLLBACK=1 go test $(TESTS) -count=1 -v -run TestReleaseGoes .
 
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out

@@ -206,9 +206,9 @@ func (c Config) checkHome() error {
 func (c Config) checkUpstream() error {
 	switch {
 	case c.Upstream == "":
-		return errors.New("CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY or OPENAI_API_KEY_FILE; or set CODEX_HOME to a folder with a ChatGPT login")
+		return errors.New("CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY or OPENAI_API_KEY_FILE; or set CODEX_HOME to a folder with a ChatGPT login" + c.fileWithoutKey())
 	case c.Upstream == OpenAI && !c.hasKey():
-		return errors.New("CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY")
+		return errors.New("CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY, or one of them with _FILE" + c.fileWithoutKey())
 	case (c.Upstream == ChatGPT || c.Upstream == Direct) && c.Home == "":
 		return fmt.Errorf("CODEX_UPSTREAM: %s needs CODEX_HOME", c.Upstream)
 	case slices.Contains([]string{Echo, OpenAI, ChatGPT, Direct}, c.Upstream):
@@ -225,6 +225,17 @@ func (c Config) checkUpstream() error {
 		return errors.New("CODEX_UPSTREAM: the base URL must have no fragment, which is what follows #: it is not sent to a server")
 	}
 	return nil
+}
+
+// fileWithoutKey names the file that the operator has yet to fill, where there is no key.
+func (c Config) fileWithoutKey() string {
+	switch {
+	case c.OpenAIFile != "":
+		return ". The file of OPENAI_API_KEY_FILE has no key"
+	case c.UpstreamFile != "":
+		return ". The file of CODEX_UPSTREAM_API_KEY_FILE has no key"
+	}
+	return ""
 }
 
 // checkUpstreamKeys finds a key that no header can carry, with which each request

@@ -84,7 +84,7 @@ func TestLoadNamesEachProblemExactly(t *testing.T) {
 		{with("CODEX_PROMPT_CACHE_KEY=true"), `CODEX_PROMPT_CACHE_KEY: "true" is not one of auto, on, off`},
 		{with("LOG_FORMAT=xml"), `LOG_FORMAT: "xml" is not one of tint, json`},
 		{with("CODEX_UPSTREAM_API_KEY_FILE=/nowhere"), "CODEX_UPSTREAM_API_KEY_FILE: open /nowhere: no such file or directory"},
-		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY"},
+		{with("CODEX_UPSTREAM=openai"), "CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY, or one of them with _FILE"},
 		{with("CODEX_UPSTREAM=chatgpt"), "CODEX_UPSTREAM: chatgpt needs CODEX_HOME"},
 		{with("CODEX_UPSTREAM=direct"), "CODEX_UPSTREAM: direct needs CODEX_HOME"},
 		{with("CODEX_HOME=/not/there"), `CODEX_HOME: "/not/there" is not a folder`},

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -65,22 +68,26 @@ func (n notified) falls() {
 	}
 }
 
-// Whatever keeps completions from being served keeps the watchdog from being told: the
-// listener, or the lock of the pool.
+// Whatever keeps completions from being served keeps the watchdog from being told: a
+// listener that does not answer, or says that it does not live, or the lock of the pool. The
+// log says which.
 func TestWedgedDaemonMissesItsWatchdog(t *testing.T) {
 	n := newNotified(t)
 	t.Setenv("WATCHDOG_USEC", "300000")
 	var answers, lock sync.Mutex // of the listener and of the pool
-	var alive atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	var alive, status atomic.Int64
+	status.Store(http.StatusOK)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answers.Lock()
 		defer answers.Unlock()
 		if r.URL.Path != "/livez" {
 			t.Errorf("it asks for %s", r.URL.Path)
 		}
+		w.WriteHeader(int(status.Load()))
 	}))
 	defer server.Close()
-	boss := supervisor{addr: server.Listener.Addr().String(), log: codextest.Log(t), stat: func() pool.Stat {
+	var logged bytes.Buffer
+	boss := supervisor{addr: server.Listener.Addr().String(), log: slog.New(slog.NewTextHandler(&logged, nil)), stat: func() pool.Stat {
 		lock.Lock()
 		defer lock.Unlock()
 		return pool.Stat{Alive: int(alive.Load())}
@@ -88,8 +95,15 @@ func TestWedgedDaemonMissesItsWatchdog(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var watching sync.WaitGroup
 	watching.Go(func() { boss.watch(ctx) })
-	defer watching.Wait()
-	defer cancel()
+	defer func() {
+		cancel()
+		watching.Wait()
+		for _, why := range []string{"context deadline exceeded", "the lock of the pool was held", "/livez answers 500"} {
+			if !strings.Contains(logged.String(), why) {
+				t.Errorf("no %q in the log:\n%s", why, &logged)
+			}
+		}
+	}()
 	if got := n.next(300 * time.Millisecond); got != "" {
 		t.Errorf("the supervisor is told %q before a child is warm", got)
 	}
@@ -102,6 +116,10 @@ func TestWedgedDaemonMissesItsWatchdog(t *testing.T) {
 		wedged.Unlock()
 		n.expect("WATCHDOG=1")
 	}
+	status.Store(http.StatusInternalServerError)
+	n.falls()
+	status.Store(http.StatusOK)
+	n.expect("WATCHDOG=1")
 }
 
 func TestSupervisorThatIsNotThereIsToldNothing(t *testing.T) {
