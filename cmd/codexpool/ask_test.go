@@ -157,7 +157,7 @@ func TestRunbookIsPrintedAsItIsWhereNoTerminalIs(t *testing.T) {
 func TestRenderFitsATerminal(t *testing.T) {
 	page := "# A title\n\nA paragraph with `code`, **two\nbold words** and [a link](Page.md#here), which is longer than a line of a terminal has columns.\n\n" +
 		"| a | b \\| c | d |\n|---|---|---|\n| `x` | y \\| z | |\n\n1. **First.** An item that is longer than a line of a terminal has columns, so it is wrapped.\n   It goes on.\n\n   ```sh\n   run | it\n   ```\n\n" +
-		"- Second.\n\n```text\n| no table |  as it is\n```\n\n    indented\n"
+		"<!-- a mark -->\n- Second.\n\n```text\n| no table |  as it is\n```\n\n    indented\n"
 	want := "\x1b[1;4mA title\x1b[0m\n\nA paragraph with \x1b[36mcode\x1b[39m, \x1b[1mtwo bold words\x1b[22m and a link, which is longer than a\nline of a terminal has columns.\n\n" +
 		"- \x1b[36mx\x1b[39m\n  b | c: y | z\n\n1. \x1b[1mFirst.\x1b[22m An item that is longer than a line of a terminal has columns, so\n   it is wrapped. It goes on.\n\n       run | it\n\n" +
 		"- Second.\n\n    | no table |  as it is\n\n    indented\n"

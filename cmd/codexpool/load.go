@@ -91,7 +91,8 @@ func loadBetween(before, after series, seconds float64) load {
 	limited := grew("codexpool_upstream_requests_total", `code="429"`) / max(1, grew("codexpool_upstream_requests_total", ""))
 	leases, held := grew("codexpool_pool_lease_seconds_count", ""), grew("codexpool_pool_lease_seconds_sum", "")
 	busy := max(held/seconds, after.sum("codexpool_pool_children", `state="leased"`)) / after["codexpool_pool_size"]
-	queued := grew("codexpool_pool_acquire_wait_seconds_sum", "") > 0.05*seconds || after["codexpool_pool_waiting"] > 0
+	queued := grew("codexpool_pool_acquire_wait_seconds_sum", "") > 0.05*seconds || after["codexpool_pool_waiting"] > 0 ||
+		grew("codexpool_pool_acquires_total", `outcome="full"`) > 0 // there may be no queue
 	if !queued {
 		busy = min(busy, 0.94) // a pool that is just large enough holds nobody up
 	}
@@ -103,7 +104,7 @@ func loadBetween(before, after series, seconds float64) load {
 		hold:    held / max(1, leases),
 		used: []consumption{
 			{"the provider's limit (answers with 429)", limited, 0.05, "UpstreamLimits"},
-			{"connections", share(after["codexpool_http_connections"], after["codexpool_http_connections_limit"]), 0.9, "FileDescriptors"},
+			{"connections", share(after.sum("codexpool_http_connections", `listener="public"`), after["codexpool_http_connections_limit"]), 0.9, "FileDescriptors"},
 			{"descriptors", share(after["process_open_fds"], after["process_max_fds"]), 0.8, "FileDescriptors"},
 			{"streams", share(after.sum("codexpool_sse_streams", ""), after["codexpool_sse_streams_limit"]), 0.9, "StreamsNearLimit"},
 			{"CPU (its own and its children's)", cpu / seconds / cores, 0.8, "MachineStarved"},
