@@ -254,6 +254,31 @@ func TestOpenPrefersANewLoginToThatOfAKeeper(t *testing.T) {
 	}
 }
 
+// A keeper was killed between the write of its file and the rename.
+func TestOpenSavesALoginThatAKeeperHasNotRenamed(t *testing.T) {
+	dir := t.TempDir()
+	codextest.AuthFile(t, dir, "spent", time.Hour)
+	spent, err := os.ReadFile(filepath.Join(dir, "auth.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := filepath.Join(unsaved(t, dir, "works"), "home", "codex")
+	if err := os.Rename(filepath.Join(home, "auth.json"), filepath.Join(home, ".auth-x7Yz01")); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"auth.json": spent, ".auth-half01": spent[:len(spent)/2]} {
+		if err := os.WriteFile(filepath.Join(home, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if opened(t, dir, nil).WasCutShort() {
+		t.Error("it is called lost")
+	}
+	if got := codextest.RefreshToken(t, dir); got != "works" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestKeepWritesThroughALinkToALogin(t *testing.T) {
 	dir, real := t.TempDir(), t.TempDir()
 	codextest.AuthFile(t, real, "rt-old", -time.Minute)
