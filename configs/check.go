@@ -206,7 +206,7 @@ func (c Config) checkHome() error {
 func (c Config) checkUpstream() error {
 	switch {
 	case c.Upstream == "":
-		return errors.New("CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY or OPENAI_API_KEY_FILE; or set CODEX_HOME to a folder with a ChatGPT login" + c.fileWithoutKey())
+		return errors.New("CODEX_UPSTREAM: production needs a provider: set it to openai, chatgpt, echo, direct or the http(s) base URL of a Responses API; or set OPENAI_API_KEY or OPENAI_API_KEY_FILE; or set CODEX_HOME to a folder with a ChatGPT login (codexpool login makes one)" + c.fileWithoutKey())
 	case c.Upstream == OpenAI && !c.hasKey():
 		return errors.New("CODEX_UPSTREAM: openai needs OPENAI_API_KEY or CODEX_UPSTREAM_API_KEY, or one of them with _FILE" + c.fileWithoutKey())
 	case (c.Upstream == ChatGPT || c.Upstream == Direct) && c.Home == "":

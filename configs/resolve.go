@@ -3,6 +3,7 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -226,7 +227,8 @@ func (c *Config) chooseUpstream() {
 
 func (c Config) hasKey() bool { return c.UpstreamKey != "" || c.OpenAIKey != "" }
 
+// exists is also true of what may not be seen: whoever needs it then says so.
 func exists(path string) bool {
 	_, err := os.Stat(path)
-	return err == nil
+	return err == nil || errors.Is(err, fs.ErrPermission)
 }

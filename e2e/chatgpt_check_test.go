@@ -34,6 +34,7 @@ func TestCheckOfAChatGPTLoginSaysWhatItProvedOrWhatIsWrong(t *testing.T) {
 	}{
 		"a plan with another default": {plan(last, "gpt-of-tomorrow"), "", time.Hour, 0, []string{
 			"plan:       has " + last + "\n", "plan:       lacks of the CLI's models " + first, "plan:       has models that the CLI does not list: gpt-of-tomorrow\n",
+			"model:      " + last + ", because the plan does not have " + first + "\n",
 			"proved:     a child starts and answers; the provider accepts the login and this version of the CLI; the plan has " + last + "\n", "\nok\n",
 		}},
 		"a plan without the model":     {plan(last), "CODEX_MODEL=" + first, time.Hour, 1, []string{"failed:     the plan does not have " + first + ": set CODEX_MODEL to a model that it has\n"}},

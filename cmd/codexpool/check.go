@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"codexpool/codex"
+	"codexpool/codex/login"
 	"codexpool/configs"
 	"codexpool/upstream"
 )
@@ -50,6 +51,9 @@ func check(ctx context.Context, cfg configs.Config, environ []string, stdout io.
 	defer p.Close()
 	fmt.Fprintln(stdout, "upstream:  ", p.choice)
 	fmt.Fprintln(stdout, "credential:", p.credential)
+	if p.login != nil && p.login.WasCutShort() {
+		fmt.Fprintln(stdout, "warning:   ", login.CutShort)
+	}
 	if err := probe(ctx, spawner(newSpawnConfig(cfg), found, p, log), stdout); err != nil {
 		fmt.Fprintln(stdout, "failed:    ", err)
 		if said := codex.Said(err); said != "" {

@@ -49,6 +49,9 @@ The login is in %s. A daemon that runs takes it up within seconds. Otherwise, wi
 
 // runLogin has the CLI log in, in a folder of its own below home.
 func runLogin(ctx context.Context, path, home string, args, environ []string, stdout, stderr io.Writer) error {
+	if err := login.Installable(home); err != nil { // before a person goes to the browser
+		return err
+	}
 	dir, err := os.MkdirTemp(home, ".codexpool-login-")
 	if err != nil {
 		return err

@@ -103,6 +103,9 @@ func (p *provider) verifyPlan(ctx context.Context, c cli, chosen string, stdout 
 	has := *p.plan.Load()
 	printPlan(c, has, stdout)
 	model := p.model(c, chosen)
+	if model != c.model(chosen) {
+		fmt.Fprintf(stdout, "model:      %s, because the plan does not have %s\n", model, c.model(chosen))
+	}
 	if !slices.Contains(has, model) {
 		fmt.Fprintf(stdout, "failed:     the plan does not have %s: set CODEX_MODEL to a model that it has\n", model)
 		return false

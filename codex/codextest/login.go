@@ -9,6 +9,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -53,6 +55,19 @@ func RefreshToken(t testing.TB, dir string) string {
 		t.Fatal(err)
 	}
 	return auth.Tokens.Refresh
+}
+
+// Keepers are the processes that refresh the login in dir.
+func Keepers(dir string) (pids []int) {
+	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range environs {
+		environ, _ := os.ReadFile(path) // empty for one that has ended
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil && strings.Contains(string(environ), "CODEX_HOME="+dir+"/.codexpool-keeper/") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // token is an unsigned JWT. It names the refresh token that it came with.

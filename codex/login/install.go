@@ -1,10 +1,21 @@
 package login
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
+
+// Installable is an error where [Install] could not put a login into a CODEX_HOME.
+func Installable(home string) error {
+	path := (&Login{dir: home}).path()
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return replaceable(path)
+}
 
 // Install moves a new login from one CODEX_HOME to another on the same file system, where
 // it takes the place of an old one. A link to the old one is followed.
@@ -13,11 +24,8 @@ func Install(from, to string) error {
 	if _, err := readAuth(written); err != nil {
 		return fmt.Errorf("the new login: %w", err)
 	}
-	path := (&Login{dir: to}).path()
-	if _, err := os.Stat(path); err == nil {
-		if err := replaceable(path); err != nil {
-			return err
-		}
+	if err := Installable(to); err != nil {
+		return err
 	}
-	return replace(written, path)
+	return replace(written, (&Login{dir: to}).path())
 }

@@ -25,7 +25,7 @@ const (
 )
 
 // unsaved reports whether a keeper's folder exists: a keeper runs, or what it wrote
-// is not saved yet.
+// is not saved yet, or it was killed before it wrote.
 func (l *Login) unsaved() bool {
 	_, err := os.Lstat(filepath.Join(filepath.Dir(l.path()), keeperDir))
 	return err == nil
@@ -55,7 +55,14 @@ func (l *Login) refresh(ctx context.Context) error {
 		return err
 	}
 	defer held.Close()
+	dir := filepath.Join(filepath.Dir(path), keeperDir)
 	if err := l.salvage(path); err != nil {
+		return err
+	}
+	if l.unsaved() {
+		l.log.Warn("ChatGPT login perhaps lost", "why", CutShort)
+	}
+	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
 	if err := l.load(path); err != nil {
@@ -68,8 +75,11 @@ func (l *Login) refresh(ctx context.Context) error {
 	if err := replaceable(path); err != nil {
 		return err
 	}
-	failed := l.runKeeper(ctx, filepath.Join(filepath.Dir(path), keeperDir), before, held)
+	failed := l.runKeeper(ctx, dir, before, held)
 	if err := l.salvage(path); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
 	if err := l.load(path); err != nil || l.current().tokens != before.tokens {
@@ -133,10 +143,10 @@ func prepare(dir string, began []byte) error {
 // salvage moves the auth.json that a keeper wrote to path, and removes the keeper's
 // folder: ours, or that of a daemon that was killed or failed to do so. Its refresh
 // token is the only one that works. So where the move fails the folder remains, and
-// the login in it is used. The caller holds the lock.
+// the login in it is used. Where the keeper wrote no new login, the folder remains too:
+// the keeper may have spent the token before it could write. The caller holds the lock.
 func (l *Login) salvage(path string) error {
 	dir := filepath.Join(filepath.Dir(path), keeperDir)
-	from := filepath.Join(codex.Command{Home: filepath.Join(dir, "home")}.CodexHome(), authName)
 	began, err := os.ReadFile(filepath.Join(dir, beganFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return os.RemoveAll(dir) // no refresh began
@@ -144,12 +154,20 @@ func (l *Login) salvage(path string) error {
 	if err != nil {
 		return err
 	}
-	written, err := readAuth(from)
-	if unread := (*fs.PathError)(nil); errors.As(err, &unread) {
+	from, written, err := writtenIn(codex.Command{Home: filepath.Join(dir, "home")}.CodexHome(), began)
+	if err != nil {
 		return err
 	}
-	if err == nil && !bytes.Equal(written.whole, began) {
-		if err := moveBack(from, path, began); err != nil {
+	kept, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || (err == nil && !bytes.Equal(kept, began)): // a logout or another login came since: it wins
+	case from == "":
+		return nil
+	default:
+		if err == nil {
+			err = replace(from, path)
+		}
+		if err != nil {
 			l.adopt(written)
 			return fmt.Errorf("the refreshed one remains in %s: %w", keeperDir, err)
 		}
@@ -157,17 +175,23 @@ func (l *Login) salvage(path string) error {
 	return os.RemoveAll(dir)
 }
 
-// moveBack moves a keeper's auth.json to its place, unless there was another login
-// or a logout since the refresh began.
-func moveBack(from, to string, began []byte) error {
-	kept, err := os.ReadFile(to)
-	if errors.Is(err, fs.ErrNotExist) || (err == nil && !bytes.Equal(kept, began)) {
-		return nil
-	}
+// writtenIn finds the login that a keeper wrote into its CODEX_HOME; from is "" where it wrote
+// none. Codex writes another file and renames it, and may be killed in between.
+func writtenIn(home string, began []byte) (from string, written auth, err error) {
+	unnamed, err := filepath.Glob(filepath.Join(home, ".auth-*"))
 	if err != nil {
-		return err
+		return "", auth{}, err
 	}
-	return replace(from, to)
+	for _, path := range append([]string{filepath.Join(home, authName)}, unnamed...) {
+		written, err := readAuth(path)
+		if unread := (*fs.PathError)(nil); errors.As(err, &unread) {
+			return "", auth{}, err
+		}
+		if err == nil && !bytes.Equal(written.whole, began) {
+			return path, written, nil
+		}
+	}
+	return "", auth{}, nil
 }
 
 // replace moves an auth.json to the place of another, or of none.

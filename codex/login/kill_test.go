@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,15 +31,18 @@ func daemon() {
 	l.Keep(context.Background())
 }
 
+const spentStep = "the token is spent"
+
 // TestLoginSurvivesADaemonThatIsKilledInAnyStepOfARefresh: whatever the step, the next
-// daemon finds the one refresh token that works, and none is spent twice.
+// daemon finds the one refresh token that works, and none is spent twice. Where the keeper
+// is killed too, as at the end of a container, the new login may be lost in one step; then
+// the next daemon says so at its start.
 func TestLoginSurvivesADaemonThatIsKilledInAnyStepOfARefresh(t *testing.T) {
 	t.Parallel()
-	binary := codextest.Binary(t)
 	there := func(path ...string) func(dir string, asked bool) bool {
 		return func(dir string, _ bool) bool {
-			_, err := os.Stat(filepath.Join(append([]string{dir}, path...)...))
-			return err == nil
+			found, err := filepath.Glob(filepath.Join(append([]string{dir}, path...)...))
+			return err == nil && len(found) > 0
 		}
 	}
 	const keeper = ".codexpool-keeper"
@@ -50,7 +55,8 @@ func TestLoginSurvivesADaemonThatIsKilledInAnyStepOfARefresh(t *testing.T) {
 		{"room is made", there(keeper, "ballast")},
 		{"the beginning is noted", there(keeper, "began.json")},
 		{"the keeper has the login", there(keeper, "home", "codex", "auth.json")},
-		{"the token is spent", func(_ string, asked bool) bool { return asked }},
+		{spentStep, func(_ string, asked bool) bool { return asked }},
+		{"the keeper has written the new login, and has not renamed it", there(keeper, "home", "codex", ".auth-*")},
 		{"the keeper has the new login", func(dir string, _ bool) bool {
 			return refreshTokenIn(filepath.Join(dir, keeper, "home", "codex")) == "rt-1"
 		}},
@@ -58,32 +64,10 @@ func TestLoginSurvivesADaemonThatIsKilledInAnyStepOfARefresh(t *testing.T) {
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			t.Parallel()
-			dir := codextest.Workdir(t)
-			codextest.AuthFile(t, dir, "rt-0", -time.Minute)
-			tokens := codextest.NewTokens(t)
-			tokens.Rotate("rt-0")
-			cmd := codextest.Command(t, "daemon")
-			first := exec.Command(cmd.Path, cmd.Args...)
-			first.Env = append(cmd.Env, "LOGIN_DIR="+dir, "KEEPER="+binary, "TOKENS="+tokens.URL, "MARK="+codextest.Mark(), "PATH="+os.Getenv("PATH"))
-			first.Stderr = t.Output()
-			if err := first.Start(); err != nil {
-				t.Fatal(err)
-			}
-			killed := false
-			t.Cleanup(func() {
-				if !killed {
-					first.Process.Kill()
-					first.Wait()
-				}
-			})
-			for began := time.Now(); !step.reached(dir, len(tokens.Spent()) > 0) && refreshTokenIn(dir) != "rt-1"; { // steps may be short
-				if time.Since(began) > 20*time.Second {
-					t.Fatal("the step is not reached")
-				}
-			}
-			first.Process.Kill()
-			first.Wait()
-			killed = true
+			dir, tokens := spendable(t)
+			killed := startDaemon(t, dir, tokens)
+			untilStep(t, dir, tokens, step.reached)
+			killed()
 
 			keepLogin(t, opened(t, dir, keeperOf(t, tokens)))
 			codextest.Until(t, "the login that works", func() bool {
@@ -95,7 +79,90 @@ func TestLoginSurvivesADaemonThatIsKilledInAnyStepOfARefresh(t *testing.T) {
 				t.Errorf("spent twice: %q", spent)
 			}
 		})
+		t.Run(step.name+", its keeper is killed too", func(t *testing.T) {
+			t.Parallel()
+			dir, tokens := spendable(t)
+			dead := make(chan struct{})
+			if step.name == spentStep {
+				tokens.During(func() { <-dead })
+			}
+			killed := startDaemon(t, dir, tokens)
+			untilStep(t, dir, tokens, step.reached)
+			killed()
+			killKeeper(t, dir)
+			close(dead)
+			flock(t, dir).Close() // which a process that ends holds a moment longer
+
+			l := opened(t, dir, keeperOf(t, tokens))
+			lost := refreshTokenIn(dir) != tokens.Issued()
+			if step.name == spentStep && !lost || lost && !l.WasCutShort() {
+				t.Fatalf("lost: %v; said: %v", lost, l.WasCutShort())
+			}
+			outcomes := outcomesOf(l)
+			keepLogin(t, l)
+			if lost {
+				if outcome := <-outcomes; outcome != "refused" {
+					t.Errorf("the refresh with the spent token: %s", outcome)
+				}
+			} else {
+				codextest.Until(t, "the login that works", func() bool {
+					issued := tokens.Issued()
+					return issued != "rt-0" && refreshTokenIn(dir) == issued
+				})
+			}
+			untilKeeperGone(t, dir) // or the start after this one would say it too
+		})
 	}
+}
+
+// spendable is a folder with a login that is due, and the one endpoint that takes it.
+func spendable(t *testing.T) (dir string, tokens *codextest.Tokens) {
+	t.Helper()
+	dir = codextest.Workdir(t)
+	codextest.AuthFile(t, dir, "rt-0", -time.Minute)
+	tokens = codextest.NewTokens(t)
+	tokens.Rotate("rt-0")
+	return dir, tokens
+}
+
+// startDaemon starts a daemon that keeps the login in dir, until killed is called.
+func startDaemon(t *testing.T, dir string, tokens *codextest.Tokens) (killed func()) {
+	t.Helper()
+	cmd := codextest.Command(t, "daemon")
+	d := exec.Command(cmd.Path, cmd.Args...)
+	d.Env = append(cmd.Env, "LOGIN_DIR="+dir, "KEEPER="+codextest.Binary(t), "TOKENS="+tokens.URL, "MARK="+codextest.Mark(), "PATH="+os.Getenv("PATH"))
+	d.Stderr = t.Output()
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	killed = sync.OnceFunc(func() {
+		d.Process.Kill()
+		d.Wait()
+	})
+	t.Cleanup(killed)
+	return killed
+}
+
+// untilStep returns in a step of a refresh, which may be short, or at the end of the refresh.
+func untilStep(t *testing.T, dir string, tokens *codextest.Tokens, reached func(dir string, asked bool) bool) {
+	t.Helper()
+	for began := time.Now(); !reached(dir, len(tokens.Spent()) > 0) && refreshTokenIn(dir) != "rt-1"; {
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("the step is not reached")
+		}
+	}
+}
+
+// killKeeper kills the keeper of the login in dir, whose daemon is dead, and waits for its end.
+func killKeeper(t *testing.T, dir string) {
+	t.Helper()
+	codextest.Until(t, "end of the keeper", func() bool {
+		alive := codextest.Keepers(dir)
+		for _, pid := range alive {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		return len(alive) == 0
+	})
 }
 
 // refreshTokenIn is the refresh token in the auth.json in dir, "" where there is none yet.

@@ -16,6 +16,8 @@ package login
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -35,10 +37,15 @@ const (
 )
 
 // ErrNone means that a CODEX_HOME has no ChatGPT login.
-var ErrNone = errors.New("there is no ChatGPT login in it (codex login makes one; an API key belongs in OPENAI_API_KEY)")
+var ErrNone = errors.New("there is no ChatGPT login in it (codexpool login makes one; an API key belongs in OPENAI_API_KEY)")
 
 // errRejected means that the token endpoint rejected the refresh token.
-var errRejected = errors.New("the login was rejected, log in again (codex login)")
+var errRejected = errors.New("the login was rejected, log in again (codexpool login)")
+
+// CutShort says what it means that a keeper left no new login. Keep warns of it before
+// the refresh that shows whether the old one still works.
+const CutShort = "a refresh of the login was cut short when its process was killed: the refresh token, which works once, may be spent; " +
+	"the daemon tries it once more, and where that is rejected, only a new login helps (codexpool login)"
 
 // Login is a ChatGPT login as Codex stores it, in the auth.json of a CODEX_HOME.
 // Its methods may be called from any goroutine, but Keep by one at a time.
@@ -57,6 +64,7 @@ type Login struct {
 	log    *slog.Logger
 
 	installation []byte // set by Open
+	cutShort     bool   // set by Open
 
 	file os.FileInfo // of the auth.json that was read last; Keep's goroutine only
 
@@ -72,7 +80,9 @@ type Login struct {
 func Open(dir string, keeper func(home string) codex.Command, log *slog.Logger) (*Login, error) {
 	l := &Login{dir: dir, keeper: keeper, log: log}
 	path := l.path()
-	if err := l.load(path); err != nil {
+	if err := l.load(path); errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w: the folder and auth.json must belong to user %d, as which codexpool runs", err, os.Geteuid())
+	} else if err != nil {
 		return nil, err
 	}
 	if err := replaceable(path); err != nil {
@@ -91,6 +101,7 @@ func Open(dir string, keeper func(home string) codex.Command, log *slog.Logger) 
 	if err := l.salvage(path); err != nil {
 		return nil, err
 	}
+	l.cutShort = l.unsaved()
 	return l, l.load(path)
 }
 
@@ -102,6 +113,9 @@ func (l *Login) path() string {
 	}
 	return path
 }
+
+// WasCutShort reports whether Open found that a refresh had been cut short.
+func (l *Login) WasCutShort() bool { return l.cutShort }
 
 // Bearer returns the access token and the id of its account. It fails when the
 // token has expired.

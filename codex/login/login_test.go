@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -192,6 +193,24 @@ func TestOpenFailsWithoutALogin(t *testing.T) {
 		if _, err := login.Open(dir, nil, codextest.Log(t)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", content, err)
 		}
+	}
+}
+
+// A mode of 0400 does not matter: a rename replaces such a file too.
+func TestOpenRefusesAnImmutableLogin(t *testing.T) {
+	dir := codextest.Workdir(t)
+	codextest.AuthFile(t, dir, "rt-old", time.Hour)
+	file := filepath.Join(dir, "auth.json")
+	if err := os.Chmod(file, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	opened(t, dir, nil)
+	if out, err := exec.Command("chattr", "+i", file).CombinedOutput(); err != nil {
+		t.Skipf("no file can be made immutable here: %v: %s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("chattr", "-i", file).Run() })
+	if _, err := login.Open(dir, nil, codextest.Log(t)); err == nil || !strings.HasSuffix(err.Error(), "chattr -i "+file) {
+		t.Errorf("got %v", err)
 	}
 }
 

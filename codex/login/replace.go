@@ -25,6 +25,12 @@ func replaceable(path string) error {
 	if mounted(path) {
 		return fmt.Errorf("auth.json is a mount of its own, which a refreshed login cannot replace: mount the folder that it is in, at %s, and not the file", dir)
 	}
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		file.Close()
+	} else if errors.Is(err, syscall.EPERM) { // a file that is read-only by its mode can be replaced, this one not
+		return fmt.Errorf("auth.json is immutable, so a refreshed login could not replace it: chattr -i %s", path)
+	}
 	if owner, us := ownerOf(path), os.Geteuid(); us != 0 && owner.uid != us {
 		return fmt.Errorf("auth.json belongs to user %d, and a refreshed one would belong to user %d, so the first could not use it any more: run codexpool as user %d", owner.uid, us, owner.uid)
 	}
