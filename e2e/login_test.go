@@ -139,6 +139,14 @@ func (g *chatGPT) script(reply http.HandlerFunc) {
 	g.reply = reply
 }
 
+// says has it answer what follows so: a request for the list of models, and a completion
+// whose token is not rejected. nil is as it is when all is well.
+func (g *chatGPT) says(models, reply http.HandlerFunc) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.models, g.reply = models, reply
+}
+
 func (g *chatGPT) seen() (bearers []string, account, body string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -424,8 +424,8 @@ func known(t *testing.T) map[string]bool {
 	for _, s := range cfg.Settings() {
 		exist[s.Name] = true
 	}
-	// Of others: the kernel, the CLI, clients, browsers.
-	for _, name := range []string{"nr_throttled", "service_tier", "process_resident_memory_bytes", "X-Request-Id", "Retry-After", "Access-Control-Allow-Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers", "/verify", "/v1/chat", "/debug/pprof"} {
+	// Of others: the kernel, Loki, the CLI, clients, browsers.
+	for _, name := range []string{"nr_throttled", "stream_extracted", "service_tier", "process_resident_memory_bytes", "X-Request-Id", "Retry-After", "Access-Control-Allow-Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers", "/verify", "/v1/chat", "/debug/pprof"} {
 		exist[name] = true
 	}
 	return exist

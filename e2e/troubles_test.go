@@ -144,6 +144,32 @@ func late(reply http.HandlerFunc, after time.Duration) http.HandlerFunc {
 
 func mute(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
+// withLogin gives the daemon a ChatGPT login.
+func withLogin(p *patient) {
+	p.chatGPT = newChatGPT(p.t.(*testing.T), 24*time.Hour)
+	p.env = append(p.env, p.chatGPT.env...)
+}
+
+// revoke makes the login void, and its refresh token too.
+func revoke(p *patient) {
+	p.chatGPT.tokens.Reject()
+	p.chatGPT.mu.Lock()
+	defer p.chatGPT.mu.Unlock()
+	p.chatGPT.revoked = true
+}
+
+func logInAgain(p *patient) {
+	p.chatGPT.says(nil, nil)
+	codextest.AuthFile(p.t, p.chatGPT.home, "another", 24*time.Hour)
+}
+
+// backendSays has ChatGPT's backend answer whatever it is asked with reply.
+func backendSays(reply http.HandlerFunc) func(p *patient) {
+	return func(p *patient) { p.chatGPT.says(reply, reply) }
+}
+
+func backendIsWell(p *patient) { p.chatGPT.says(nil, nil) }
+
 // pasteFix does what a fix says.
 func pasteFix(command string) func(p *patient) {
 	return func(p *patient) {
@@ -304,17 +330,25 @@ var troubles = []trouble{
 	}, goOn: func(p *patient) { fill(p.t, p.disk) }, cure: func(p *patient) { empty(p.t, p.disk) }},
 	{page: "StreamsNearLimit.md", cause: 1, alert: "CodexpoolStreamsNearLimit", env: []string{"PROXY_SSE_MAX_CONCURRENCY=2"}, begin: asMany},
 	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", every: true, env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
-	{page: "UpstreamAuth.md", cause: 2, set: func(p *patient) {
-		p.chatGPT = newChatGPT(p.t.(*testing.T), 24*time.Hour)
-		p.env = append(p.env, p.chatGPT.env...)
-	}, begin: func(p *patient) {
-		p.chatGPT.tokens.Reject()
-		p.chatGPT.mu.Lock()
-		p.chatGPT.revoked = true
-		p.chatGPT.mu.Unlock()
+	{page: "UpstreamAuth.md", cause: 2, set: withLogin, begin: func(p *patient) {
+		revoke(p)
 		ask(p)
 		eventually(p.t, time.Minute, "refused refresh", func() bool { return p.total("codexpool_login_refreshes_total", `outcome="refused"`) > 0 })
-	}, cure: func(p *patient) { codextest.AuthFile(p.t, p.chatGPT.home, "another", 24*time.Hour) }, spare: []string{"codexpool check"}},
+	}, cure: logInAgain, spare: []string{"codexpool check"}},
+	{page: "ChatGPT.md", cause: 1, set: withLogin, begin: func(p *patient) {
+		revoke(p)
+		p.chatGPT.says(codextest.Status(401, `{"detail":"Your token was revoked."}`), nil)
+	}, goOn: ask, cure: logInAgain, spare: []string{"usage_limit"}},
+	{page: "ChatGPT.md", cause: 3, set: withLogin, begin: backendSays(codextest.Status(401, `{"detail":"Workspace is not authorized in this region."}`)), goOn: ask, cure: backendIsWell, spare: []string{"usage_limit"}},
+	{page: "ChatGPT.md", cause: 4, set: withLogin, begin: backendSays(codextest.Status(400, `{"detail":"The model requires a newer version of Codex."}`)), goOn: ask, cure: backendIsWell, spare: []string{"usage_limit"}},
+	{page: "ChatGPT.md", cause: 5, env: []string{"CODEX_MODEL=gpt-5.5"}, set: withLogin, begin: func(p *patient) {
+		p.chatGPT.says(codextest.Status(200, `{"models":[{"slug":"another"}]}`), codextest.Status(400, `{"detail":"The model is not supported when using Codex with a ChatGPT account."}`))
+	}, goOn: ask, cure: backendIsWell, spare: []string{"usage_limit"}},
+	{page: "ChatGPT.md", cause: 6, set: withLogin, begin: func(p *patient) {
+		p.chatGPT.says(nil, codextest.Status(429, `{"error":{"type":"usage_limit_reached","message":"m","resets_in_seconds":60}}`))
+	}, goOn: ask, cure: backendIsWell, spare: []string{"codexpool check"}},
+	{page: "ChatGPT.md", cause: 7, set: withLogin, begin: backendSays(codextest.Status(402, `{"detail":{"code":"deactivated_workspace"}}`)), goOn: ask, cure: backendIsWell},
+	{page: "ChatGPT.md", cause: 8, set: withLogin, begin: backendSays(page(403, "<html>")), goOn: ask, cure: backendIsWell, spare: []string{"usage_limit"}},
 	{page: "UpstreamFails.md", cause: 1, env: provided, begin: func(p *patient) {
 		p.provider.CloseClientConnections()
 		p.provider.Listener.Close()
