@@ -239,7 +239,7 @@ var troubles = []trouble{
 	{page: "Unavailable.md", cause: 1, alert: "CodexpoolUnavailable", begin: pasteDrain, cure: pasteFix("curl -s -X POST 127.0.0.1:11436/pool/resume")},
 	{page: "Unavailable.md", cause: 2, begin: childIs("exits in handshake"), cure: childIsWell},
 	{page: "Unavailable.md", cause: 3, env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask},
-	{page: "ErrorBudgetBurn.md", cause: 1, alert: "CodexpoolErrorBudgetBurn", env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
+	{page: "ErrorBudgetBurn.md", cause: 1, alert: "CodexpoolErrorBudgetBurn", also: []string{"CodexpoolUpstreamFails"}, env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
 	{page: "ErrorBudgetBurn.md", cause: 2, begin: turnFaults("writes garbage"), goOn: ask, cure: childIsWell},
 	{page: "ErrorBudgetBurn.md", cause: 3, env: []string{"POOL_MAX_WAITING=1"}, begin: asMany},
 	{page: "FirstTokenSlow.md", cause: 1, begin: func(p *patient) { p.keepBusy(strings.Repeat("word ", 30), 2) }, goOn: ask},
@@ -328,7 +328,7 @@ var troubles = []trouble{
 			return strings.Contains(p.logged(), "no space left on device")
 		})
 	}, goOn: func(p *patient) { fill(p.t, p.disk) }, cure: func(p *patient) { empty(p.t, p.disk) }},
-	{page: "StreamsNearLimit.md", cause: 1, alert: "CodexpoolStreamsNearLimit", env: []string{"PROXY_SSE_MAX_CONCURRENCY=2"}, begin: asMany},
+	{page: "StreamsNearLimit.md", cause: 1, alert: "CodexpoolStreamsNearLimit", also: []string{"CodexpoolPoolSaturated"}, env: []string{"PROXY_SSE_MAX_CONCURRENCY=2"}, begin: asMany},
 	{page: "UpstreamAuth.md", cause: 1, alert: "CodexpoolUpstreamAuth", every: true, env: provided, begin: providerIs(codextest.Status(401, "")), goOn: ask, spare: []string{refreshes}},
 	{page: "UpstreamAuth.md", cause: 2, set: withLogin, begin: func(p *patient) {
 		revoke(p)
@@ -354,7 +354,7 @@ var troubles = []trouble{
 		p.provider.Listener.Close()
 	}, goOn: ask},
 	{page: "UpstreamFails.md", cause: 2, alert: "CodexpoolUpstreamFails", every: true, also: []string{"CodexpoolErrorBudgetBurn"}, env: provided, begin: providerIs(codextest.Status(500, "")), goOn: ask, cure: healthy},
-	{page: "UpstreamLimits.md", cause: 1, alert: "CodexpoolUsageLimitReached", env: provided, begin: providerIs(retryAfter(429, "60", `{"error":{"code":"insufficient_quota","message":"m"}}`)), goOn: ask, cure: healthy},
+	{page: "UpstreamLimits.md", cause: 1, alert: "CodexpoolUsageLimitReached", also: []string{"CodexpoolUpstreamFails"}, env: provided, begin: providerIs(retryAfter(429, "60", `{"error":{"code":"insufficient_quota","message":"m"}}`)), goOn: ask, cure: healthy},
 	{page: "UpstreamLimits.md", cause: 2, env: provided, begin: providerIs(retryAfter(429, "60", `{"error":{"code":"rate_limit_exceeded","message":"m"}}`)), goOn: ask, cure: healthy},
 	{page: "EdgeErrors.md", cause: 1, begin: killDaemon, spare: []string{"499", "unmatched"}},
 	{page: "EdgeErrors.md", cause: 2, env: provided, begin: providerIs(mute), goOn: func(p *patient) {
