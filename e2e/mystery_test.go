@@ -53,7 +53,8 @@ func TestDrillMystery(t *testing.T) {
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestMystery$")
 	cmd.Env = append(os.Environ(), "MYSTERY=1", fmt.Sprint("SEED=", seed), programVar+"="+program)
-	out, err := cmd.CombinedOutput() // its input has ended, and it waits for the alert all the same
+	cmd.Stdin = strings.NewReader("\n") // which it reads only after the alert
+	out, err := cmd.CombinedOutput()
 	told, answer, ok := strings.Cut(string(out), "\nIt was ")
 	if err != nil || !ok || !strings.HasPrefix(answer, "cause 1 of Unavailable.md: It was drained, and forgotten") {
 		t.Errorf("%v\n%s", err, out)
@@ -91,7 +92,7 @@ func (p *patient) handOver() (log string) {
 	write(p.t, filepath.Join(dir, "env"), file.String())
 	fmt.Printf(`
 In another shell of this machine, first:  . %s/env
-Then codexpool pool, metrics, health and runbook ask this daemon; codexpool serve would start it again.
+It puts codexpool on the PATH. Then codexpool pool, metrics, health and runbook ask this daemon; codexpool serve would start it again.
 The log is in $LOG, a client's key in $KEY, and users come to $EDGE. In the commands of the pages,
 127.0.0.1:11435 is 127.0.0.1:%s, and 127.0.0.1:11436 is %s.
 
@@ -111,9 +112,10 @@ func (c *controlRoom) tellUntil(over context.Context, p *patient, log string) {
 			fmt.Printf("%s (%s): %s\n  %s\n", name, m.severity, m.summary, m.link)
 			if told[name] = true; len(told) == 1 {
 				fmt.Println("  Enter, or CTRL-C, when you know what it is.")
-				go func() { // ends with the input, or with this program
-					bufio.NewReader(os.Stdin).ReadString('\n')
-					close(enough)
+				go func() { // ends with a line, with the input, or with this program
+					if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err == nil {
+						close(enough)
+					}
 				}()
 			}
 		}
