@@ -95,6 +95,9 @@ mystery: need-go $(CLI) ## an exercise for whoever is on call: one of those trou
 rolling: need-go $(CLI) ## daemons restarted in turn behind HAProxy and Caddy, 500 requests each; replicas restarted twice, and one killed
 	cd e2e && ROLLING=500 go test $(TESTS) -count=1 -v -run "TestRollingRestart|TestReplicas" . | grep -E '^ *(---|ok|FAIL|rolling|replicas)'
 
+capacity: need-go $(CLI) ## waits beside a simulation, throughput, memory: writes the figures of runbooks/Capacity.md (12 minutes, on a quiet machine)
+	cd e2e && CAPACITY=1 go test -vet=off -timeout 15m -count=1 -v -run 'TestCapacity(Sheet|Names)' . | grep -vE 'level=|"level":|^=== '
+
 SOAK ?= 5m
 soak: need-go $(CLI) ## load with faults, and 10,000 leases, in SOAK=5m; the same again with SEED=n
 	cd e2e && SOAK=$(SOAK) SEED=$(SEED) go test -count=1 -timeout 0 -v -run 'TestSoak|TestManyLeases' .
@@ -162,4 +165,4 @@ test-deploy: release $(CLI) ## a release, built twice, installed and removed in 
 clean: ## remove what was built and fetched
 	rm -rf bin configs/codex/node_modules e2e/clients/node_modules cover.out
 
-.PHONY: help run build codex clients need-go need-npm test unit e2e ops mutants drill mystery rolling soak attack bench scale pictures fuzz cover lint fmt image release test-deploy clean
+.PHONY: help run build codex clients need-go need-npm test unit e2e ops mutants drill mystery rolling soak attack bench scale capacity pictures fuzz cover lint fmt image release test-deploy clean

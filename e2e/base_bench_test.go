@@ -189,7 +189,7 @@ func (c *contender) endRound(b *testing.B) [len(costs)]time.Duration {
 }
 
 // scrapeCPU is what a scrape of the metrics costs the daemon.
-func (d *daemon) scrapeCPU(b *testing.B) time.Duration {
+func (d *daemon) scrapeCPU(b testing.TB) time.Duration {
 	b.Helper()
 	const scrapes = 50
 	own := -cpu(b, d.cmd.Process.Pid)

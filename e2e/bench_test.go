@@ -67,20 +67,20 @@ var helloBody = chatBody("hello", true)
 
 // firstToken is the time to the first token of one streamed request, at a time when the
 // pool is at rest.
-func (d *daemon) firstToken(b *testing.B, body string) time.Duration {
+func (d *daemon) firstToken(b testing.TB, body string) time.Duration {
 	b.Helper()
 	d.rest(b)
 	return d.timeToken(b, body)
 }
 
 // timeToken is firstToken whatever the other children do.
-func (d *daemon) timeToken(b *testing.B, body string) time.Duration {
+func (d *daemon) timeToken(b testing.TB, body string) time.Duration {
 	b.Helper()
 	return d.timeRequest(b, d.newRequest(body))
 }
 
 // timeRequest is timeToken of any request for a stream.
-func (d *daemon) timeRequest(b *testing.B, req *http.Request) time.Duration {
+func (d *daemon) timeRequest(b testing.TB, req *http.Request) time.Duration {
 	b.Helper()
 	began := time.Now()
 	res, err := cmp.Or(d.client, http.DefaultClient).Do(req)
@@ -100,7 +100,7 @@ func (d *daemon) timeRequest(b *testing.B, req *http.Request) time.Duration {
 }
 
 // rest waits until each child is idle.
-func (d *daemon) rest(b *testing.B) {
+func (d *daemon) rest(b testing.TB) {
 	b.Helper()
 	eventually(b, 5*time.Second, "rest", func() bool {
 		m := d.metrics()

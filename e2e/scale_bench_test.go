@@ -88,7 +88,7 @@ func raiseFiles(b *testing.B, need uint64) {
 }
 
 // measure runs a daemon with n children, and stops it.
-func measure(b *testing.B, binary string, n int) (f figures) {
+func measure(b testing.TB, binary string, n int) (f figures) {
 	b.Helper()
 	up := codextest.NewUpstream(b, codextest.Text("token"))
 	begin := func(size int) *daemon {
@@ -165,7 +165,7 @@ func endless(stop <-chan struct{}) http.HandlerFunc {
 
 // openStreams opens n streams and waits for the first token of each. ended waits for
 // their ends, and counts those that were not cut.
-func (d *daemon) openStreams(b *testing.B, n int) (ended func() int) {
+func (d *daemon) openStreams(b testing.TB, n int) (ended func() int) {
 	b.Helper()
 	var running sync.WaitGroup
 	var whole atomic.Int64
@@ -209,7 +209,7 @@ func (d *daemon) openStreams(b *testing.B, n int) (ended func() int) {
 }
 
 // idleChildren waits until so many children are idle.
-func (d *daemon) idleChildren(b *testing.B, n int) {
+func (d *daemon) idleChildren(b testing.TB, n int) {
 	b.Helper()
 	eventually(b, 10*time.Second, fmt.Sprintf("%d idle children", n), func() bool {
 		return d.metrics()[`codexpool_pool_children{state="idle"}`] == float64(n)
@@ -218,7 +218,7 @@ func (d *daemon) idleChildren(b *testing.B, n int) {
 
 // idleCPU is the CPU time in a second in which nobody asks for anything: that of the
 // daemon, and that of its children.
-func (d *daemon) idleCPU(b *testing.B) (own, theirs time.Duration) {
+func (d *daemon) idleCPU(b testing.TB) (own, theirs time.Duration) {
 	b.Helper()
 	children := d.children()
 	own, theirs = -cpu(b, d.cmd.Process.Pid), -cpu(b, children...)

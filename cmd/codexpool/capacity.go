@@ -27,11 +27,11 @@ type advice struct {
 }
 
 const (
-	late           = 0.05  // part of the requests that may wait longer
-	acquireSeconds = 30    // POOL_ACQUIRE_TIMEOUT_MS
-	queueAChild    = 16    // places that are of use for each child, as in the defaults
-	streamMB       = 0.025 // as measured: see runbooks/Capacity.md
-	cpuSeconds     = 0.02  // of a completion, its child and ours
+	late           = 0.05 // part of the requests that may wait longer
+	acquireSeconds = 30   // POOL_ACQUIRE_TIMEOUT_MS
+	queueAChild    = 16   // places that are of use for each child, as in the defaults
+	streamMB       = 0.2  // that runs, as measured: see runbooks/Capacity.md; one that waits takes less
+	cpuSeconds     = 0.02 // of a completion, its child and ours
 )
 
 // size is the smallest pool in which at most one request in twenty waits too long, and

@@ -98,6 +98,7 @@ func (r *renderer) line(line string) {
 		r.out.WriteString("    " + line + "\n")
 	case strings.HasPrefix(line, "|"):
 		r.row(line)
+	case strings.HasPrefix(line, "<!--"): // a mark for whatever writes a part of the page
 	case line == "":
 		r.flush()
 		r.header = nil
