@@ -189,6 +189,7 @@ func beside(t *testing.T, cmd *exec.Cmd) {
 	}
 	t.Cleanup(func() {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		defer time.AfterFunc(5*time.Second, func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }).Stop() // Caddy waits for its clients
 		cmd.Wait()
 		if t.Failed() {
 			t.Logf("%s:\n%s", cmd.Path, &out)
