@@ -12,8 +12,14 @@ import (
 // within makes a program that runs the daemon after these lines of shell.
 func within(t *testing.T, lines string) (path string) {
 	t.Helper()
+	return withinOf(t, program, lines)
+}
+
+// withinOf is [within] for a daemon that may be of another commit.
+func withinOf(t *testing.T, binary, lines string) (path string) {
+	t.Helper()
 	path = filepath.Join(t.TempDir(), "codexpool")
-	if err := os.WriteFile(path, []byte("#!/bin/sh -e\n"+lines+"\nexec \""+program+"\" \"$@\"\n"), 0o700); err != nil {
+	if err := os.WriteFile(path, []byte("#!/bin/sh -e\n"+lines+"\nexec \""+binary+"\" \"$@\"\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	return path

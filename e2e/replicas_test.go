@@ -14,14 +14,15 @@ import (
 	"time"
 )
 
-// replicas are three daemons that share their limits in Redis, behind the proxy with the
-// file that operators copy. A completion takes a second.
+// replicas are daemons behind the proxy with the file that operators copy. A completion
+// takes a second.
 type replicas struct {
-	t       *testing.T
-	daemons []*daemon
-	ports   []string
-	redis   string
-	client  *daemon // of the proxy
+	t        *testing.T
+	binary   string // that the next is started of
+	settings []string
+	daemons  []*daemon
+	ports    []string
+	client   *daemon // of the proxy
 }
 
 const (
@@ -29,9 +30,8 @@ const (
 	wordsOfAnswer     = "an answer of ten words which takes about one second"
 )
 
-func newReplicas(t *testing.T, e edge) *replicas {
-	_, redis := redisServer(t)
-	r := &replicas{t: t, ports: freePorts(t, 3), redis: redis}
+func newReplicas(t *testing.T, e edge, n int, binary string, settings ...string) *replicas {
+	r := &replicas{t: t, binary: binary, settings: settings, ports: freePorts(t, n)}
 	for i := range r.ports {
 		r.daemons = append(r.daemons, r.launch(i))
 	}
@@ -51,8 +51,14 @@ func newReplicas(t *testing.T, e edge) *replicas {
 }
 
 func (r *replicas) launch(i int) *daemon {
-	return launch(r.t, program, "PORT="+r.ports[i], fmt.Sprint("POOL_SIZE=", childrenOfReplica), "CODEX_ECHO_DELAY_MS=100", prestop,
-		"PROXY_TRUSTED_PROXIES=127.0.0.1", "PROXY_RATE_LIMIT_MAX=1000", "PROXY_RATE_LIMIT_WINDOW_MS=60000000", "PROXY_RATE_LIMIT_REDIS_URL=redis://"+r.redis)
+	return launch(r.t, r.binary, append([]string{"PORT=" + r.ports[i], fmt.Sprint("POOL_SIZE=", childrenOfReplica), prestop}, r.settings...)...)
+}
+
+// sharingReplicas are three that share their limits in Redis.
+func sharingReplicas(t *testing.T, e edge) *replicas {
+	_, redis := redisServer(t)
+	return newReplicas(t, e, 3, program, "CODEX_ECHO_DELAY_MS=100", "PROXY_TRUSTED_PROXIES=127.0.0.1",
+		"PROXY_RATE_LIMIT_MAX=1000", "PROXY_RATE_LIMIT_WINDOW_MS=60000000", "PROXY_RATE_LIMIT_REDIS_URL=redis://"+redis)
 }
 
 // load sends completions at 70 % of what the replicas can do, streamed and in one piece in
@@ -156,7 +162,7 @@ func TestReplicasRestartWithoutALoss(t *testing.T) {
 	}
 	for _, e := range edges {
 		if e.name == "haproxy" || rounds > 1 && e.name == "caddy" {
-			t.Run(e.name, func(t *testing.T) { restarts(t, newReplicas(t, e), rounds) })
+			t.Run(e.name, func(t *testing.T) { restarts(t, sharingReplicas(t, e), rounds) })
 		}
 	}
 }

@@ -88,13 +88,16 @@ func TestSystemdIsToldOfTheDaemonsLife(t *testing.T) {
 	expect("WATCHDOG=1")
 	expect("WATCHDOG=1")
 
-	res, err := d.post(chatBody(strings.Repeat("word ", 30), true))
+	res, err := d.post(chatBody(strings.Repeat("word ", 50), true))
 	if err != nil || res.StatusCode != http.StatusOK {
 		t.Fatal(res, err)
 	}
 	defer res.Body.Close()
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	expect("STOPPING=1")
+	if d.pool().in("leased") != 1 {
+		t.Error("systemd is told only when the stream has ended")
+	}
 	var chunks []chunk
 	if err := readStream(res.Body, func(c chunk) { chunks = append(chunks, c) }); err != nil {
 		t.Error(err)

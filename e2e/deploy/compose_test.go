@@ -86,8 +86,8 @@ func TestComposeGivesTheDaemonWhatItNeedsAndNoMore(t *testing.T) {
 			return n
 		}
 		size := number("POOL_SIZE")
-		stop := time.Duration(number("PROXY_PRESTOP_MS")+number("PROXY_DRAIN_MS"))*time.Millisecond + 10*time.Second
-		if daemon.StopGracePeriod == nil || time.Duration(*daemon.StopGracePeriod) <= stop {
+		stop := time.Duration(number("PROXY_PRESTOP_MS")+number("PROXY_DRAIN_MS"))*time.Millisecond + 15*time.Second // as README says
+		if daemon.StopGracePeriod == nil || time.Duration(*daemon.StopGracePeriod) < stop {
 			t.Errorf("%s: it is killed after %v, and takes %v", name, daemon.StopGracePeriod, stop)
 		}
 		if daemon.PidsLimit < int64(38*size+30) {

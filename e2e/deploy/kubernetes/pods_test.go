@@ -33,10 +33,10 @@ var restricted = map[string]func(p core.PodSpec, c core.Container) bool{
 		return caps != nil && len(caps.Add) == 0 && slices.Equal(caps.Drop, []core.Capability{"ALL"})
 	},
 	"not root": func(p core.PodSpec, c core.Container) bool {
-		return is(p.SecurityContext.RunAsNonRoot, true) && *p.SecurityContext.RunAsUser != 0 && c.SecurityContext.RunAsUser == nil
+		return is(p.SecurityContext.RunAsNonRoot, true) && p.SecurityContext.RunAsUser != nil && *p.SecurityContext.RunAsUser != 0 && c.SecurityContext.RunAsUser == nil
 	},
 	"seccomp": func(p core.PodSpec, c core.Container) bool {
-		return p.SecurityContext.SeccompProfile.Type == core.SeccompProfileTypeRuntimeDefault && c.SecurityContext.SeccompProfile == nil
+		return p.SecurityContext.SeccompProfile != nil && p.SecurityContext.SeccompProfile.Type == core.SeccompProfileTypeRuntimeDefault && c.SecurityContext.SeccompProfile == nil
 	},
 	"no port of the host": func(_ core.PodSpec, c core.Container) bool {
 		return !slices.ContainsFunc(c.Ports, func(p core.ContainerPort) bool { return p.HostPort != 0 })
