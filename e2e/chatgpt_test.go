@@ -23,6 +23,7 @@ func TestErrorsOfAChatGPTBackend(t *testing.T) {
 	t.Parallel()
 	const (
 		limit   = `"type":"usage_limit_reached","message":"The usage limit has been reached"`
+		blocked = "A firewall before the upstream rejects requests of this server. Its operator can try another network or, with a ChatGPT login, CODEX_UPSTREAM=direct."
 		ready   = `200 {"ready":true}`
 		rejects = `503 {"ready":false,"reason":"upstream_auth"}`
 	)
@@ -37,7 +38,7 @@ func TestErrorsOfAChatGPTBackend(t *testing.T) {
 	}
 	challenge := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cf-Mitigated", "challenge")
-		page(403, "<html><title>Just a moment...</title>")(w, r)
+		codextest.Status(403, "{}")(w, r)
 	}
 	g := newChatGPT(t, 60*time.Hour)
 	d := start(t, append(g.env, "POOL_SIZE=1")...)
@@ -94,8 +95,13 @@ func TestErrorsOfAChatGPTBackend(t *testing.T) {
 			map[string]any{"upstream_status": 401.0},
 		},
 		{
-			"a firewall", challenge,
-			"502 upstream_blocked [] final A firewall before the upstream rejects requests of this server. Its operator can try another network or, with a ChatGPT login, CODEX_UPSTREAM=direct.", ready,
+			"a firewall's challenge", challenge,
+			"502 upstream_blocked [] final " + blocked, ready,
+			map[string]any{"upstream_status": 403.0},
+		},
+		{
+			"a firewall's page", page(403, "<html><title>Just a moment...</title>"),
+			"502 upstream_blocked [] final " + blocked, ready,
 			map[string]any{"upstream_status": 403.0, "upstream_content_type": "text/html"},
 		},
 		{

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,7 +62,9 @@ func TestLoginThatCannotBeReplacedIsRefusedAtTheStart(t *testing.T) {
 // serveInVain runs a daemon that cannot start, and returns what it said.
 func serveInVain(t *testing.T, path string, environ ...string) (out string, exitCode int) {
 	t.Helper()
-	cmd := exec.Command(path, "serve")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // for one that starts all the same
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "serve")
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "CODEX_BIN=" + codextest.Binary(t), markVar + "=" + runMark,
 		"PROXY_ENV=dev", "PORT=0", "PROXY_ADMIN_ADDR=", "PROXY_CODEX_WORKDIR=" + codextest.Workdir(t),
