@@ -297,7 +297,7 @@ func (st *station) small() (worst time.Duration) {
 
 // replicas measures what one, two and three daemons do behind HAProxy.
 func (s *sheet) replicas(t *testing.T) {
-	r := newReplicas(t, edges[len(edges)-1])
+	r := sharingReplicas(t, edges[len(edges)-1])
 	var rates [4]float64
 	for n := 3; n > 0; n-- {
 		rates[n] = r.throughput(2 * n * childrenOfReplica)
