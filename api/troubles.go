@@ -9,8 +9,8 @@ import (
 	"codexpool/upstream"
 )
 
-// pageOf are the runbooks of states, of the daemon and of children, and of reasons why children die. Errors.md names those
-// of errors.
+// pageOf are the runbooks of states, of the daemon and of children, and of reasons why
+// children die. Errors.md names those of errors.
 var pageOf = map[string]string{
 	string(Starting):           "ChildStartsFail.md",
 	string(BackendUnavailable): "ChildStartsFail.md",

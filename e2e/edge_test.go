@@ -58,6 +58,17 @@ func (e edge) start(t *testing.T, target string, changed *strings.Replacer) *dae
 	return client
 }
 
+// before is start, before daemons that are ready: HAProxy has to find that out.
+func (e edge) before(t *testing.T, target string, changed *strings.Replacer) *daemon {
+	t.Helper()
+	client := e.start(t, target, changed)
+	eventually(t, 20*time.Second, e.name+" that knows a daemon", func() bool {
+		res, err := client.client.Get(client.url + "/readyz")
+		return err == nil && statusOf(res) == http.StatusOK
+	})
+	return client
+}
+
 func runCaddy(t *testing.T, program, text, target string) *daemon {
 	ports := freePorts(t, 2)
 	site := "http://127.0.0.1:" + ports[0]
@@ -151,7 +162,7 @@ func TestEdgeAsksForTheKey(t *testing.T) {
 			t.Parallel()
 			port := freePorts(t, 1)[0]
 			d := start(t, behind(port)...)
-			client := e.start(t, "127.0.0.1:"+port, nil)
+			client := e.before(t, "127.0.0.1:"+port, nil)
 
 			for _, path := range []string{chatPath, "/chat/completions"} {
 				res := client.request("POST", path, "Bearer "+key, "application/json", chatBody("one two", false))
@@ -254,7 +265,7 @@ func TestEdgeStreamsTokenByTokenAndPassesPreflights(t *testing.T) {
 			t.Parallel()
 			port := freePorts(t, 1)[0]
 			start(t, behind(port)...)
-			client := e.start(t, "127.0.0.1:"+port, nil)
+			client := e.before(t, "127.0.0.1:"+port, nil)
 			chunks, err := client.stream("ten words of which each one takes a tenth second")
 			if err != nil {
 				t.Fatal(err)
@@ -306,14 +317,14 @@ func TestEdgeErrorsAreToldApartFromOurs(t *testing.T) {
 				up.Script(reply)
 				return failure(t, client.request("POST", chatPath, "Bearer "+key, "application/json", chatBody("hi", false)))
 			}
-			whole := e.start(t, "127.0.0.1:"+port, nil)
+			whole := e.before(t, "127.0.0.1:"+port, nil)
 			if got, want := ask(whole, codextest.Status(500, "")), "502 server_error upstream_error -"; got != want {
 				t.Errorf("our 502: %s, want %s", got, want)
 			}
 			if got, want := ask(whole, silent), "504 timeout_error idle_timeout -"; got != want {
 				t.Errorf("our 504: %s, want %s", got, want)
 			}
-			hasty := e.start(t, "127.0.0.1:"+port, strings.NewReplacer("1860s", "1s"))
+			hasty := e.before(t, "127.0.0.1:"+port, strings.NewReplacer("1860s", "1s"))
 			if got, want := ask(hasty, silent), edgeTimesOut; got != want {
 				t.Errorf("the edge's 504: %s, want %s", got, want)
 			}

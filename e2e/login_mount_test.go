@@ -83,6 +83,9 @@ func TestLoginIsReplacedWhereItLies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if strings.Contains(lines, namespaced) {
+				needsMounts(t)
+			}
 			g, host := newChatGPT(t, -time.Minute), codextest.Workdir(t)
 			startProgram(t, within(t, lines), append(g.env, "POOL_SIZE=1", "HOST="+host)...).answers()
 			if got := codextest.RefreshToken(t, host); got != "rt-fresh" {

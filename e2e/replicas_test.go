@@ -42,11 +42,7 @@ func newReplicas(t *testing.T, e edge, n int, binary string, settings ...string)
 	if e.name == "caddy" { // its file says what to change for several daemons
 		changed = strings.NewReplacer("# import several", "import several")
 	}
-	r.client = e.start(t, "127.0.0.1:"+strings.Join(r.ports, " 127.0.0.1:"), changed)
-	eventually(t, 20*time.Second, "a proxy that knows a daemon", func() bool {
-		res, err := r.client.client.Get(r.client.url + "/readyz")
-		return err == nil && statusOf(res) == http.StatusOK
-	})
+	r.client = e.before(t, "127.0.0.1:"+strings.Join(r.ports, " 127.0.0.1:"), changed)
 	return r
 }
 
