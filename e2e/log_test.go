@@ -146,6 +146,14 @@ func TestLogsPageHasTheNumbersOfTheCounters(t *testing.T) {
 	d.spread(600, 12, func(i int) error { d.mixed(i); return nil })
 	d.spread(20, 4, func(int) error { return d.leave(chatBody("hi", true)) })
 	d.spread(40, 4, func(int) error { d.stream("hi"); return nil })
+	d.spread(40, 4, func(int) error {
+		res, err := d.post(chatBody("hi", false))
+		if err == nil {
+			_, err = io.Copy(io.Discard, res.Body)
+			res.Body.Close()
+		}
+		return err
+	})
 	d.agrees()
 	file := filepath.Join(t.TempDir(), "log")
 	write(t, file, d.logged())

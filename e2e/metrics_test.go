@@ -120,10 +120,13 @@ func (d *daemon) mixed(i int) {
 	pick := func(list ...string) string { return list[rand.IntN(len(list))] }
 	path := pick("/v1/chat/completions", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/v1/models/", "/v1/models/codex-5", "/v1/usage", "/verify", "/healthz", "/livez", "/readyz", "/v1/", "/", fmt.Sprint("/random/", i))
 	body := pick(
-		chatBody("hi", false), chatBody("hi", true), `{"model":"codex-5","prompt":"hi"}`, `{"input":"hi"}`, "", "{", `{"messages":[]}`, `{"messages":[{"role":"robot"}]}`,
+		chatBody("hi", false), chatBody("hi", true), `{"prompt":"hi"}`, `{"input":"hi"}`, "", "{", `{"messages":[]}`, `{"messages":[{"role":"robot"}]}`,
 		fmt.Sprintf(`{"model":"random-%d","messages":[{"role":"user","content":"hi"}]}`, i),
 		fmt.Sprintf(`{"random_%d":1,"messages":[{"role":"user","content":"hi"}]}`, i),
 	)
+	if path == "/v1/responses" { // where a prompt is one that the provider keeps, and ours keeps none
+		body = strings.Replace(body, "prompt", "input", 1)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	if i%10 == 0 {
 		time.AfterFunc(time.Duration(rand.IntN(30))*time.Millisecond, cancel)
