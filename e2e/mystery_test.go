@@ -19,8 +19,8 @@ import (
 )
 
 // TestMystery is an exercise: it brings about the trouble of one drill, of which SEED=n is
-// the choice, and tells only what whoever is on call would be told. It is over with a line
-// or the end of its input, with a signal, or after half an hour. Then it says what it was.
+// the choice, and tells only what whoever is on call would be told. It is over with a line of
+// its input, with a signal, or after half an hour. Then it says what it was.
 // make mystery runs it.
 func TestMystery(t *testing.T) {
 	if os.Getenv("MYSTERY") == "" {
